@@ -1,0 +1,56 @@
+"""The errors revgraph raises: what is wrong, where, why, and what to do."""
+
+from __future__ import annotations
+
+
+class RevgraphError(Exception):
+    """Any error that revgraph itself raises."""
+
+
+class SpecError(RevgraphError):
+    """A network's specification is wrong; the text names the place and what was expected there."""
+
+
+class TraceError(RevgraphError):
+    """An ordinary model could not be turned into a graph, or was run in a way its trace does not cover."""
+
+
+class GraphError(RevgraphError):
+    """A graph is inconsistent, or was asked for something its nodes cannot do."""
+
+
+class PlanError(RevgraphError):
+    """A plan does not fit its graph."""
+
+
+class BudgetError(PlanError):
+    """No plan fits the memory budget.
+
+    `least_bytes` is the least budget that could be met; `node` is the node that needs it.
+    """
+
+    def __init__(self, message: str, *, least_bytes: int, node: str) -> None:
+        super().__init__(message)
+        self.least_bytes = least_bytes
+        self.node = node
+
+
+class ReplayError(RevgraphError):
+    """A replay differs from its forward evaluation, or a stored value was edited in place."""
+
+
+class DriftError(RevgraphError):
+    """A reconstructed value is too far from the one it stands for."""
+
+
+class DataError(RevgraphError):
+    """A data file or checkpoint is missing, short, or not what it claims to be."""
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Attach `note` to `error` as `BaseException.add_note` does, on Python 3.10 too."""
+    notes = getattr(error, "__notes__", None)
+    if notes is None:
+        notes = []
+        error.__notes__ = notes  # pyright: ignore[reportAttributeAccessIssue]
+    notes.append(note)

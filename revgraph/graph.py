@@ -1,0 +1,286 @@
+"""The graph: nodes and the values between them, as plain data without tensors or modules."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from typing import Any, Literal, cast, get_args
+
+import networkx as nx
+
+from revgraph.errors import GraphError
+
+Kind = Literal["input", "coupling", "boundary", "wiring", "output"]
+KINDS: tuple[str, ...] = get_args(Kind)
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A tensor between nodes.
+
+    `storage` names the value that owns the memory: the value itself, or the one it is a view of.
+    `nbytes` are the bytes of that storage.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    storage: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one node costs; bytes count storages that are neither values nor parameters.
+
+    `saved_bytes`: internals that autograd holds from forward to backward when the node is kept.
+    `saved_values`: the values (by storage) that autograd holds besides.
+    `peak_bytes`: the most a forward evaluation holds at once, saved internals included.
+    `backward_bytes`: the most its backward holds at once beyond the internals and output gradients.
+    `flops`: of one forward evaluation; `backward_flops` of its backward.
+    """
+
+    saved_bytes: int = 0
+    saved_values: tuple[str, ...] = ()
+    peak_bytes: int = 0
+    backward_bytes: int = 0
+    flops: int = 0
+    backward_flops: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One evaluation in the network.
+
+    A coupling computes its one output from its `target` and the remaining inputs, the others;
+    given the output and the others it gives back the target. `module` is the path of the module
+    that the node calls ("" where it calls none, or several); `expression` is the node as a person
+    would write it; `where` is the line of the user's code or spec that made it.
+    """
+
+    name: str
+    kind: Kind
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    module: str = ""
+    target: str | None = None
+    expression: str = ""
+    where: str = ""
+    cost: Cost = field(default_factory=Cost)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The inputs that a coupling reads besides its target."""
+        return tuple(name for name in self.inputs if name != self.target)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network as data: nodes in a topological order, and their values.
+
+    Graphs compare by content, turn into JSON and back, and hold neither tensors nor modules.
+    """
+
+    nodes: tuple[Node, ...]
+    values: tuple[Value, ...]
+    name: str = "graph"
+
+    @cached_property
+    def node(self) -> Mapping[str, Node]:
+        """Nodes by name."""
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def value(self) -> Mapping[str, Value]:
+        """Values by name."""
+        return {value.name: value for value in self.values}
+
+    @cached_property
+    def producer(self) -> Mapping[str, Node]:
+        """The node that makes each value."""
+        return {name: node for node in self.nodes for name in node.outputs}
+
+    @cached_property
+    def readers(self) -> Mapping[str, tuple[Node, ...]]:
+        """The nodes that read each value, in order."""
+        readers: dict[str, list[Node]] = {value.name: [] for value in self.values}
+        for node in self.nodes:
+            for name in dict.fromkeys(node.inputs):
+                readers[name].append(node)
+        return {name: tuple(nodes) for name, nodes in readers.items()}
+
+    @cached_property
+    def inputs(self) -> tuple[str, ...]:
+        """The values that the caller gives."""
+        return tuple(name for node in self.nodes if node.kind == "input" for name in node.outputs)
+
+    @cached_property
+    def outputs(self) -> tuple[str, ...]:
+        """The values that the caller gets."""
+        return tuple(name for node in self.nodes if node.kind == "output" for name in node.inputs)
+
+    @cached_property
+    def planned(self) -> tuple[Node, ...]:
+        """The nodes that a plan decides on: couplings and boundaries, in order."""
+        return tuple(node for node in self.nodes if node.kind in ("coupling", "boundary"))
+
+    def digraph(self) -> nx.DiGraph:
+        """The nodes as a networkx graph; an edge lists the values that pass along it."""
+        digraph = nx.DiGraph()
+        for node in self.nodes:
+            digraph.add_node(node.name, node=node)
+        for name, readers in self.readers.items():
+            source = self.producer[name].name
+            for reader in readers:
+                if digraph.has_edge(source, reader.name):
+                    digraph.edges[source, reader.name]["values"] += (name,)
+                else:
+                    digraph.add_edge(source, reader.name, values=(name,))
+        return digraph
+
+    def to_json(self) -> str:
+        """This graph as JSON text, which `Graph.from_json` reads back to an equal graph."""
+        data = {
+            "revgraph": FORMAT,
+            "name": self.name,
+            "nodes": [asdict(node) for node in self.nodes],
+            "values": [asdict(value) for value in self.values],
+        }
+        return json.dumps(data, indent=1)
+
+    @staticmethod
+    def from_json(text: str) -> Graph:
+        """The graph that `Graph.to_json` wrote.
+
+        Raises:
+            GraphError: the text is not such JSON, or the graph in it is inconsistent.
+        """
+        try:
+            data = json.loads(text)
+            if data["revgraph"] != FORMAT:
+                raise GraphError(
+                    f"graph format {data['revgraph']!r} is unknown: this revgraph reads format {FORMAT}"
+                )
+            graph = Graph(
+                nodes=tuple(_node(item) for item in data["nodes"]),
+                values=tuple(_build(Value, item) for item in data["values"]),
+                name=data["name"],
+            )
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise GraphError(
+                f"this is not a graph in revgraph's JSON form ({type(error).__name__}: {error}). "
+                "Write one with graph.to_json()."
+            ) from error
+        verify(graph)
+        return graph
+
+    def __str__(self) -> str:
+        count = Counter(node.kind for node in self.nodes)
+        head = (
+            f"{self.name}: {count['coupling']} couplings, {count['boundary']} boundaries, "
+            f"{count['wiring']} wirings"
+        )
+        rows = [
+            (node.name, node.kind, node.expression, _shapes(self, node.outputs))
+            for node in self.nodes
+            if node.kind not in ("input", "output")
+        ]
+        return head + "\n" + table(("node", "kind", "computes", "shape"), rows)
+
+
+def verify(graph: Graph) -> Graph:
+    """The graph itself, once it is known to be consistent.
+
+    Every value is made once and before it is read, every node's form fits its kind, and all names are unique.
+
+    Raises:
+        GraphError: what is wrong, and at which node.
+    """
+    _unique("node", (node.name for node in graph.nodes))
+    _unique("value", (value.name for value in graph.values))
+    made: set[str] = set()
+    for node in graph.nodes:
+        _verify_form(node)
+        for name in node.inputs:
+            if name not in graph.value:
+                raise GraphError(f"node {node.name!r} reads {name!r}, which is no value of the graph")
+            if name not in made:
+                raise GraphError(
+                    f"node {node.name!r} reads {name!r} before any node made it: "
+                    "the nodes are not in a topological order, or form a cycle"
+                )
+        for name in node.outputs:
+            if name not in graph.value:
+                raise GraphError(f"node {node.name!r} makes {name!r}, which is no value of the graph")
+            if name in made:
+                raise GraphError(f"value {name!r} is made twice, the second time by node {node.name!r}")
+            made.add(name)
+    for value in graph.values:
+        if value.name not in made:
+            raise GraphError(f"value {value.name!r} is made by no node")
+        if value.storage not in graph.value:
+            raise GraphError(f"value {value.name!r} is a view of {value.storage!r}, which is no value")
+    for node in graph.nodes:
+        if node.kind == "coupling":
+            _verify_coupling(graph, node)
+    return graph
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Rows as aligned plain text under a head."""
+    lines = [head, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _verify_form(node: Node) -> None:
+    if node.kind not in KINDS:
+        raise GraphError(f"node {node.name!r} is of kind {node.kind!r}; the kinds are {', '.join(KINDS)}")
+    if node.kind == "coupling":
+        if node.target is None or node.target not in node.inputs or len(node.outputs) != 1:
+            raise GraphError(f"coupling {node.name!r} needs one target among its inputs and one output")
+        if node.inputs.count(node.target) != 1:
+            raise GraphError(f"coupling {node.name!r} reads its target {node.target!r} as another input too")
+    elif node.target is not None:
+        raise GraphError(f"node {node.name!r} of kind {node.kind!r} cannot have a target")
+    if node.kind == "input" and node.inputs:
+        raise GraphError(f"input node {node.name!r} cannot read values")
+    if node.kind == "output" and node.outputs:
+        raise GraphError(f"output node {node.name!r} cannot make values")
+
+
+def _verify_coupling(graph: Graph, node: Node) -> None:
+    target, output = graph.value[cast("str", node.target)], graph.value[node.outputs[0]]
+    if target.shape != output.shape:
+        raise GraphError(
+            f"coupling {node.name!r} turns {target.name!r} of shape {list(target.shape)} into "
+            f"{output.name!r} of shape {list(output.shape)}: a coupling keeps its target's shape"
+        )
+
+
+def _unique(what: str, names: Iterable[str]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise GraphError(f"{count} {what}s are named {name!r}: names must be unique")
+
+
+def _shapes(graph: Graph, names: tuple[str, ...]) -> str:
+    return ", ".join("x".join(map(str, graph.value[name].shape)) or "scalar" for name in names)
+
+
+def _build(kind: type[Any], item: dict[str, Any]) -> Any:
+    known = {each.name for each in fields(kind)}
+    if unknown := set(item) - known:
+        raise ValueError(f"unknown {kind.__name__} field {sorted(unknown)[0]!r}")
+    return kind(**{key: tuple(part) if isinstance(part, list) else part for key, part in item.items()})
+
+
+def _node(item: dict[str, Any]) -> Node:
+    return _build(Node, {**item, "cost": _build(Cost, item.get("cost", {}))})

@@ -1,0 +1,102 @@
+"""Deciding: plans made by hand, by default, and for ordinary autograd."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import cast
+
+from revgraph.errors import PlanError
+from revgraph.graph import Graph, Node
+from revgraph.planning.plan import DECISIONS, Decision, Plan
+from revgraph.planning.predicting import predict
+from revgraph.planning.sources import sources_of
+
+
+def plan(graph: Graph) -> Plan:
+    """The default plan: every coupling inverted, every boundary kept.
+
+    The last nodes before the output are kept as well, one more as long as that does not raise the
+    predicted peak: their internals are needed there anyway, and they are then not evaluated twice.
+    """
+    decisions: dict[str, Decision] = {node.name: _natural(node) for node in graph.planned}
+    best = predict(graph, decisions, *sources_of(graph, decisions))
+    kept: set[str] = set()
+    for node in reversed(graph.planned):
+        if decisions[node.name] == "keep":
+            continue
+        trial: dict[str, Decision] = {**decisions, node.name: "keep"}
+        predicted = predict(graph, trial, *sources_of(graph, trial))
+        if predicted.peak_bytes > best.peak_bytes:
+            break
+        decisions, best = trial, predicted
+        kept.add(node.name)
+    reasons = {
+        node.name: _reason(node, decisions[node.name], node.name in kept) for node in graph.planned
+    }
+    return _plan(graph, decisions, (), reasons)
+
+
+def keep_all(graph: Graph) -> Plan:
+    """The plan of ordinary autograd, the baseline: everything kept."""
+    return decide(graph, dict.fromkeys((node.name for node in graph.planned), "keep"))
+
+
+def decide(graph: Graph, decisions: Mapping[str, Decision], anchors: Iterable[str] = ()) -> Plan:
+    """A plan by hand: `decisions` for any nodes, the others as `plan` would start (invert couplings).
+
+    `anchors` are values to store on top of what the decisions need.
+
+    Raises:
+        PlanError: a name is no node that a plan decides on, or a decision does not fit its node.
+    """
+    chosen: dict[str, Decision] = {node.name: _natural(node) for node in graph.planned}
+    for name, decision in decisions.items():
+        if name not in chosen:
+            close = difflib.get_close_matches(name, chosen, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise PlanError(f"the graph has no coupling or boundary named {name!r}{hint}")
+        if decision not in DECISIONS:
+            raise PlanError(f"{decision!r} is no decision for {name!r}; the decisions are {', '.join(DECISIONS)}")
+        if decision == "invert" and graph.node[name].kind != "coupling":
+            raise PlanError(f"boundary {name!r} cannot be inverted: keep or recompute it")
+        chosen[name] = decision
+    anchors = tuple(anchors)
+    for name in anchors:
+        if name not in graph.value:
+            raise PlanError(f"anchor {name!r} is no value of the graph")
+    reasons = {
+        node.name: "as asked" if node.name in decisions else _reason(node, chosen[node.name], False)
+        for node in graph.planned
+    }
+    return _plan(graph, chosen, anchors, reasons)
+
+
+def _plan(
+    graph: Graph, decisions: Mapping[str, Decision], anchors: tuple[str, ...], reasons: Mapping[str, str]
+) -> Plan:
+    stored, sources = sources_of(graph, decisions, anchors)
+    predicted = predict(graph, decisions, stored, sources)
+    return Plan(
+        graph=graph,
+        decisions=dict(decisions),
+        stored=stored,
+        sources=sources,
+        reasons=dict(reasons),
+        peak_bytes=predicted.peak_bytes,
+        held_bytes=predicted.held_bytes,
+        peak_at=predicted.peak_at,
+        flops_ratio=predicted.flops_ratio,
+    )
+
+
+def _natural(node: Node) -> Decision:
+    return cast("Decision", "invert" if node.kind == "coupling" else "keep")
+
+
+def _reason(node: Node, decision: Decision, last: bool) -> str:
+    if last:
+        return "for it is among the last before the output, where keeping raises no peak"
+    if decision == "invert":
+        return f"for {node.target!r} follows from {node.outputs[0]!r} and what its function reads"
+    return "for a boundary cannot be undone"

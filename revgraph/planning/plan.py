@@ -1,0 +1,93 @@
+"""A plan: for every node whether it is kept, inverted or recomputed, and what is stored for that."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from revgraph.errors import PlanError
+from revgraph.graph import Graph, table
+
+Decision = Literal["keep", "invert", "recompute"]
+DECISIONS: tuple[str, ...] = get_args(Decision)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """How a value comes back in the backward pass.
+
+    `how` is "stored", "inverted" (by the coupling `node`, of which it is the target), "rewired" (by the wiring
+    `node`, from its outputs), "wired" (by the wiring `node`, from its inputs) or "recomputed" (by `node`).
+    """
+
+    how: Literal["stored", "inverted", "rewired", "wired", "recomputed"]
+    node: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Decisions for the couplings and boundaries of a graph, with what they cost.
+
+    `stored` are the values held from forward to backward; `sources` says of every value that the backward
+    pass asks for how it comes back. Bytes are activation bytes: live storages without parameters, buffers,
+    gradients of parameters and the caller's inputs. `flops_ratio` is a training step's FLOPs over those of
+    ordinary autograd.
+    """
+
+    graph: Graph
+    decisions: Mapping[str, Decision]
+    stored: tuple[str, ...]
+    sources: Mapping[str, Source] = field(repr=False)
+    reasons: Mapping[str, str] = field(repr=False)
+    peak_bytes: int
+    held_bytes: int
+    peak_at: str
+    flops_ratio: float
+    status: Literal["optimal", "feasible"] = "feasible"
+    bound: int = 0
+
+    def explain(self, name: str) -> str:
+        """Why the node `name` is decided as it is, in a sentence.
+
+        Raises:
+            PlanError: the plan decides on no such node.
+        """
+        if name not in self.decisions:
+            raise PlanError(f"the plan decides on no node {name!r}; it decides on {_some(self.decisions)}")
+        return f"{name}: {self.decisions[name]}, {self.reasons[name]}"
+
+    def __str__(self) -> str:
+        count = Counter(self.decisions.values())
+        head = (
+            f"{self.graph.name}: "
+            + ", ".join(f"{count[decision]} {decision}" for decision in DECISIONS)
+            + f"; predicted peak {human_bytes(self.peak_bytes)} ({self.peak_at}), "
+            f"held {human_bytes(self.held_bytes)}, FLOPs x{self.flops_ratio:.3f}"
+        )
+        rows = [
+            (
+                node.name,
+                self.decisions[node.name],
+                human_bytes(node.cost.saved_bytes),
+                ", ".join(name for name in node.inputs if name in self.stored),
+            )
+            for node in self.graph.planned
+        ]
+        return head + "\n" + table(("node", "decision", "internals", "stored inputs"), rows)
+
+
+def human_bytes(count: int) -> str:
+    """Bytes as a person reads them, in binary units: 12 B, 3.4 KiB, 5.6 MiB."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def _some(names: Mapping[str, object]) -> str:
+    first = list(names)[:3]
+    return ", ".join(map(repr, first)) + (", ..." if len(names) > 3 else "")
