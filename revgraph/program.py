@@ -1,0 +1,197 @@
+"""A program: how each node of a graph is evaluated, undone and rebuilt on tensors."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from revgraph.couplings import Coupling
+from revgraph.expressions import Expression, module_at
+from revgraph.graph import Graph
+from revgraph.wiring import Wiring
+
+
+class Law(ABC):
+    """How a half-step joins its target with the term: `couple`, and its inverse `uncouple`."""
+
+    @abstractmethod
+    def couple(self, root: nn.Module, x: Tensor, term: Any) -> Tensor: ...
+
+    @abstractmethod
+    def uncouple(self, root: nn.Module, y: Tensor, term: Any) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sum(Law):
+    """`y = x + alpha * term`, undone by `x = y - alpha * term`."""
+
+    alpha: float = 1
+
+    def couple(self, root: nn.Module, x: Tensor, term: Tensor) -> Tensor:
+        return x + term if self.alpha == 1 else torch.add(x, term, alpha=self.alpha)
+
+    def uncouple(self, root: nn.Module, y: Tensor, term: Tensor) -> Tensor:
+        return y - term if self.alpha == 1 else torch.sub(y, term, alpha=self.alpha)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference(Law):
+    """`y = term - x`, which is its own inverse."""
+
+    def couple(self, root: nn.Module, x: Tensor, term: Tensor) -> Tensor:
+        return term - x
+
+    def uncouple(self, root: nn.Module, y: Tensor, term: Tensor) -> Tensor:
+        return term - y
+
+
+@dataclass(frozen=True, slots=True)
+class CouplingLaw(Law):
+    """What the `Coupling` module at a path declares."""
+
+    path: str
+
+    def couple(self, root: nn.Module, x: Tensor, term: Any) -> Tensor:
+        return self._module(root).couple(x, term)
+
+    def uncouple(self, root: nn.Module, y: Tensor, term: Any) -> Tensor:
+        return self._module(root).uncouple(y, term)
+
+    def _module(self, root: nn.Module) -> Coupling:
+        module = module_at(root, self.path)
+        assert isinstance(module, Coupling)
+        return module
+
+
+class Rearrangement(ABC):
+    """How a wiring node rebuilds its inputs from its outputs; `shapes` are those of its inputs."""
+
+    @abstractmethod
+    def inverse(
+        self, root: nn.Module, outputs: Sequence[Tensor], shapes: Sequence[torch.Size]
+    ) -> Sequence[Tensor]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Joined(Rearrangement):
+    """Undoes a split along `dim`."""
+
+    dim: int
+
+    def inverse(
+        self, root: nn.Module, outputs: Sequence[Tensor], shapes: Sequence[torch.Size]
+    ) -> Sequence[Tensor]:
+        return (torch.cat(list(outputs), dim=self.dim),)
+
+
+@dataclass(frozen=True, slots=True)
+class Parted(Rearrangement):
+    """Undoes a concatenation along `dim`."""
+
+    dim: int
+
+    def inverse(
+        self, root: nn.Module, outputs: Sequence[Tensor], shapes: Sequence[torch.Size]
+    ) -> Sequence[Tensor]:
+        return torch.split(outputs[0], [shape[self.dim] for shape in shapes], dim=self.dim)
+
+
+@dataclass(frozen=True, slots=True)
+class Reshaped(Rearrangement):
+    """Undoes a change of shape that keeps the order of the elements."""
+
+    def inverse(
+        self, root: nn.Module, outputs: Sequence[Tensor], shapes: Sequence[torch.Size]
+    ) -> Sequence[Tensor]:
+        return (outputs[0].reshape(shapes[0]),)
+
+
+@dataclass(frozen=True, slots=True)
+class Transposed(Rearrangement):
+    """Undoes a permutation of dimensions."""
+
+    order: tuple[int, ...]
+
+    def inverse(
+        self, root: nn.Module, outputs: Sequence[Tensor], shapes: Sequence[torch.Size]
+    ) -> Sequence[Tensor]:
+        back = sorted(range(len(self.order)), key=self.order.__getitem__)
+        return (outputs[0].permute(back),)
+
+
+@dataclass(frozen=True, slots=True)
+class Shuffled(Rearrangement):
+    """Undoes space-to-depth (`unshuffled`) or depth-to-space by a factor."""
+
+    factor: int
+    unshuffled: bool
+
+    def inverse(
+        self, root: nn.Module, outputs: Sequence[Tensor], shapes: Sequence[torch.Size]
+    ) -> Sequence[Tensor]:
+        undo = torch.pixel_shuffle if self.unshuffled else torch.pixel_unshuffle
+        return (undo(outputs[0], self.factor),)
+
+
+@dataclass(frozen=True, slots=True)
+class WiringModule(Rearrangement):
+    """What the `Wiring` module at a path declares."""
+
+    path: str
+
+    def inverse(
+        self, root: nn.Module, outputs: Sequence[Tensor], shapes: Sequence[torch.Size]
+    ) -> Sequence[Tensor]:
+        module = module_at(root, self.path)
+        assert isinstance(module, Wiring)
+        inputs = module.inverse(*outputs, shapes=shapes)
+        return (inputs,) if isinstance(inputs, Tensor) else inputs
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """How one node is run: from the values `reads` (in this order) to the values `makes`.
+
+    A coupling's expression gives its term from the others, and `law` joins it with the target. A wiring's
+    `rearrangement` undoes it. `plain` are results that are no tensors (shapes, sizes); an operation
+    that makes only such has no node (`node` is ""), and its results are kept beside the graph's values.
+    """
+
+    node: str
+    expression: Expression
+    reads: tuple[str, ...]
+    makes: tuple[str, ...]
+    law: Law | None = None
+    target: str | None = None
+    rearrangement: Rearrangement | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A leaf of the arguments or results: the value of this name."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A graph's operations in order, with the forms of its arguments and results.
+
+    `arguments` maps parameter names of the model's forward to trees whose leaves are `Named` values or the
+    constants the trace saw; `results` is such a tree for what the model returns. `numbers` are the example's
+    plain numbers, `differentiable` its tensors that require a gradient. `signature` binds a call's arguments to those names.
+    """
+
+    graph: Graph
+    operations: tuple[Operation, ...]
+    arguments: dict[str, Any]
+    results: Any
+    numbers: dict[str, Any]
+    differentiable: frozenset[str]
+    signature: inspect.Signature

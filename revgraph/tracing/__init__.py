@@ -1,0 +1,104 @@
+"""Tracing: from an ordinary model and an example input to the program of its graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from revgraph.couplings import Coupling
+from revgraph.errors import RevgraphError, TraceError
+from revgraph.isolation import untouched
+from revgraph.program import Program
+from revgraph.tracing.arguments import call_with, fill_form, form_of
+from revgraph.tracing.collapsing import collapse
+from revgraph.tracing.finding import find, refine
+from revgraph.tracing.lowering import lower
+from revgraph.tracing.tracer import Tracer
+
+__all__ = ["trace"]
+
+
+def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = "") -> Program:
+    """The program of a model's forward, found with an example call.
+
+    Shapes come from a run without memory or arithmetic; where the model cannot do that (a result's shape
+    depends on values), from a real one. The model, its buffers and the random state are left as they were.
+
+    Raises:
+        TraceError: the model fails on the example, or its own forward cannot be traced.
+    """
+    form, named = form_of(model, args, kwargs)
+    if not any(isinstance(thing, Tensor) for thing in named.values()):
+        raise TraceError("tracing needs an example input with at least one tensor, and none was given")
+    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+    name = name or type(model).__name__
+    try:
+        program, opaque = _trace(model, form, named, name, fake_mode)
+        if not any("fake" in reason.lower() or "data-dependent" in reason.lower() for reason in opaque.values()):
+            return program
+    except TraceError as error:
+        if error.__cause__ is None or isinstance(error.__cause__, RevgraphError):
+            raise
+    program, _ = _trace(model, form, named, name, None)
+    return program
+
+
+def _trace(
+    model: nn.Module,
+    form: dict[str, Any],
+    named: dict[str, Any],
+    name: str,
+    fake_mode: FakeTensorMode | None,
+) -> tuple[Program, dict[str, str]]:
+    tracer = Tracer(fake_mode)
+
+    def call(proxies: list[Any]) -> Any:
+        given = dict(zip(named, proxies, strict=True))
+        return call_with(model.forward, fill_form(form, given))
+
+    with untouched(model, faked=fake_mode is not None):
+        inputs = [(label, _shadow(thing, fake_mode)) for label, thing in named.items()]
+        try:
+            graph = tracer.run(model, inputs, call)
+        except RevgraphError:
+            raise
+        except Exception as error:
+            raise TraceError(
+                f"{type(model).__name__}.forward cannot be traced: {type(error).__name__}: {error}. Move what "
+                "cannot be traced (branches on values, changes of gradient mode or autocast, side effects) into "
+                "a submodule, which then becomes one node by itself."
+            ) from error
+        _drop_unused(graph)
+        modules = dict(model.named_modules(remove_duplicate=False))
+        couplings = {
+            node
+            for node in graph.nodes
+            if node.op == "call_module" and isinstance(modules[str(node.target)], Coupling)
+        }
+        streams = couplings | {user for node in couplings for user in node.users}
+        for scope in tracer.scopes:
+            scope.nodes = [node for node in scope.nodes if node.graph is graph and not node._erased]
+        found = find(graph, tracer.shadows, streams, tracer.scopes)
+        collapse(tracer, graph, found.keys() | couplings)
+        half_steps = refine(graph, tracer.shadows, streams, found)
+        return lower(tracer, graph, half_steps, form, named, name), tracer.opaque
+
+
+def _drop_unused(graph: fx.Graph) -> None:
+    """Remove what nothing reads; calls of modules stay, for they may count or log."""
+    for node in reversed(list(graph.nodes)):
+        silent = node.op in ("get_attr", "call_method") or (
+            node.op == "call_function" and getattr(node.target, "__name__", "") != "guard"
+        )
+        if silent and not node.users:
+            graph.erase_node(node)
+
+
+def _shadow(thing: Any, fake_mode: FakeTensorMode | None) -> Any:
+    if not isinstance(thing, Tensor):
+        return thing
+    if fake_mode is not None:
+        return fake_mode.from_tensor(thing, static_shapes=True)
+    return thing.detach().clone()

@@ -1,0 +1,168 @@
+"""Proxies that carry a shadow: what the traced value is for the example input."""
+
+from __future__ import annotations
+
+import operator
+import sys
+from typing import Any
+
+from torch import Tensor, fx
+
+from revgraph.errors import TraceError
+from revgraph.expressions import leaves
+
+
+class Untraceable(Exception):
+    """The forward being traced does something that a graph cannot record."""
+
+
+class ShadowProxy(fx.Proxy):
+    """An fx proxy whose `shadow` is its value for the example input; tensors are shapes without memory.
+
+    Python's questions about numbers (truth, length, index) are answered from the shadow, and the answer
+    is recorded as a guard that other inputs are held to.
+    """
+
+    shadow: Any
+
+    def __init__(self, node: fx.Node, tracer: Any) -> None:
+        super().__init__(node, tracer)
+        self.items: dict[Any, ShadowProxy] = {}
+
+    @property
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """A proxy for a tensor answers isinstance as a tensor does."""
+        return Tensor if is_tensor(self.shadow) else type(self)
+
+    def __getattr__(self, name: str) -> ShadowAttribute:
+        return ShadowAttribute(self, name)
+
+    def __getitem__(self, key: Any) -> Any:
+        if not holds_tensors(self.shadow):
+            return self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
+        if isinstance(key, slice):
+            return tuple(self)[key]
+        if key not in self.items:
+            self.items[key] = self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
+        return self.items[key]
+
+    def _answer(self, ask: str) -> Any:
+        if is_tensor(self.shadow):
+            raise Untraceable("the path through the code depends on the values in a tensor")
+        if self.node.op == "get_attr":
+            raise Untraceable(f"the path through the code depends on {self.node.target}")
+        answer = QUESTIONS[ask](self.shadow)
+        self.tracer.create_proxy("call_function", guard, (self, ask, answer, caller()), {})
+        return answer
+
+    def __bool__(self) -> bool:
+        return self._answer("bool")
+
+    def __int__(self) -> int:
+        return self._answer("int")
+
+    def __float__(self) -> float:
+        return self._answer("float")
+
+    def __index__(self) -> int:
+        return self._answer("int")
+
+    def __len__(self) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if is_tensor(self.shadow):
+            return self.size(0).__index__()
+        return len(self.shadow) if holds_tensors(self.shadow) else self._answer("len")
+
+    def __iter__(self) -> Any:
+        if isinstance(self.shadow, dict):
+            return iter(self.shadow)
+        return iter([self[index] for index in range(len(self))])
+
+    def keys(self) -> Any:
+        return self.shadow.keys()
+
+    def __contains__(self, item: Any) -> bool:
+        raise Untraceable("`in` asks for the values of a traced object")
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+class ShadowAttribute(ShadowProxy):
+    """An attribute of a proxy; becomes a node when it is used, or a method call when it is called."""
+
+    def __init__(self, root: ShadowProxy, attr: str) -> None:
+        self.root = root
+        self.attr = attr
+        self.tracer = root.tracer
+        self.items = {}
+        self._proxy: Any = None
+
+    def _made(self) -> Any:
+        if self._proxy is None:
+            self._proxy = self.tracer.create_proxy("call_function", getattr, (self.root, self.attr), {})
+        return self._proxy
+
+    @property
+    def node(self) -> fx.Node:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._made().node
+
+    @property
+    def shadow(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._made().shadow
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.tracer.create_proxy("call_method", self.attr, (self.root, *args), kwargs)
+
+
+QUESTIONS: dict[str, Any] = {"bool": bool, "int": int, "float": float, "len": len}
+
+
+def guard(actual: Any, ask: str, expected: Any, where: str) -> None:
+    """Hold an input to the answer on which the trace went one way and not another.
+
+    Raises:
+        TraceError: this input's answer is another one.
+    """
+    answer = QUESTIONS[ask](actual)
+    if answer != expected:
+        raise TraceError(
+            f"at {where} the model asked for a number that was {expected!r} for the example input and is "
+            f"{answer!r} for this one, so the traced path may not be the right one. "
+            "Trace the model again with an input like this."
+        )
+
+
+def caller() -> str:
+    """The line of the user's code that is running, as "file.py:12"."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if not name.startswith(("torch.", "revgraph.tracing", "revgraph.runtime")) and name != "torch":
+            path = frame.f_code.co_filename.replace("\\", "/").rsplit("/", 1)[-1]
+            return f"{path}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
+def overlaps(one: Tensor, two: Tensor) -> bool:
+    """Whether two tensors may share memory. Slices of one tensor along one dimension are told apart."""
+    if one.untyped_storage()._cdata != two.untyped_storage()._cdata:
+        return False
+    if one.stride() != two.stride():
+        return True
+    first, second = (one, two) if one.storage_offset() <= two.storage_offset() else (two, one)
+    gap = second.storage_offset() - first.storage_offset()
+    for stride, size in zip(first.stride(), first.shape, strict=True):
+        larger = min((other for other in first.stride() if other > stride), default=None)
+        if stride and gap >= stride * size and gap % stride == 0 and (larger is None or gap < larger):
+            return False
+    return True
+
+
+def is_tensor(shadow: Any) -> bool:
+    return isinstance(shadow, Tensor)
+
+
+def holds_tensors(shadow: Any) -> bool:
+    """Whether a shadow is a container with tensors inside."""
+    return not is_tensor(shadow) and any(is_tensor(leaf) for leaf in leaves(shadow))

@@ -1,0 +1,305 @@
+"""Tracing a model's forward, deep into its modules, on shadows of an example input."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from revgraph.couplings import Boundary, Coupling
+from revgraph.errors import RevgraphError, TraceError
+from revgraph.expressions import leaves, map_leaves
+from revgraph.tracing.shadows import ShadowProxy, Untraceable, caller, holds_tensors, is_tensor, overlaps
+from revgraph.wiring import Wiring
+
+OUT_OF_PLACE: dict[Any, Any] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+
+
+@dataclass
+class Scope:
+    """One call of a module that the trace went into: its nodes, arguments and results."""
+
+    path: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    nodes: list[fx.Node] = field(default_factory=list)
+    result: Any = None
+
+
+class Tracer(fx.Tracer):
+    """fx's tracer with shadows; a module whose forward cannot be traced becomes one opaque call.
+
+    Torch's own modules, couplings, wiring and boundaries are single calls. In-place arithmetic on traced
+    values becomes out-of-place, with later reads of the same value redirected.
+    """
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, fake_mode: FakeTensorMode | None) -> None:
+        super().__init__()
+        self.fake_mode = fake_mode
+        self.shadows: dict[fx.Node, Any] = {}
+        self.where: dict[fx.Node, str] = {}
+        self.scope_of: dict[fx.Node, str] = {}
+        self.scopes: list[Scope] = []
+        self.opaque: dict[str, str] = {}
+        self._open: list[Scope] = []
+        self._overwritten: list[Tensor] = []
+        self._evaluating = False
+        self._mode = _modes()
+        self._random = torch.get_rng_state()
+
+    def run(
+        self,
+        model: nn.Module,
+        inputs: list[tuple[str, Tensor]],
+        call: Callable[[list[Any]], Any],
+    ) -> fx.Graph:
+        """The graph of `call`, which is given a proxy for each of the named inputs."""
+
+        def arguments(*_: Any) -> tuple[Callable[..., Any], list[Any]]:
+            proxies = []
+            for name, shadow in inputs:
+                proxy = self.create_proxy("placeholder", name, (), {}, name=name)
+                self.shadows[proxy.node] = proxy.shadow = shadow
+                proxies.append(proxy)
+
+            def forward(_root: nn.Module) -> Any:
+                with self._training_as_value(model, ""):
+                    return self._unpacked(call(proxies))
+
+            forward.__annotations__ = {}
+            return forward, [model]
+
+        self.create_args_for_root = arguments
+        return self.trace(model)
+
+    def proxy(self, node: fx.Node) -> ShadowProxy:
+        return ShadowProxy(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return (
+            isinstance(m, (Coupling, Wiring, Boundary))
+            or super().is_leaf_module(m, module_qualified_name)
+            or (type(m).__module__.startswith("torch.") and not isinstance(m, nn.Sequential))
+            or bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+        )
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if self._evaluating:
+            return forward(*args, **kwargs)
+        path = self.path_of_module(m)
+        if self.is_leaf_module(m, path):
+            return self.create_proxy("call_module", path, args, kwargs)
+        scope = Scope(path, self.create_arg(args), self.create_arg(kwargs))
+        last = next(iter(reversed(self.graph.nodes)))
+        overwritten = len(self._overwritten)
+        self._open.append(scope)
+        try:
+            with self._training_as_value(m, path):
+                result = forward(*args, **kwargs)
+            scope.result = self.create_arg(self._unpacked(result))
+        except RevgraphError:
+            raise
+        except Exception as error:
+            self._roll_back(last)
+            del self._overwritten[overwritten:]
+            self.opaque[path] = f"{type(error).__name__}: {error}"
+            return self.create_proxy("call_module", path, args, kwargs)
+        finally:
+            self._open.pop()
+        self.scopes.append(scope)
+        return result
+
+    @contextmanager
+    def _training_as_value(self, m: nn.Module, path: str) -> Iterator[None]:
+        """While `m.training` is read it is a traced value: it may change after the trace."""
+        training = m.__dict__["training"]
+        name = f"{path}.training" if path else "training"
+        m.__dict__["training"] = self._record("get_attr", name, (), {}, None, training)
+        try:
+            yield
+        finally:
+            m.__dict__["training"] = training
+
+    def _unpacked(self, tree: Any) -> Any:
+        """The tree with proxies for containers of tensors replaced by containers of proxies."""
+
+        def unpack(leaf: Any) -> Any:
+            if type(leaf) is not ShadowProxy or not holds_tensors(leaf.shadow):
+                return leaf
+            if isinstance(leaf.shadow, dict):
+                return {key: unpack(leaf[key]) for key in leaf.shadow}
+            return type(leaf.shadow)(unpack(leaf[index]) for index in range(len(leaf.shadow)))
+
+        return map_leaves(unpack, tree)
+
+    def _roll_back(self, last: fx.Node) -> None:
+        nodes = list(self.graph.nodes)
+        gone = nodes[nodes.index(last) + 1 :]
+        for node in reversed(gone):
+            self.graph.erase_node(node)
+            self.shadows.pop(node, None)
+        dead = set(gone)
+        self.scopes = [scope for scope in self.scopes if not dead.intersection(scope.nodes)]
+        for scope in self._open:
+            scope.nodes = [node for node in scope.nodes if node not in dead]
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self._evaluating:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def create_arg(self, a: Any) -> Any:
+        if issubclass(type(a), ShadowProxy):
+            if is_tensor(a.shadow) and any(overlaps(a.shadow, gone) for gone in self._overwritten):
+                raise Untraceable("a tensor is read after memory that it shares was changed in place")
+            return a.node
+        if isinstance(a, Tensor) and not isinstance(a, nn.Parameter):
+            if not torch.equal(self._random, torch.get_rng_state()):
+                raise Untraceable("random numbers are drawn outside of any traced tensor")
+            if all(a is not buffer for buffer in self.root.buffers()):
+                return a
+        if callable(a) and not isinstance(a, (fx.Proxy, nn.Module)):
+            return a
+        return super().create_arg(a)
+
+    def create_proxy(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str | None = None,
+        type_expr: Any | None = None,
+        proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
+    ) -> ShadowProxy:
+        if _modes() != self._mode:
+            raise Untraceable("the gradient mode or autocast is changed inside the forward")
+        if kind == "placeholder":
+            return self._record(kind, target, args, kwargs, name, None)
+        if target is not operator.getitem and target is not getattr:
+            args, kwargs = self._unpacked(args), self._unpacked(kwargs)
+        target, args, kwargs, changed = self._without_in_place(kind, target, args, kwargs)
+        shadow = self._evaluate(kind, target, args, kwargs)
+        proxy = self._record(kind, target, args, kwargs, name, shadow)
+        if changed is not None:
+            self._overwritten.append(changed.shadow)
+            changed.node, changed.shadow = proxy.node, shadow
+        return proxy
+
+    def _record(
+        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None, shadow: Any
+    ) -> ShadowProxy:
+        proxy: Any = super().create_proxy(kind, target, args, kwargs, name)
+        proxy.shadow = shadow
+        self.shadows[proxy.node] = shadow
+        self.where[proxy.node] = caller()
+        self.scope_of[proxy.node] = self._open[-1].path if self._open else ""
+        for scope in self._open:
+            scope.nodes.append(proxy.node)
+        return proxy
+
+    def _without_in_place(
+        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, tuple[Any, ...], dict[str, Any], ShadowProxy | None]:
+        """The call in its out-of-place form, and the proxy that it would have changed."""
+        if kind == "call_function" and target in OUT_OF_PLACE:
+            return OUT_OF_PLACE[target], args, kwargs, args[0] if _holds_tensor(args[0]) else None
+        if kind == "call_method" and target.endswith("_") and not target.endswith("__"):
+            if args[0].node.op == "get_attr" or not hasattr(Tensor, target[:-1]):
+                raise Untraceable(f"{target} changes a tensor in place")
+            return target[:-1], args, kwargs, args[0]
+        if kind == "call_function" and kwargs.get("inplace"):
+            return target, args, {**kwargs, "inplace": False}, args[0]
+        proxies = [arg for arg in leaves((args, kwargs)) if _holds_tensor(arg)]
+        before = [proxy.shadow._version for proxy in proxies]
+        if kind == "call_module":
+            self._evaluate(kind, target, args, kwargs)
+            changed = [
+                proxy
+                for proxy, version in zip(proxies, before, strict=True)
+                if proxy.shadow._version != version
+            ]
+            if changed:
+                return self._on_a_copy(target, args, kwargs, changed)
+        return target, args, kwargs, None
+
+    def _on_a_copy(
+        self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any], changed: list[ShadowProxy]
+    ) -> tuple[Any, tuple[Any, ...], dict[str, Any], ShadowProxy | None]:
+        """A module that changes its input in place, called on a copy of it."""
+        if len(changed) > 1 or isinstance(self.root.get_submodule(path), Coupling):
+            raise TraceError(
+                f"module {path!r} changes its input in place. A function of a coupling must leave its inputs "
+                "as they are, or the reconstruction would start from changed values: use the out-of-place form "
+                "(nn.ReLU() for nn.ReLU(inplace=True))."
+            )
+        (proxy,) = changed
+        copy = self.create_proxy("call_method", "clone", (proxy,), {})
+        swap = lambda leaf: copy if leaf is proxy else leaf  # noqa: E731
+        return path, map_leaves(swap, args), map_leaves(swap, kwargs), proxy
+
+    def _evaluate(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        plain = lambda leaf: leaf.shadow if issubclass(type(leaf), ShadowProxy) else leaf  # noqa: E731
+        shadow_args, shadow_kwargs = map_leaves(plain, args), map_leaves(plain, kwargs)
+        self._evaluating = True
+        try:
+            with self._shadow_mode():
+                if kind == "call_module":
+                    return self.root.get_submodule(target)(*shadow_args, **shadow_kwargs)
+                if kind == "call_method":
+                    return getattr(shadow_args[0], target)(*shadow_args[1:], **shadow_kwargs)
+                if kind == "get_attr":
+                    return self._faked(_attribute(self.root, target))
+                return target(*shadow_args, **shadow_kwargs)
+        finally:
+            self._evaluating = False
+            if self.fake_mode is None:
+                self._random = torch.get_rng_state()
+
+    @contextmanager
+    def _shadow_mode(self) -> Iterator[None]:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if self.fake_mode is None:
+                yield
+            else:
+                with self.fake_mode:
+                    yield
+
+    def _faked(self, value: Any) -> Any:
+        if self.fake_mode is not None and isinstance(value, Tensor):
+            return self.fake_mode.from_tensor(value, static_shapes=True)
+        return value
+
+
+def _attribute(root: nn.Module, path: str) -> Any:
+    owner, _, name = path.rpartition(".")
+    return getattr(root.get_submodule(owner), name)
+
+
+def _holds_tensor(arg: Any) -> bool:
+    return issubclass(type(arg), ShadowProxy) and is_tensor(arg.shadow)
+
+
+def _modes() -> tuple[Any, ...]:
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        *(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")),
+    )
