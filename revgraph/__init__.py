@@ -1,0 +1,66 @@
+"""Reversible neural networks as graphs: declare or trace, plan what to store, train in less memory."""
+
+from revgraph import reference
+from revgraph.couplings import Additive, Affine, Boundary, Coupling
+from revgraph.drawing import draw
+from revgraph.errors import (
+    BudgetError,
+    DataError,
+    DriftError,
+    GraphError,
+    PlanError,
+    ReplayError,
+    RevgraphError,
+    SpecError,
+    TraceError,
+)
+from revgraph.graph import Graph, Node, Value, verify
+from revgraph.measuring import GradientReport, Measurement, check, measure
+from revgraph.planning import Plan, decide, keep_all, plan
+from revgraph.runtime.loading import load, trace
+from revgraph.runtime.module import ReversibleModule
+from revgraph.specs import register
+from revgraph.wiring import Concatenate, Permute, Reshape, SpaceToDepth, Split, Swap, Wiring
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Additive",
+    "Affine",
+    "Boundary",
+    "BudgetError",
+    "Concatenate",
+    "Coupling",
+    "DataError",
+    "DriftError",
+    "GradientReport",
+    "Graph",
+    "GraphError",
+    "Measurement",
+    "Node",
+    "Permute",
+    "Plan",
+    "PlanError",
+    "ReplayError",
+    "Reshape",
+    "ReversibleModule",
+    "RevgraphError",
+    "SpaceToDepth",
+    "SpecError",
+    "Split",
+    "Swap",
+    "TraceError",
+    "Value",
+    "Wiring",
+    "check",
+    "decide",
+    "draw",
+    "keep_all",
+    "load",
+    "measure",
+    "plan",
+    "reference",
+    "register",
+    "trace",
+    "verify",
+]

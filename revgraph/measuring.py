@@ -1,0 +1,236 @@
+"""Measuring: bytes really held, FLOPs and evaluations of a step; gradients against stored activations."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from revgraph.errors import GraphError
+from revgraph.expressions import leaves
+from revgraph.isolation import untouched
+from revgraph.planning import Plan, keep_all
+from revgraph.runtime.module import ReversibleModule
+from revgraph.runtime.probe import Probe
+from revgraph.storages import StorageTracker
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One training step, measured.
+
+    `peak_bytes` and `held_bytes` (from forward to backward) are activation bytes: live storages without
+    parameters, buffers, gradients of parameters and the inputs; the outputs and the loss count. `flops` are those
+    of forward and backward, `flops_ratio` is over ordinary autograd's on the same step. `calls` counts
+    the evaluations of each node.
+    """
+
+    peak_bytes: int
+    held_bytes: int
+    flops: int
+    flops_ratio: float
+    calls: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class GradientReport:
+    """Gradients under the net's plan against those from stored activations, on one batch.
+
+    `max_relative_error` is the largest error of an element over the largest element of its tensor's gradient;
+    `angle_degrees` is between the gradients of all parameters and inputs as one vector. `drift` gives, for each
+    value that the backward rebuilt, its largest error over its largest element.
+    """
+
+    max_relative_error: float
+    angle_degrees: float
+    drift: Mapping[str, float]
+
+
+def measure(net: ReversibleModule, *inputs: Any, **extras: Any) -> Measurement:
+    """One training step of the net under its plan, with the mean squares of its outputs as the loss.
+
+    The net, its gradients and the random state are left as they were.
+
+    Raises:
+        GraphError: no output depends on a parameter or input that requires a gradient.
+
+    Example:
+        >>> import torch, revgraph as rg
+        >>> class Block(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.f, self.g = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+        ...     def forward(self, x1, x2):
+        ...         y1 = x1 + self.f(x2)
+        ...         return y1, x2 + self.g(y1)
+        >>> x1, x2 = torch.ones(2, 8, 4).requires_grad_()
+        >>> net = rg.trace(Block(), x1, x2)
+        >>> net.plan = rg.decide(net.graph, {"f": "invert", "g": "invert"})
+        >>> dict(rg.measure(net, x1, x2).calls)
+        {'f': 2, 'g': 2}
+    """
+    peak, held = _isolated(net, lambda: _bytes(net, inputs, extras))
+    counting = _Counting()
+    with net.watched_by(counting):
+        flops = _isolated(net, lambda: _flops(net, inputs, extras))
+    with _planned(net, keep_all(net.graph)):
+        plain = _isolated(net, lambda: _flops(net, inputs, extras))
+    return Measurement(peak, held, flops, flops / plain if plain else 1.0, dict(counting.calls))
+
+
+def check(net: ReversibleModule, *inputs: Any, seed: int = 0, **extras: Any) -> GradientReport:
+    """The net's gradients against those of the same step with every activation stored.
+
+    Both steps start from the same buffers and random state and weigh the outputs by the same random cotangents,
+    drawn with `seed`. The net, its gradients and the random state are left as they were.
+
+    Raises:
+        GraphError: no output depends on a parameter or input that requires a gradient.
+    """
+    rebuilding, storing = _Rebuilding(), _Storing()
+    with net.watched_by(rebuilding):
+        found = _isolated(net, lambda: _gradients(net, inputs, extras, seed))
+    with _planned(net, keep_all(net.graph)), net.watched_by(storing):
+        expected = _isolated(net, lambda: _gradients(net, inputs, extras, seed))
+    drift = {name: _relative_error(value, storing.values[name]) for name, value in rebuilding.values.items()}
+    pairs = list(zip(found, expected, strict=True))
+    error = max((_relative_error(one, two) for one, two in pairs), default=0.0)
+    return GradientReport(error, _angle(pairs), drift)
+
+
+class _Counting(Probe):
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+
+    def evaluated(self, node: str) -> None:
+        self.calls[node] += 1
+
+
+class _Rebuilding(Probe):
+    def __init__(self) -> None:
+        self.values: dict[str, Tensor] = {}
+
+    def rebuilt(self, name: str, value: Tensor) -> None:
+        self.values[name] = value
+
+
+class _Storing(Probe):
+    def __init__(self) -> None:
+        self.values: dict[str, Tensor] = {}
+
+    def made(self, name: str, value: Tensor) -> None:
+        self.values[name] = value.detach()
+
+
+def _isolated(net: nn.Module, run: Callable[[], Any]) -> Any:
+    """The run's result, with buffers, gradients and random state put back afterwards."""
+    gradients = [(parameter, parameter.grad) for parameter in net.parameters()]
+    try:
+        for parameter, _ in gradients:
+            parameter.grad = None
+        with untouched(net, faked=False), torch.enable_grad():
+            return run()
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+
+
+@contextmanager
+def _planned(net: ReversibleModule, plan: Plan) -> Iterator[None]:
+    before = net.plan
+    net.plan = plan
+    try:
+        yield
+    finally:
+        net.plan = before
+
+
+def _bytes(net: nn.Module, inputs: Sequence[Any], extras: dict[str, Any]) -> tuple[int, int]:
+    """Activation bytes at the peak of a step and at its turn. Only reference counts free memory meanwhile."""
+    given = _tensors((inputs, extras))
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with StorageTracker([*given, *net.parameters(), *net.buffers()]) as tracker:
+            outputs = net(*inputs, **extras)
+            loss = _loss(outputs)
+            turn = tracker.now
+            loss.backward()
+        gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
+        return tracker.peak(without=gradients), tracker.live(turn)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _flops(net: nn.Module, inputs: Sequence[Any], extras: dict[str, Any]) -> int:
+    counter = FlopCounterMode(display=False)
+    with counter:
+        _loss(net(*inputs, **extras)).backward()
+    return counter.get_total_flops()
+
+
+def _loss(outputs: Any) -> Tensor:
+    losses = [output.pow(2).mean() for output in _differentiable(outputs)]
+    return losses[0] if len(losses) == 1 else torch.stack([loss.float() for loss in losses]).sum()
+
+
+def _gradients(
+    net: ReversibleModule, inputs: Sequence[Any], extras: dict[str, Any], seed: int
+) -> list[Tensor]:
+    outputs = _differentiable(net(*inputs, **extras))
+    generator = torch.Generator().manual_seed(seed)
+    cotangents = [
+        torch.randn(output.shape, generator=generator).to(output.device, output.dtype) for output in outputs
+    ]
+    leaves_ = [leaf for leaf in (*net.parameters(), *_tensors((inputs, extras))) if leaf.requires_grad]
+    found = torch.autograd.grad(outputs, leaves_, cotangents, allow_unused=True)
+    return [
+        torch.zeros_like(leaf) if gradient is None else gradient
+        for leaf, gradient in zip(leaves_, found, strict=True)
+    ]
+
+
+def _differentiable(outputs: Any) -> list[Tensor]:
+    found = [output for output in _tensors(outputs) if output.requires_grad]
+    if not found:
+        raise GraphError(
+            "no output of the net depends on a parameter or input that requires a gradient, so there is no backward "
+            "to measure. Unfreeze a parameter, or give an input that requires a gradient."
+        )
+    return found
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _relative_error(found: Tensor, expected: Tensor) -> float:
+    """The largest error over the largest element; infinite where something is not finite in one only."""
+    if expected.numel() == 0:
+        return 0.0
+    error = (found.double() - expected.double()).abs().max().item()
+    scale = expected.double().abs().max().item()
+    if math.isnan(error):
+        return math.inf
+    return error / scale if scale else (0.0 if error == 0 else math.inf)
+
+
+def _angle(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """The angle in degrees between two lists of tensors as vectors, exact for small angles."""
+    one = torch.cat([found.double().flatten() for found, _ in pairs])
+    two = torch.cat([expected.double().flatten() for _, expected in pairs])
+    if not (one.isfinite().all() and two.isfinite().all()):
+        return math.nan
+    if one.norm() == 0 or two.norm() == 0:
+        return 0.0 if torch.equal(one, two) else 90.0
+    one, two = one / one.norm(), two / two.norm()
+    return math.degrees(2 * math.atan2((one - two).norm().item(), (one + two).norm().item()))

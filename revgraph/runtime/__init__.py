@@ -1,0 +1,1 @@
+"""Running a net: the tape, replays, and the module around them."""

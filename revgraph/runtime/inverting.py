@@ -1,0 +1,140 @@
+"""The inverse of a net: its inputs from its outputs, where every node on the way can be undone."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from revgraph.errors import GraphError, add_note
+from revgraph.expressions import module_at
+from revgraph.graph import Graph
+from revgraph.program import Named, Operation, Program
+from revgraph.runtime.context import ModuleState, RandomStream
+
+
+def invert(net: nn.Module, program: Program, outputs: tuple[Any, ...], known: dict[str, Any]) -> Any:
+    """What `ReversibleModule.inverse` returns."""
+    graph = program.graph
+    values: dict[str, Any] = {}
+    _read_results(program.results, outputs[0] if len(outputs) == 1 else outputs, values)
+    for name, value in known.items():
+        if name not in graph.inputs:
+            raise GraphError(
+                f"the graph has no input {name!r}; its inputs are {', '.join(map(repr, graph.inputs))}"
+            )
+        values[name] = value
+    wanted = [name for name in graph.inputs if name not in known]
+    before = -1
+    while len(values) > before and not all(name in values for name in wanted):
+        before = len(values)
+        for operation in program.operations:
+            if all(name in values for name in operation.reads):
+                _redo(net, graph, operation, values)
+        for operation in reversed(program.operations):
+            _undo(net, graph, operation, values)
+    for name in wanted:
+        if name not in values:
+            raise _obstacle(graph, name, values)
+    found = tuple(values[name] for name in wanted)
+    return found[0] if len(found) == 1 else found
+
+
+def _undo(net: nn.Module, graph: Graph, operation: Operation, values: dict[str, Any]) -> None:
+    """Put what a coupling's or a wiring's outputs give of its inputs."""
+    if operation.law is not None:
+        (output,), target = operation.makes, cast("str", operation.target)
+        if target not in values and output in values and all(name in values for name in operation.reads):
+            term = _evaluate(net, operation, [values[name] for name in operation.reads], graph)
+            values[target] = operation.law.uncouple(net, values[output], term[0] if term else None)
+    elif operation.rearrangement is not None:
+        node = graph.node[operation.node]
+        if all(name in values for name in node.inputs) or not all(name in values for name in node.outputs):
+            return
+        given = [values[name] for name in node.outputs]
+        traced = graph.value[node.outputs[0]].shape
+        same_batch = tuple(given[0].shape[:1]) == traced[:1]
+        shapes = [graph.value[name].shape for name in node.inputs]
+        sizes = [torch.Size(shape if same_batch or not shape else (-1, *shape[1:])) for shape in shapes]
+        values.update(
+            zip(node.inputs, operation.rearrangement.inverse(net, given, sizes), strict=True)
+        )
+
+
+def _redo(net: nn.Module, graph: Graph, operation: Operation, values: dict[str, Any]) -> None:
+    """Put what a node without a target gives for known inputs (a condition's embedding, a size)."""
+    if operation.law is None and not all(name in values for name in operation.makes):
+        inputs = [values[name] for name in operation.reads]
+        values.update(zip(operation.makes, _evaluate(net, operation, inputs, graph), strict=True))
+
+
+def _evaluate(net: nn.Module, operation: Operation, inputs: list[Any], graph: Graph) -> tuple[Any, ...]:
+    """The expression's results; buffers that it writes stay as they were.
+
+    Raises:
+        GraphError: it drew random numbers, so that it cannot give what the forward gave.
+    """
+    paths = operation.expression.module_paths
+    modules = list(dict.fromkeys(module for path in paths for module in module_at(net, path).modules()))
+    state = ModuleState(modules)
+    random = RandomStream(inputs)
+    before = random.before()
+    try:
+        with state.restored(modules):
+            results = operation.expression.run(net, inputs)
+    except Exception as error:
+        add_note(error, f"in the inverse of node {operation.node!r}")
+        raise
+    if random.drawn_since(before):
+        raise GraphError(
+            f"node {operation.node!r} draws random numbers, so its inverse is not the one of any forward. "
+            "Call net.eval() before net.inverse, or take the dropout out."
+        )
+    return results
+
+
+def _read_results(form: Any, given: Any, values: dict[str, Any]) -> None:
+    if isinstance(form, Named):
+        if not isinstance(given, Tensor):
+            raise GraphError(f"output {form.name!r} is a tensor, and a {type(given).__name__} was given for it")
+        values[form.name] = given
+    elif isinstance(form, dict):
+        if not isinstance(given, dict) or set(given) != set(form):
+            raise GraphError(f"the net returns a dictionary with {sorted(form)}; give its inverse the same")
+        for key, item in form.items():
+            _read_results(item, given[key], values)
+    elif isinstance(form, (tuple, list)):
+        if not isinstance(given, (tuple, list)) or len(given) != len(form):
+            count = len(given) if isinstance(given, (tuple, list)) else 1
+            raise GraphError(f"the net returns {len(form)} outputs, and its inverse was given {count}")
+        for item, part in zip(form, given, strict=True):
+            _read_results(item, part, values)
+
+
+def _obstacle(graph: Graph, name: str, values: dict[str, Any]) -> GraphError:
+    """Why an input cannot be computed: the first node after it that cannot be undone."""
+    seen: set[str] = set()
+    pending = [name]
+    lost: list[str] = []
+    while pending:
+        value = pending.pop(0)
+        if value in seen:
+            continue
+        seen.add(value)
+        for reader in graph.readers[value]:
+            if reader.kind == "boundary":
+                return GraphError(
+                    f"input {name!r} cannot be computed from the outputs: node {reader.name!r} "
+                    f"({reader.expression}{', ' + reader.where if reader.where else ''}) is a boundary, which "
+                    "cannot be undone. Use couplings and wiring all the way, or invert the part behind it."
+                )
+            if reader.kind == "coupling":
+                lost += [other for other in reader.others if other not in values and other in graph.inputs]
+            pending += reader.outputs
+    if lost := [other for other in lost if other != name]:
+        return GraphError(
+            f"input {name!r} cannot be computed from the outputs alone: give {lost[0]!r}, which is no output's "
+            f"stream, by name: net.inverse(..., {lost[0]}=...)"
+        )
+    return GraphError(f"input {name!r} cannot be computed from the outputs: it does not reach them by couplings")

@@ -1,0 +1,187 @@
+"""The reversible module: an ordinary `nn.Module` that runs a program under a plan."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from revgraph.errors import PlanError, add_note
+from revgraph.expressions import map_leaves
+from revgraph.graph import Graph
+from revgraph.planning import Plan, plan
+from revgraph.program import Named, Program
+from revgraph.runtime.inverting import invert
+from revgraph.runtime.probe import Probe
+from revgraph.runtime.script import Script, Step, write_script
+from revgraph.runtime.tape import NodeReplay, Slot, Tape, WiringReplay
+from revgraph.tracing.arguments import bind, read_form
+
+
+class ReversibleModule(nn.Module):
+    """A model's modules under their own names, run as a graph of couplings, boundaries and wiring.
+
+    Parameters, buffers and submodules are the model's own objects, so `state_dict` has the model's keys and
+    training one trains the other. `plan` says what is stored, inverted and recomputed; assigning another one
+    takes effect at the next forward. Get one from `rg.trace` or `rg.load`.
+    """
+
+    def __init__(self, model: nn.Module, program: Program) -> None:
+        super().__init__()
+        for table in SHARED:
+            self.__dict__[table] = model.__dict__[table]
+        self.training = model.training
+        self._program = program
+        self._script: Script
+        self._probe: Probe | None = None
+        self.plan = plan(program.graph)
+
+    @property
+    def graph(self) -> Graph:
+        """The network as data."""
+        return self._program.graph
+
+    @property
+    def plan(self) -> Plan:
+        """What is stored, inverted and recomputed."""
+        return self._plan
+
+    @plan.setter
+    def plan(self, value: Plan) -> None:
+        if not isinstance(value, Plan):
+            raise PlanError(f"a net's plan is a revgraph.Plan, not a {type(value).__name__}: see revgraph.plan")
+        if value.graph != self.graph:
+            raise PlanError(
+                f"this plan is for another graph ({value.graph.name!r}, {len(value.graph.nodes)} nodes; "
+                f"the net's is {self.graph.name!r}, {len(self.graph.nodes)} nodes). Make one from net.graph."
+            )
+        self._plan = value
+        self._script = write_script(self._program, value)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        env: dict[str, Any] = {}
+        given = bind(self._program.signature, args, kwargs)
+        read_form(self._program.arguments, given, "the call", env)
+        if torch.is_grad_enabled():
+            self._record(env)
+        else:
+            self._run(env)
+        return map_leaves(lambda leaf: env[leaf.name] if isinstance(leaf, Named) else leaf, self._program.results)
+
+    def inverse(self, *outputs: Any, **known: Any) -> Any:
+        """The inputs that give these outputs.
+
+        `outputs` are in the form that the forward returns them (a tuple as one argument each); `known` gives
+        inputs that cannot follow from outputs (a mask, a condition) by their names. Returns the remaining
+        inputs: the one, or a tuple in the order of the forward's parameters.
+
+        Raises:
+            GraphError: a boundary or a value that is not given lies on the way; the text names it.
+        """
+        return invert(self, self._program, outputs, known)
+
+    def _run(self, env: dict[str, Any]) -> None:
+        """Without gradients: every value goes as soon as nothing later reads it."""
+        for step in self._script.steps:
+            self._evaluate(step, env)
+            for name in step.frees:
+                del env[name]
+
+    def _record(self, env: dict[str, Any]) -> None:
+        """With gradients: nodes that are not kept leave a replay in place of their saved tensors."""
+        script = self._script
+        tape = Tape(self, list(env.values()), script.uses, self._probe)
+        slots: dict[str, Slot] = {}
+        for name in script.tracked_inputs:
+            slots[name] = Slot(name)
+            slots[name].store(env[name])
+        for step in script.steps:
+            if step.decision in ("keep", "wire"):
+                shapes = [env[name].shape for name in step.tensors] if step.gives else []
+                self._evaluate(step, env)
+                tape.random.state = None
+                replay = None
+            else:
+                shapes = []
+                replay = NodeReplay(tape, step)
+                self._tell_evaluated(step)
+                self._put(step, env, replay.forward(env))
+            self._track(step, env, slots)
+            if replay is not None:
+                replay.needs = tuple([slots[name] for name in step.needs])
+                if step.decision == "invert" and step.target in slots:
+                    self._made_by(replay, (step.target,), slots)
+            for way in step.gives:
+                self._wire(tape, step, way, shapes, slots)
+            for name in step.frees:
+                del env[name]
+
+    def _track(self, step: Step, env: dict[str, Any], slots: dict[str, Slot]) -> None:
+        for name in step.tracked:
+            slots[name] = Slot(name)
+            if name in step.stored:
+                slots[name].store(env[name])
+
+    def _wire(
+        self, tape: Tape, step: Step, way: str, shapes: Sequence[torch.Size], slots: dict[str, Slot]
+    ) -> None:
+        backwards = way == "rewired"
+        needs = step.makes if backwards else step.tensors
+        made = step.tensors if backwards else step.makes
+        replay = WiringReplay(tape, step, tuple([slots[name] for name in needs]), backwards, list(shapes))
+        self._made_by(replay, made, slots, way)
+
+    def _made_by(
+        self, replay: Any, names: Sequence[str], slots: dict[str, Slot], how: str = "inverted"
+    ) -> None:
+        for name in names:
+            source = self._plan.sources.get(name)
+            if source is not None and source.how == how and source.node == replay.step.node:
+                slots[name].maker = replay
+                replay.made[name] = weakref.ref(slots[name])
+
+    def _evaluate(self, step: Step, env: dict[str, Any]) -> None:
+        """Run a step as plain code."""
+        self._tell_evaluated(step)
+        inputs = [env[name] for name in step.reads]
+        try:
+            results = step.expression.run(self, inputs)
+            if step.law is not None:
+                results = (step.law.couple(self, env[step.target], results[0] if results else None),)
+        except Exception as error:
+            if step.node:
+                add_note(error, f"in the forward of {step.describe()}")
+            raise
+        self._put(step, env, results)
+
+    @contextmanager
+    def watched_by(self, probe: Probe) -> Iterator[None]:
+        """Tell a probe what happens in this net's steps, forward and backward."""
+        before, self._probe = self._probe, probe
+        try:
+            yield
+        finally:
+            self._probe = before
+
+    def _put(self, step: Step, env: dict[str, Any], results: tuple[Any, ...]) -> None:
+        env.update(zip(step.makes, results, strict=True))
+        if self._probe is not None:
+            for name, value in zip(step.makes, results, strict=True):
+                if isinstance(value, Tensor):
+                    self._probe.made(name, value)
+
+    def _tell_evaluated(self, step: Step) -> None:
+        if self._probe is not None and step.node:
+            self._probe.evaluated(step.node)
+
+
+SHARED = (
+    "_parameters", "_buffers", "_non_persistent_buffers_set", "_modules", "_forward_hooks",
+    "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks",
+    "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
+)  # fmt: skip

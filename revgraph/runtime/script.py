@@ -1,0 +1,143 @@
+"""A script: a program with a plan worked into it, ready to run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from torch import nn
+
+from revgraph.expressions import Expression, leaves, module_at
+from revgraph.graph import Graph
+from revgraph.planning.plan import Plan
+from revgraph.planning.sources import needs
+from revgraph.program import CouplingLaw, Law, Named, Operation, Program, Rearrangement
+
+
+GIVES = ("rewired", "wired")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One operation under its plan.
+
+    `decision` is "keep", "invert", "recompute", or "wire" for what is never dropped. `needs` are the values a
+    replay reads; `tracked` those it makes that any replay asks for. `gives` says which way a wiring serves
+    replays: "inputs", "outputs" or "". `frees` are the names that nothing later reads.
+    """
+
+    index: int
+    node: str
+    where: str
+    decision: str
+    expression: Expression
+    reads: tuple[str, ...]
+    makes: tuple[str, ...]
+    tensors: tuple[str, ...]
+    law: Law | None
+    target: str | None
+    rearrangement: Rearrangement | None
+    needs: tuple[str, ...]
+    tracked: tuple[str, ...]
+    stored: tuple[str, ...]
+    gives: tuple[str, ...]
+    frees: tuple[str, ...]
+    modules: tuple[str, ...]
+    owners: tuple[str, ...]
+
+    def describe(self) -> str:
+        """The node, and where it is declared."""
+        return f"node {self.node!r}" + (f" ({self.where})" if self.where else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """Steps in order; `uses` counts how often replays read each value in one backward pass."""
+
+    steps: tuple[Step, ...]
+    uses: dict[str, int]
+    tracked_inputs: tuple[str, ...]
+
+
+def write_script(program: Program, plan: Plan) -> Script:
+    """The script of a program under a plan for its graph."""
+    graph = program.graph
+    last = {name: index for index, op in enumerate(program.operations) for name in _all_reads(op)}
+    unread = {
+        index: tuple(name for name in op.makes if name not in last)
+        for index, op in enumerate(program.operations)
+    }
+    frees: dict[int, list[str]] = {index: list(names) for index, names in unread.items()}
+    for name, index in last.items():
+        frees[index].append(name)
+    stored = set(plan.stored) | set(graph.inputs)
+    results = _result_names(program)
+    serving = {(source.how, source.node) for source in plan.sources.values()}
+    steps = tuple(
+        _step(graph, plan, op, index, stored, serving, tuple(name for name in frees[index] if name not in results))
+        for index, op in enumerate(program.operations)
+    )
+    uses: Counter[str] = Counter()
+    for step in steps:
+        uses.update(step.needs)
+        if "rewired" in step.gives:
+            uses.update(graph.node[step.node].outputs)
+        if "wired" in step.gives:
+            uses.update(graph.node[step.node].inputs)
+    return Script(steps, dict(uses), tuple(name for name in graph.inputs if name in plan.sources))
+
+
+def modules_of(net: nn.Module, step: Step) -> list[nn.Module]:
+    """Every module that a step calls, with submodules, and those whose own attributes it reads, once each."""
+    if len(step.modules) == 1 and not step.owners:
+        return list(module_at(net, step.modules[0]).modules())
+    called = [module for path in step.modules for module in module_at(net, path).modules()]
+    return list(dict.fromkeys([*called, *(module_at(net, path) for path in step.owners)]))
+
+
+def _step(
+    graph: Graph,
+    plan: Plan,
+    op: Operation,
+    index: int,
+    stored: set[str],
+    serving: set[tuple[str, str]],
+    frees: tuple[str, ...],
+) -> Step:
+    node = graph.node.get(op.node)
+    decision = plan.decisions.get(op.node, "wire")
+    return Step(
+        index=index,
+        node=op.node,
+        where=node.where if node is not None else "",
+        decision=decision,
+        expression=op.expression,
+        reads=op.reads,
+        makes=op.makes,
+        tensors=node.inputs if node is not None else (),
+        law=op.law,
+        target=op.target,
+        rearrangement=op.rearrangement,
+        needs=needs(node, plan.decisions[op.node]) if node is not None and op.node in plan.decisions else (),
+        tracked=tuple(name for name in op.makes if name in plan.sources),
+        stored=tuple(name for name in op.makes if name in stored),
+        gives=tuple(way for way in GIVES if (way, op.node) in serving),
+        frees=frees,
+        modules=op.expression.module_paths,
+        owners=_owners(op),
+    )
+
+
+def _all_reads(op: Operation) -> tuple[str, ...]:
+    return op.reads if op.target is None else (*op.reads, op.target)
+
+
+def _owners(op: Operation) -> tuple[str, ...]:
+    owners = [path.rpartition(".")[0] for path in op.expression.attribute_paths]
+    if isinstance(op.law, CouplingLaw):
+        owners.append(op.law.path)
+    return tuple(dict.fromkeys(owners))
+
+
+def _result_names(program: Program) -> set[str]:
+    return {leaf.name for leaf in leaves(program.results) if isinstance(leaf, Named)}
