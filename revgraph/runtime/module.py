@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from revgraph.errors import PlanError, add_note
 from revgraph.expressions import map_leaves
 from revgraph.graph import Graph
-from revgraph.planning import Plan, plan
+from revgraph.planning import Plan, Source, plan
 from revgraph.program import Named, Program
 from revgraph.runtime.inverting import invert
 from revgraph.runtime.probe import Probe
@@ -100,23 +100,19 @@ class ReversibleModule(nn.Module):
             slots[name] = Slot(name)
             slots[name].store(env[name])
         for step in script.steps:
+            replays: list[NodeReplay | WiringReplay]
             if step.decision in ("keep", "wire"):
-                shapes = [env[name].shape for name in step.tensors] if step.gives else []
+                replays = [WiringReplay(tape, step, way == "rewired", env) for way in step.gives]
                 self._evaluate(step, env)
                 tape.random.state = None
-                replay = None
             else:
-                shapes = []
                 replay = NodeReplay(tape, step)
+                replays = [replay]
                 self._tell_evaluated(step)
                 self._put(step, env, replay.forward(env))
             self._track(step, env, slots)
-            if replay is not None:
-                replay.needs = tuple([slots[name] for name in step.needs])
-                if step.decision == "invert" and step.target in slots:
-                    self._made_by(replay, (step.target,), slots)
-            for way in step.gives:
-                self._wire(tape, step, way, shapes, slots)
+            for replay in replays:
+                self._connect(replay, slots)
             for name in step.frees:
                 del env[name]
 
@@ -126,21 +122,18 @@ class ReversibleModule(nn.Module):
             if name in step.stored:
                 slots[name].store(env[name])
 
-    def _wire(
-        self, tape: Tape, step: Step, way: str, shapes: Sequence[torch.Size], slots: dict[str, Slot]
-    ) -> None:
-        backwards = way == "rewired"
-        needs = step.makes if backwards else step.tensors
-        made = step.tensors if backwards else step.makes
-        replay = WiringReplay(tape, step, tuple([slots[name] for name in needs]), backwards, list(shapes))
-        self._made_by(replay, made, slots, way)
-
-    def _made_by(
-        self, replay: Any, names: Sequence[str], slots: dict[str, Slot], how: str = "inverted"
-    ) -> None:
-        for name in names:
-            source = self._plan.sources.get(name)
-            if source is not None and source.how == how and source.node == replay.step.node:
+    def _connect(self, replay: NodeReplay | WiringReplay, slots: dict[str, Slot]) -> None:
+        """Give a replay the slots that it reads, and itself to those that it makes."""
+        step = replay.step
+        if isinstance(replay, NodeReplay):
+            needs, gives, how = step.needs, (step.target,) if step.target is not None else (), "inverted"
+        elif replay.backwards:
+            needs, gives, how = step.makes, step.tensors, "rewired"
+        else:
+            needs, gives, how = step.tensors, step.makes, "wired"
+        replay.needs = tuple([slots[name] for name in needs])
+        for name in gives:
+            if self._plan.sources.get(name) == Source(how, step.node):
                 slots[name].maker = replay
                 replay.made[name] = weakref.ref(slots[name])
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from revgraph.errors import ReplayError, add_note
+from revgraph.program import Law
 from revgraph.runtime.context import (
     ModuleState,
     RandomStream,
@@ -296,21 +297,28 @@ class NodeReplay(Replay):
             ):
                 results = step.expression.run(net, inputs)
                 if step.law is not None:
-                    term = results[0] if results else None
-                    with torch.no_grad():
-                        x = step.law.uncouple(net, given[step.makes[0]], term)
-                    if self.count > self.middle:
-                        step.law.couple(net, x.detach().requires_grad_(self.target_flag), term)
-                    assert step.target is not None
-                    on.put(step.target, x, self)
-                    if self.tape.probe is not None:
-                        self.tape.probe.rebuilt(step.target, x)
+                    self._couple_again(step.law, given, results[0] if results else None, on)
         except Exception as error:
             add_note(error, f"while replaying {step.describe()}")
             raise
         if len(captured) != self.count:
             self._differs(f"it saved {self.count} tensors in the forward and {len(captured)} now")
         on.captured[step.index] = captured
+
+    def _couple_again(self, law: Law, given: dict[str, Tensor], term: Any, on: Pass) -> None:
+        """The target from the output where the node is inverted, and what joining them saves."""
+        step, net = self.step, self.tape.net
+        assert step.target is not None
+        if step.decision == "invert":
+            with torch.no_grad():
+                x = law.uncouple(net, given[step.makes[0]], term)
+            on.put(step.target, x, self)
+            if self.tape.probe is not None:
+                self.tape.probe.rebuilt(step.target, x)
+        else:
+            x = given[step.target]
+        if self.count > self.middle:
+            law.couple(net, x.detach().requires_grad_(self.target_flag), term)
 
     def _pack(self, tensor: Tensor) -> Handle | Borrowed:
         if _parameter_of(tensor) is not None:
@@ -337,30 +345,32 @@ class NodeReplay(Replay):
 
 
 class WiringReplay(Replay):
-    """One wiring of one forward, run backwards (inputs from outputs) or forwards again."""
+    """One wiring of one forward, run backwards (inputs from outputs) or forwards again.
 
-    __slots__ = ("backwards", "shapes", "step", "tape")
+    `plain` are the numbers that it read besides tensors, `shapes` those of its tensor inputs.
+    """
 
-    def __init__(
-        self, tape: Tape, step: Step, needs: tuple[Slot, ...], backwards: bool, shapes: list[torch.Size]
-    ) -> None:
+    __slots__ = ("backwards", "plain", "shapes", "step", "tape")
+
+    def __init__(self, tape: Tape, step: Step, backwards: bool, env: dict[str, Any]) -> None:
         self.tape = tape
         self.step = step
-        self.needs = needs
         self.backwards = backwards
-        self.shapes = shapes
+        self.shapes = [env[name].shape for name in step.tensors]
+        self.plain = {name: env[name] for name in step.reads if name not in step.tensors}
         self.made = {}
 
     def run(self, on: Pass) -> None:
-        given = [on.get(slot) for slot in self.needs]
+        step = self.step
+        given = {slot.name: on.get(slot) for slot in self.needs}
         with torch.no_grad():
             if self.backwards:
-                assert self.step.rearrangement is not None
-                made = self.step.rearrangement.inverse(self.tape.net, given, self.shapes)
+                assert step.rearrangement is not None
+                made = step.rearrangement.inverse(self.tape.net, list(given.values()), self.shapes)
             else:
-                made = self.step.expression.run(self.tape.net, given)
-        names = self.step.tensors if self.backwards else self.step.makes
-        for name, value in zip(names, made, strict=True):
+                inputs = [given[name] if name in given else self.plain[name] for name in step.reads]
+                made = step.expression.run(self.tape.net, inputs)
+        for name, value in zip(step.tensors if self.backwards else step.makes, made, strict=True):
             on.put(name, value, self)
 
 

@@ -115,16 +115,12 @@ class _Lowering:
         function: str,
         like: fx.Node | None = None,
     ) -> str:
-        shadow = self.tracer.shadows[node] if node is not None else None
         if node is not None:
             self._value(node, name)
         else:
             before = self.values[target]
             self.values[name] = Value(name, before.shape, before.dtype, _bytes(before), name)
         values = tuple(read for read in reads if read in self.values)
-        if target in values:
-            raise GraphError(f"coupling {name!r} reads its own target {target!r} in its function")
-        del shadow
         self.nodes.append(
             Node(
                 name=name,
@@ -142,7 +138,7 @@ class _Lowering:
 
     def _call(self, node: fx.Node) -> None:
         module = self.modules.get(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, Coupling):
+        if isinstance(module, Coupling) and len(set(node.args)) == len(node.args):
             self._coupling_module(node, module)
             return
         shadow = self.tracer.shadows.get(node)
@@ -244,7 +240,9 @@ class _Lowering:
         for user in node.users:
             if user.target is operator.getitem or user.target is getattr:
                 found += self._outputs(user, self.tracer.shadows.get(user))
-        complete = isinstance(shadow, (tuple, list)) and node.op != "call_module"
+        complete = isinstance(shadow, (tuple, list)) and (
+            node.op != "call_module" or isinstance(self.modules[str(node.target)], Wiring)
+        )
         taken = {out.args[1] for out in found}
         if complete and taken != set(range(len(shadow))):
             for index in range(len(shadow)):
