@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from revgraph.expressions import attribute_at, module_at
 from revgraph.graph import Cost, Graph
 from revgraph.isolation import untouched
+from revgraph.looks import form_of, look_of
 from revgraph.program import CouplingLaw, Operation, Program
 from revgraph.storages import StorageTracker
 
@@ -22,8 +23,8 @@ from revgraph.storages import StorageTracker
 def with_costs(program: Program, model: nn.Module) -> Graph:
     """The program's graph with the cost of every node.
 
-    Each distinct node (same modules, same shapes) runs once, forward and backward, on tensors without memory. A
-    node that cannot run so (its path depends on values) costs nothing in predictions.
+    Each distinct node (same modules, same shapes) runs once, forward and backward, on tensors without
+    memory. A node that cannot run so (its path depends on values) costs nothing in predictions.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with untouched(model), mode:
@@ -49,7 +50,7 @@ class _Costing:
             if not operation.node:
                 env.update(zip(operation.makes, operation.expression.run(self.model, inputs), strict=True))
                 continue
-            key = (_signature(self.model, operation), tuple(_form(each) for each in inputs))
+            key = (_signature(self.model, operation), tuple(form_of(each) for each in inputs))
             if key not in known:
                 known[key] = _measured(self.model, operation, inputs, self.mode)
             measured = known[key]
@@ -82,7 +83,10 @@ class _Measured:
     flags: tuple[bool, ...]
 
     def cost(self, reads: Sequence[str], makes: Sequence[str], graph: Graph) -> Cost:
-        names = [*(reads[index] for index in self.saved_inputs), *(makes[index] for index in self.saved_outputs)]
+        names = [
+            *(reads[index] for index in self.saved_inputs),
+            *(makes[index] for index in self.saved_outputs),
+        ]
         storages = dict.fromkeys(graph.value[name].storage for name in names if name in graph.value)
         return replace(self.bare, saved_values=tuple(storages))
 
@@ -107,8 +111,12 @@ def _measured(
                 outputs = _run(model, operation, inputs)
             flops, peak = counter.get_total_flops(), tracker.peak()
             made = [each for each in outputs if isinstance(each, Tensor)]
-            input_keys = {_key(tensor): index for index, tensor in enumerate(inputs) if isinstance(tensor, Tensor)}
-            output_keys = {_key(each): index for index, each in enumerate(outputs) if isinstance(each, Tensor)}
+            input_keys = {
+                _key(tensor): index for index, tensor in enumerate(inputs) if isinstance(tensor, Tensor)
+            }
+            output_keys = {
+                _key(each): index for index, each in enumerate(outputs) if isinstance(each, Tensor)
+            }
             fixed = {_key(fake) for fake in fakes}
             internal = {
                 key: tensor for key, tensor in saved.items()
@@ -187,29 +195,15 @@ def _key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _form(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return (tuple(value.shape), value.dtype, value.requires_grad)
-    return repr(value)
-
-
 def _signature(model: nn.Module, operation: Operation) -> Any:
     """Equal for operations that cost the same on equal inputs."""
     calls = tuple(
-        (call.kind, "" if call.kind in ("module", "attribute") else call.target, repr(call.args), repr(call.kwargs))
+        (
+            call.kind,
+            "" if call.kind in ("module", "attribute") else call.target,
+            repr(call.args),
+            repr(call.kwargs),
+        )
         for call in operation.expression.calls
     )
-    return calls, type(operation.law), tuple(_look(module) for module in _modules(model, operation))
-
-
-def _look(module: nn.Module) -> Any:
-    plain = tuple(
-        (key, value)
-        for key, value in sorted(module.__dict__.items())
-        if isinstance(value, (int, float, str, bool, tuple, type(None))) and not key.startswith("_")
-    )
-    parameters = tuple(
-        (name, tuple(each.shape), each.dtype, each.requires_grad)
-        for name, each in module.named_parameters(recurse=False)
-    )
-    return type(module), repr(plain), parameters, tuple(_look(child) for child in module.children())
+    return calls, type(operation.law), tuple(look_of(module) for module in _modules(model, operation))

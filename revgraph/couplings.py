@@ -62,7 +62,8 @@ class Coupling(nn.Module, ABC):
             return self.couple(x, self.get_submodule(self.names[0])(*others, **extras))
         if len(streams) != len(self.names):
             raise ValueError(
-                f"{type(self).__name__} with {len(self.names)} functions takes as many streams, not {len(streams)}"
+                f"{type(self).__name__} with {len(self.names)} functions takes as many streams, "
+                f"not {len(streams)}"
             )
         state = list(streams)
         for index, name in enumerate(self.names):
@@ -74,7 +75,8 @@ class Coupling(nn.Module, ABC):
 class Additive(Coupling):
     """The additive coupling (NICE; Gomez et al. 2017, section 3.1).
 
-    `Additive(f, g)` is the paper's block: it takes x1 and x2 and returns y1 and y2, all of one shape a stream.
+    `Additive(f, g)` is the paper's block: it takes x1 and x2 and returns y1 and y2, all of one shape a
+    stream.
     """
 
     def couple(self, x: Tensor, term: Tensor) -> Tensor:

@@ -82,12 +82,8 @@ def expression(calls: Sequence[Call], inputs: int, outputs: tuple[int, ...]) -> 
     kept = set(outputs)
     freed: list[Call] = []
     for position, call in enumerate(calls):
-        frees = tuple(
-            index for index, last in last_use.items() if last == position and index not in kept
-        )
-        freed.append(
-            Call(call.kind, call.target, call.args, call.kwargs, call.result, frees, call.where)
-        )
+        frees = tuple(index for index, last in last_use.items() if last == position and index not in kept)
+        freed.append(Call(call.kind, call.target, call.args, call.kwargs, call.result, frees, call.where))
     size = max([inputs, *(call.result + 1 for call in calls)])
     return Expression(tuple(freed), inputs, outputs, size)
 
@@ -102,9 +98,7 @@ def fill(tree: Any, registers: Sequence[Any]) -> Any:
     if type(tree) is Register:
         return registers[tree.index]
     if type(tree) in (tuple, list, dict, slice):
-        return map_leaves(
-            lambda leaf: registers[leaf.index] if type(leaf) is Register else leaf, tree
-        )
+        return map_leaves(lambda leaf: registers[leaf.index] if type(leaf) is Register else leaf, tree)
     return tree
 
 

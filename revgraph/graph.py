@@ -128,9 +128,9 @@ class Graph:
         """The nodes that a plan decides on: couplings and boundaries, in order."""
         return tuple(node for node in self.nodes if node.kind in ("coupling", "boundary"))
 
-    def digraph(self) -> nx.DiGraph:
+    def digraph(self) -> nx.DiGraph[str]:
         """The nodes as a networkx graph; an edge lists the values that pass along it."""
-        digraph = nx.DiGraph()
+        digraph: nx.DiGraph[str] = nx.DiGraph()
         for node in self.nodes:
             digraph.add_node(node.name, node=node)
         for name, readers in self.readers.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 @contextmanager
 def untouched(model: nn.Module, faked: bool = True) -> Iterator[None]:
-    """Run with copies of all buffers, fake ones if `faked`; afterwards modules and random state are as before."""
+    """Run with copies of all buffers (fake ones if `faked`); modules and random state end as they began."""
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True) if faked else None
     modules = list(model.modules())
     attributes = [dict(module.__dict__) for module in modules]
-    tables = [
-        (dict(module._parameters), dict(module._buffers), dict(module._modules)) for module in modules
-    ]
+    tables = [(dict(module._parameters), dict(module._buffers), dict(module._modules)) for module in modules]
     copies: dict[int, Tensor] = {}
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
@@ -36,15 +35,14 @@ def untouched(model: nn.Module, faked: bool = True) -> Iterator[None]:
             ):
                 module.__dict__.clear()
                 module.__dict__.update(saved)
-                for table, content in (
+                contents: list[tuple[Any, Any]] = [
                     (module._parameters, parameters),
                     (module._buffers, buffers),
                     (module._modules, children),
-                ):
+                ]
+                for table, content in contents:
                     table.clear()
                     table.update(content)
-
-
 
 
 def _copy(buffer: Tensor, fake_mode: FakeTensorMode | None) -> Tensor:

@@ -28,9 +28,9 @@ class Measurement:
     """One training step, measured.
 
     `peak_bytes` and `held_bytes` (from forward to backward) are activation bytes: live storages without
-    parameters, buffers, gradients of parameters and the inputs; the outputs and the loss count. `flops` are those
-    of forward and backward, `flops_ratio` is over ordinary autograd's on the same step. `calls` counts
-    the evaluations of each node.
+    parameters, buffers, gradients of parameters and the inputs; the outputs and the loss count. `flops` are
+    those of forward and backward, `flops_ratio` is over ordinary autograd's on the same step. `calls`
+    counts the evaluations of each node.
     """
 
     peak_bytes: int
@@ -44,9 +44,9 @@ class Measurement:
 class GradientReport:
     """Gradients under the net's plan against those from stored activations, on one batch.
 
-    `max_relative_error` is the largest error of an element over the largest element of its tensor's gradient;
-    `angle_degrees` is between the gradients of all parameters and inputs as one vector. `drift` gives, for each
-    value that the backward rebuilt, its largest error over its largest element.
+    `max_relative_error` is the largest error of an element over the largest element of its tensor's
+    gradient; `angle_degrees` is between the gradients of all parameters and inputs as one vector. `drift`
+    gives, for each value that the backward rebuilt, its largest error over its largest element.
     """
 
     max_relative_error: float
@@ -89,8 +89,8 @@ def measure(net: ReversibleModule, *inputs: Any, **extras: Any) -> Measurement:
 def check(net: ReversibleModule, *inputs: Any, seed: int = 0, **extras: Any) -> GradientReport:
     """The net's gradients against those of the same step with every activation stored.
 
-    Both steps start from the same buffers and random state and weigh the outputs by the same random cotangents,
-    drawn with `seed`. The net, its gradients and the random state are left as they were.
+    Both steps start from the same buffers and random state and weigh the outputs by the same random
+    cotangents, drawn with `seed`. The net, its gradients and the random state are left as they were.
 
     Raises:
         GraphError: no output depends on a parameter or input that requires a gradient.
@@ -203,8 +203,8 @@ def _differentiable(outputs: Any) -> list[Tensor]:
     found = [output for output in _tensors(outputs) if output.requires_grad]
     if not found:
         raise GraphError(
-            "no output of the net depends on a parameter or input that requires a gradient, so there is no backward "
-            "to measure. Unfreeze a parameter, or give an input that requires a gradient."
+            "no output of the net depends on a parameter or input that requires a gradient, so there is no "
+            "backward to measure. Unfreeze a parameter, or give an input that requires a gradient."
         )
     return found
 

@@ -184,8 +184,9 @@ class Program:
     """A graph's operations in order, with the forms of its arguments and results.
 
     `arguments` maps parameter names of the model's forward to trees whose leaves are `Named` values or the
-    constants the trace saw; `results` is such a tree for what the model returns. `numbers` are the example's
-    plain numbers, `differentiable` its tensors that require a gradient. `signature` binds a call's arguments to those names.
+    constants the trace saw; `results` is such a tree for what the model returns. `numbers` are the
+    example's plain numbers, `differentiable` its tensors that require a gradient. `signature` binds a
+    call's arguments to those names.
     """
 
     graph: Graph

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What the backward of one residual block gives: its inputs, their gradients, and those of the weights."""
+    """What the backward of one block gives: its inputs, their gradients, and those of the weights."""
 
     x1: Tensor
     x2: Tensor
@@ -48,4 +48,6 @@ def algorithm1(f: nn.Module, g: nn.Module, y1: Tensor, y2: Tensor, dy1: Tensor, 
     dz1 = dy1 + dG_dz1  # line 4: bar z1 = bar y1 + (dG/dz1)^T bar y2
     dF_dx2, *dwF = torch.autograd.grad(Fx2, (x2, *wF), dz1)  # line 7: bar wF = (dF/dwF)^T bar z1
     dx2 = dy2 + dF_dx2  # line 5: bar x2 = bar y2 + (dF/dx2)^T bar z1
-    return Result(x1, x2.detach(), dx1=dz1, dx2=dx2, dwF=tuple(dwF), dwG=tuple(dwG))  # line 6: bar x1 = bar z1
+    return Result(
+        x1, x2.detach(), dx1=dz1, dx2=dx2, dwF=tuple(dwF), dwG=tuple(dwG)
+    )  # line 6: bar x1 = bar z1

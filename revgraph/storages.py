@@ -15,8 +15,9 @@ from revgraph.expressions import leaves
 class StorageTracker(TorchDispatchMode):
     """Counts the bytes of storages that come up inside it, until they are freed.
 
-    Storages of the tensors in `ignored` do not count, views count once. Works on real and on fake tensors. Every
-    birth and death is logged, so that what turns out to be a parameter's gradient can be left out afterwards.
+    Storages of the tensors in `ignored` do not count, views count once. Works on real and on fake tensors.
+    Every birth and death is logged, so that what turns out to be a parameter's gradient can be left out
+    afterwards.
     """
 
     def __init__(self, ignored: Iterable[Tensor] = ()) -> None:

@@ -21,9 +21,7 @@ class Wiring(nn.Module, ABC):
     def forward(self, *values: Tensor) -> Tensor | tuple[Tensor, ...]: ...
 
     @abstractmethod
-    def inverse(
-        self, *values: Tensor, shapes: Sequence[torch.Size]
-    ) -> Tensor | tuple[Tensor, ...]: ...
+    def inverse(self, *values: Tensor, shapes: Sequence[torch.Size]) -> Tensor | tuple[Tensor, ...]: ...
 
 
 class Split(Wiring):
@@ -37,7 +35,9 @@ class Split(Wiring):
         (x,) = values
         size = x.shape[self.dim]
         if size % self.parts:
-            raise ValueError(f"cannot split {size} channels (dimension {self.dim}) into {self.parts} equal streams")
+            raise ValueError(
+                f"cannot split {size} channels (dimension {self.dim}) into {self.parts} equal streams"
+            )
         return torch.chunk(x, self.parts, dim=self.dim)
 
     def inverse(self, *values: Tensor, shapes: Sequence[torch.Size]) -> Tensor:
@@ -65,7 +65,9 @@ class Permute(Wiring):
     def __init__(self, *order: int) -> None:
         super().__init__()
         if sorted(order) != list(range(len(order))):
-            raise ValueError(f"{order} is no order of {len(order)} streams: give each of 0 to {len(order) - 1} once")
+            raise ValueError(
+                f"{order} is no order of {len(order)} streams: give each of 0 to {len(order) - 1} once"
+            )
         self.order = order
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from typing import cast
 
@@ -16,24 +17,23 @@ from revgraph.planning.sources import sources_of
 def plan(graph: Graph) -> Plan:
     """The default plan: every coupling inverted, every boundary kept.
 
-    The last nodes before the output are kept as well, one more as long as that does not raise the
-    predicted peak: their internals are needed there anyway, and they are then not evaluated twice.
+    The last couplings before the output are kept as well, as many as do not raise the predicted peak: their
+    internals are needed there anyway, and they are then not evaluated twice.
     """
     decisions: dict[str, Decision] = {node.name: _natural(node) for node in graph.planned}
-    best = predict(graph, decisions, *sources_of(graph, decisions))
-    kept: set[str] = set()
-    for node in reversed(graph.planned):
-        if decisions[node.name] == "keep":
-            continue
-        trial: dict[str, Decision] = {**decisions, node.name: "keep"}
-        predicted = predict(graph, trial, *sources_of(graph, trial))
-        if predicted.peak_bytes > best.peak_bytes:
-            break
-        decisions, best = trial, predicted
-        kept.add(node.name)
-    reasons = {
-        node.name: _reason(node, decisions[node.name], node.name in kept) for node in graph.planned
-    }
+    inverted = [node.name for node in graph.planned if node.kind == "coupling"]
+    least = predict(graph, decisions, *sources_of(graph, decisions)).peak_bytes
+
+    def with_last_kept(count: int) -> dict[str, Decision]:
+        return {**decisions, **dict.fromkeys(inverted[len(inverted) - count :], "keep")}
+
+    def raises_peak(count: int) -> bool:
+        trial = with_last_kept(count)
+        return predict(graph, trial, *sources_of(graph, trial)).peak_bytes > least
+
+    count = bisect_left(range(1, len(inverted) + 1), True, key=raises_peak)
+    decisions, kept = with_last_kept(count), set(inverted[len(inverted) - count :])
+    reasons = {node.name: _reason(node, decisions[node.name], node.name in kept) for node in graph.planned}
     return _plan(graph, decisions, (), reasons)
 
 
@@ -57,7 +57,9 @@ def decide(graph: Graph, decisions: Mapping[str, Decision], anchors: Iterable[st
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise PlanError(f"the graph has no coupling or boundary named {name!r}{hint}")
         if decision not in DECISIONS:
-            raise PlanError(f"{decision!r} is no decision for {name!r}; the decisions are {', '.join(DECISIONS)}")
+            raise PlanError(
+                f"{decision!r} is no decision for {name!r}; the decisions are {', '.join(DECISIONS)}"
+            )
         if decision == "invert" and graph.node[name].kind != "coupling":
             raise PlanError(f"boundary {name!r} cannot be inverted: keep or recompute it")
         chosen[name] = decision

@@ -18,8 +18,9 @@ DECISIONS: tuple[str, ...] = get_args(Decision)
 class Source:
     """How a value comes back in the backward pass.
 
-    `how` is "stored", "inverted" (by the coupling `node`, of which it is the target), "rewired" (by the wiring
-    `node`, from its outputs), "wired" (by the wiring `node`, from its inputs) or "recomputed" (by `node`).
+    `how` is "stored", "inverted" (by the coupling `node`, of which it is the target), "rewired" (by the
+    wiring `node`, from its outputs), "wired" (by the wiring `node`, from its inputs) or "recomputed" (by
+    `node`).
     """
 
     how: Literal["stored", "inverted", "rewired", "wired", "recomputed"]
@@ -59,7 +60,7 @@ class Plan:
         return f"{name}: {self.decisions[name]}, {self.reasons[name]}"
 
     def __str__(self) -> str:
-        count = Counter(self.decisions.values())
+        count: Counter[str] = Counter(self.decisions.values())
         head = (
             f"{self.graph.name}: "
             + ", ".join(f"{count[decision]} {decision}" for decision in DECISIONS)

@@ -11,14 +11,13 @@ from revgraph.graph import Graph, Node
 from revgraph.planning.plan import Decision, Source
 from revgraph.planning.sources import needs
 
-
 # A mean of squares, differentiated, holds this many tensors of the outputs' size at once.
 LOSS_TENSORS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Activation bytes at the peak (and where that is) and at the turn, and FLOPs over ordinary autograd's."""
+    """Activation bytes at the peak (and where that is) and at the turn; FLOPs over ordinary autograd's."""
 
     peak_bytes: int
     held_bytes: int
@@ -31,8 +30,8 @@ def predict(
 ) -> Prediction:
     """What a training step under these decisions holds and computes.
 
-    A walk over the nodes, forward and back, that counts what is alive: values, internals, gradients and rebuilt
-    values; the caller holds the outputs throughout. Storages that several values share count once.
+    A walk over the nodes, forward and back, that counts what is alive: values, internals, gradients and
+    rebuilt values; the caller holds the outputs throughout. Storages that several values share count once.
     """
     walk = _Walk(graph, decisions, stored, sources)
     walk.forward()

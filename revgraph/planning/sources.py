@@ -24,8 +24,9 @@ def sources_of(
 ) -> tuple[tuple[str, ...], dict[str, Source]]:
     """What to store, and how every value that a replay asks for comes back.
 
-    In backward order, a value that cannot be rebuilt from what is stored already is stored: a value that inversion
-    or wiring gives back never is. `anchors` are stored on top. The caller's inputs are always at hand.
+    In backward order, a value that cannot be rebuilt from what is stored already is stored: a value that
+    inversion or wiring gives back never is. `anchors` are stored on top. The caller's inputs are always at
+    hand.
     """
     reach = _Reach(graph, decisions)
     for name in (*graph.inputs, *anchors):
@@ -110,9 +111,7 @@ def _wanted(
 ) -> dict[str, None]:
     """The values that replays ask for, directly or to rebuild another."""
     wanted: dict[str, None] = {}
-    pending = [
-        name for node in graph.planned for name in needs(node, decisions[node.name])
-    ]
+    pending = [name for node in graph.planned for name in needs(node, decisions[node.name])]
     while pending:
         name = pending.pop()
         if name in wanted:

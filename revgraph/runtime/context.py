@@ -15,19 +15,26 @@ from revgraph.errors import ReplayError
 DEVICES = ("cpu", "cuda")
 
 
-def autocast_state() -> tuple[tuple[bool, torch.dtype], ...]:
-    """Whether autocast is on, and its precision, for each kind of device."""
+Autocast = tuple[torch.dtype | None, ...]
+NO_AUTOCAST: Autocast = (None,) * len(DEVICES)
+
+
+def autocast_state() -> Autocast:
+    """Autocast's precision for each kind of device, None where it is off."""
     return tuple(
-        (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in DEVICES
+        [torch.get_autocast_dtype(each) if torch.is_autocast_enabled(each) else None for each in DEVICES]
     )
 
 
 @contextmanager
-def autocast_restored(state: tuple[tuple[bool, torch.dtype], ...]) -> Iterator[None]:
+def autocast_restored(state: Autocast) -> Iterator[None]:
+    """Run with autocast on or off as it was; casts of parameters are not shared with what runs around."""
     with ExitStack() as stack:
-        for device, (enabled, dtype) in zip(DEVICES, state, strict=True):
-            if enabled or torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, dtype, enabled=enabled, cache_enabled=False))
+        for device, dtype in zip(DEVICES, state, strict=True):
+            if dtype is not None or torch.is_autocast_enabled(device):
+                stack.enter_context(
+                    torch.autocast(device, dtype, enabled=dtype is not None, cache_enabled=False)
+                )
         yield
 
 
@@ -125,10 +132,14 @@ class ModuleState:
         """
         if self._versions(modules) != self.versions:
             raise ReplayError(
-                f"a parameter or buffer of node {node!r} was changed between forward and backward (by an optimizer "
-                "step, for example), so its replay would not repeat the forward. Run backward before the change, or "
-                f"keep the node: decisions {{{node!r}: 'keep'}}."
+                f"a parameter or buffer of node {node!r} was changed between forward and backward (by an "
+                "optimizer step, for example), so its replay would not repeat the forward. Run backward "
+                f"before the change, or keep the node: decisions {{{node!r}: 'keep'}}."
             )
+
+    def differs(self, modules: Sequence[nn.Module]) -> bool:
+        """Whether there is anything to restore."""
+        return bool(self._held) or [module.training for module in modules] != self.flags
 
     @contextmanager
     def restored(self, modules: Sequence[nn.Module]) -> Iterator[None]:

@@ -57,9 +57,7 @@ def _undo(net: nn.Module, graph: Graph, operation: Operation, values: dict[str, 
         same_batch = tuple(given[0].shape[:1]) == traced[:1]
         shapes = [graph.value[name].shape for name in node.inputs]
         sizes = [torch.Size(shape if same_batch or not shape else (-1, *shape[1:])) for shape in shapes]
-        values.update(
-            zip(node.inputs, operation.rearrangement.inverse(net, given, sizes), strict=True)
-        )
+        values.update(zip(node.inputs, operation.rearrangement.inverse(net, given, sizes), strict=True))
 
 
 def _redo(net: nn.Module, graph: Graph, operation: Operation, values: dict[str, Any]) -> None:
@@ -97,7 +95,9 @@ def _evaluate(net: nn.Module, operation: Operation, inputs: list[Any], graph: Gr
 def _read_results(form: Any, given: Any, values: dict[str, Any]) -> None:
     if isinstance(form, Named):
         if not isinstance(given, Tensor):
-            raise GraphError(f"output {form.name!r} is a tensor, and a {type(given).__name__} was given for it")
+            raise GraphError(
+                f"output {form.name!r} is a tensor, and a {type(given).__name__} was given for it"
+            )
         values[form.name] = given
     elif isinstance(form, dict):
         if not isinstance(given, dict) or set(given) != set(form):
@@ -124,17 +124,20 @@ def _obstacle(graph: Graph, name: str, values: dict[str, Any]) -> GraphError:
         seen.add(value)
         for reader in graph.readers[value]:
             if reader.kind == "boundary":
+                place = f", {reader.where}" if reader.where else ""
                 return GraphError(
                     f"input {name!r} cannot be computed from the outputs: node {reader.name!r} "
-                    f"({reader.expression}{', ' + reader.where if reader.where else ''}) is a boundary, which "
-                    "cannot be undone. Use couplings and wiring all the way, or invert the part behind it."
+                    f"({reader.expression}{place}) is a boundary, which cannot be undone. "
+                    "Use couplings and wiring all the way, or invert the part behind it."
                 )
             if reader.kind == "coupling":
                 lost += [other for other in reader.others if other not in values and other in graph.inputs]
             pending += reader.outputs
     if lost := [other for other in lost if other != name]:
         return GraphError(
-            f"input {name!r} cannot be computed from the outputs alone: give {lost[0]!r}, which is no output's "
-            f"stream, by name: net.inverse(..., {lost[0]}=...)"
+            f"input {name!r} cannot be computed from the outputs alone: give {lost[0]!r}, which is on no "
+            f"output's stream, by name: net.inverse(..., {lost[0]}=...)"
         )
-    return GraphError(f"input {name!r} cannot be computed from the outputs: it does not reach them by couplings")
+    return GraphError(
+        f"input {name!r} cannot be computed from the outputs: it does not reach them by couplings"
+    )

@@ -18,8 +18,9 @@ from revgraph.tracing import trace as trace_program
 def trace(model: nn.Module, *example_inputs: Any, **example_kwargs: Any) -> ReversibleModule:
     """A reversible module that computes what `model` does, traced with example inputs.
 
-    Couplings are found in its code: coupling modules, and additions `x1 + f(x2)` whose target can be given back. What
-    cannot be traced stays one opaque node. The model shares its parameters with the result and is left as it was.
+    Couplings are found in its code: coupling modules, and additions `x1 + f(x2)` whose target can be given
+    back. What cannot be traced stays one opaque node. The model shares its parameters with the result and
+    is left as it was.
 
     Raises:
         TraceError: the model fails on the example, or its own forward cannot be traced.
@@ -54,8 +55,6 @@ def load(
     return _net(built.module, example_inputs(built), {}, built.name)
 
 
-def _net(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str
-) -> ReversibleModule:
+def _net(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> ReversibleModule:
     program = trace_program(model, args, kwargs, name)
     return ReversibleModule(model, replace(program, graph=with_costs(program, model)))

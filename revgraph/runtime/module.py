@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,8 +17,9 @@ from revgraph.planning import Plan, Source, plan
 from revgraph.program import Named, Program
 from revgraph.runtime.inverting import invert
 from revgraph.runtime.probe import Probe
+from revgraph.runtime.replaying import NodeReplay, WiringReplay
 from revgraph.runtime.script import Script, Step, write_script
-from revgraph.runtime.tape import NodeReplay, Slot, Tape, WiringReplay
+from revgraph.runtime.tape import Slot, Tape
 from revgraph.tracing.arguments import bind, read_form
 
 
@@ -53,7 +54,9 @@ class ReversibleModule(nn.Module):
     @plan.setter
     def plan(self, value: Plan) -> None:
         if not isinstance(value, Plan):
-            raise PlanError(f"a net's plan is a revgraph.Plan, not a {type(value).__name__}: see revgraph.plan")
+            raise PlanError(
+                f"a net's plan is a revgraph.Plan, not a {type(value).__name__}: see revgraph.plan"
+            )
         if value.graph != self.graph:
             raise PlanError(
                 f"this plan is for another graph ({value.graph.name!r}, {len(value.graph.nodes)} nodes; "
@@ -70,7 +73,9 @@ class ReversibleModule(nn.Module):
             self._record(env)
         else:
             self._run(env)
-        return map_leaves(lambda leaf: env[leaf.name] if isinstance(leaf, Named) else leaf, self._program.results)
+        return map_leaves(
+            lambda leaf: env[leaf.name] if isinstance(leaf, Named) else leaf, self._program.results
+        )
 
     def inverse(self, *outputs: Any, **known: Any) -> Any:
         """The inputs that give these outputs.
@@ -143,7 +148,7 @@ class ReversibleModule(nn.Module):
         inputs = [env[name] for name in step.reads]
         try:
             results = step.expression.run(self, inputs)
-            if step.law is not None:
+            if step.law is not None and step.target is not None:
                 results = (step.law.couple(self, env[step.target], results[0] if results else None),)
         except Exception as error:
             if step.node:

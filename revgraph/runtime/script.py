@@ -13,7 +13,6 @@ from revgraph.planning.plan import Plan
 from revgraph.planning.sources import needs
 from revgraph.program import CouplingLaw, Law, Named, Operation, Program, Rearrangement
 
-
 GIVES = ("rewired", "wired")
 
 
@@ -74,7 +73,15 @@ def write_script(program: Program, plan: Plan) -> Script:
     results = _result_names(program)
     serving = {(source.how, source.node) for source in plan.sources.values()}
     steps = tuple(
-        _step(graph, plan, op, index, stored, serving, tuple(name for name in frees[index] if name not in results))
+        _step(
+            graph,
+            plan,
+            op,
+            index,
+            stored,
+            serving,
+            tuple(name for name in frees[index] if name not in results),
+        )
         for index, op in enumerate(program.operations)
     )
     uses: Counter[str] = Counter()

@@ -36,7 +36,9 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name:
     name = name or type(model).__name__
     try:
         program, opaque = _trace(model, form, named, name, fake_mode)
-        if not any("fake" in reason.lower() or "data-dependent" in reason.lower() for reason in opaque.values()):
+        if not any(
+            "fake" in reason.lower() or "data-dependent" in reason.lower() for reason in opaque.values()
+        ):
             return program
     except TraceError as error:
         if error.__cause__ is None or isinstance(error.__cause__, RevgraphError):
@@ -66,9 +68,9 @@ def _trace(
             raise
         except Exception as error:
             raise TraceError(
-                f"{type(model).__name__}.forward cannot be traced: {type(error).__name__}: {error}. Move what "
-                "cannot be traced (branches on values, changes of gradient mode or autocast, side effects) into "
-                "a submodule, which then becomes one node by itself."
+                f"{type(model).__name__}.forward cannot be traced: {type(error).__name__}: {error}. Move "
+                "what cannot be traced (branches on values, changes of gradient mode or autocast, side "
+                "effects) into a submodule, which then becomes one node by itself."
             ) from error
         _drop_unused(graph)
         modules = dict(model.named_modules(remove_duplicate=False))

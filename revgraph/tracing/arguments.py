@@ -13,7 +13,9 @@ from revgraph.program import Named
 MISSING = object()
 
 
-def form_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def form_of(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The form of a call: parameter names to trees of `Named` leaves and constants; and the named things.
 
     Tensors and plain numbers are named; None, flags, strings and other objects are part of the form.
@@ -22,7 +24,10 @@ def form_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         TraceError: the forward does not take these arguments.
     """
     named: dict[str, Any] = {}
-    form = {name: _form(value, name, named) for name, value in bind(inspect.signature(model.forward), args, kwargs).items()}
+    form = {
+        name: _form(value, name, named)
+        for name, value in bind(inspect.signature(model.forward), args, kwargs).items()
+    }
     return form, named
 
 
@@ -30,7 +35,9 @@ def signature_of(model: type[nn.Module]) -> inspect.Signature:
     """How the model's forward is called, without annotations and default values."""
     parameters = list(inspect.signature(model.forward).parameters.values())[1:]
     plain = [
-        inspect.Parameter(each.name, each.kind, default=None if each.default is not each.empty else each.empty)
+        inspect.Parameter(
+            each.name, each.kind, default=None if each.default is not each.empty else each.empty
+        )
         for each in parameters
     ]
     return inspect.Signature(plain)
@@ -77,7 +84,9 @@ def read_form(form: Any, given: Any, place: str, found: dict[str, Any]) -> None:
         if isinstance(given, Tensor) or (isinstance(given, (int, float)) and not isinstance(given, bool)):
             found[form.name] = given
             return
-        raise TraceError(f"argument {place} was a tensor or number in the trace and is {_text(given)} now; {AGAIN}")
+        raise TraceError(
+            f"argument {place} was a tensor or number in the trace and is {_text(given)} now; {AGAIN}"
+        )
     if isinstance(form, dict):
         if not isinstance(given, dict) or set(given) != set(form):
             extra = sorted(map(str, set(given) ^ set(form))) if isinstance(given, dict) else []
@@ -88,12 +97,16 @@ def read_form(form: Any, given: Any, place: str, found: dict[str, Any]) -> None:
         return
     if isinstance(form, (tuple, list)):
         if not isinstance(given, (tuple, list)) or len(given) != len(form):
-            raise TraceError(f"argument {place} had {len(form)} items in the trace and is {_text(given)} now; {AGAIN}")
+            raise TraceError(
+                f"argument {place} had {len(form)} items in the trace and is {_text(given)} now; {AGAIN}"
+            )
         for index, item in enumerate(form):
             read_form(item, given[index], f"{place}[{index}]", found)
         return
     if isinstance(given, Tensor) or not (given is form or given == form):
-        raise TraceError(f"argument {place} was {_text(form)} in the trace and is {_text(given)} now; {AGAIN}")
+        raise TraceError(
+            f"argument {place} was {_text(form)} in the trace and is {_text(given)} now; {AGAIN}"
+        )
 
 
 AGAIN = "trace the model again with such arguments"
@@ -114,4 +127,6 @@ def _form(value: Any, name: str, named: dict[str, Any]) -> Any:
 def _text(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {list(value.shape)}"
-    return repr(value) if isinstance(value, (bool, int, float, str, type(None))) else f"a {type(value).__name__}"
+    return (
+        repr(value) if isinstance(value, (bool, int, float, str, type(None))) else f"a {type(value).__name__}"
+    )

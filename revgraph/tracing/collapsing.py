@@ -38,7 +38,9 @@ def _worth_it(tracer: Tracer, scope: Scope) -> bool:
     computing = [
         node
         for node in scope.nodes
-        if node.op.startswith("call_") and not is_wiring(node, tracer.shadows) and _makes_tensors(tracer, node)
+        if node.op.startswith("call_")
+        and not is_wiring(node, tracer.shadows)
+        and _makes_tensors(tracer, node)
     ]
     return bool(computing)
 
@@ -55,15 +57,15 @@ def _makes_tensors(tracer: Tracer, node: fx.Node) -> bool:
 def _leaks(scope: Scope, nodes: set[fx.Node]) -> bool:
     """Whether something made inside is read outside in another way than as the result."""
     results = {leaf for leaf in leaves(scope.result) if isinstance(leaf, fx.Node)}
-    return any(
-        node not in results and any(user not in nodes for user in node.users) for node in scope.nodes
-    )
+    return any(node not in results and any(user not in nodes for user in node.users) for node in scope.nodes)
 
 
 def _replace(tracer: Tracer, graph: fx.Graph, scope: Scope) -> None:
     last = scope.nodes[-1]
     nodes = set(scope.nodes)
-    shadow = map_leaves(lambda leaf: tracer.shadows[leaf] if isinstance(leaf, fx.Node) else leaf, scope.result)
+    shadow = map_leaves(
+        lambda leaf: tracer.shadows[leaf] if isinstance(leaf, fx.Node) else leaf, scope.result
+    )
     with graph.inserting_after(last):
         call = graph.call_module(scope.path, scope.args, scope.kwargs)
     _describe(tracer, call, shadow, scope.nodes[0])

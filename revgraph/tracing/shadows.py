@@ -27,14 +27,14 @@ class ShadowProxy(fx.Proxy):
 
     def __init__(self, node: fx.Node, tracer: Any) -> None:
         super().__init__(node, tracer)
-        self.items: dict[Any, ShadowProxy] = {}
+        self.items: dict[Any, Any] = {}
 
     @property
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
         """A proxy for a tensor answers isinstance as a tensor does."""
         return Tensor if is_tensor(self.shadow) else type(self)
 
-    def __getattr__(self, name: str) -> ShadowAttribute:
+    def __getattr__(self, name: str) -> Any:
         return ShadowAttribute(self, name)
 
     def __getitem__(self, key: Any) -> Any:
@@ -67,7 +67,7 @@ class ShadowProxy(fx.Proxy):
     def __index__(self) -> int:
         return self._answer("int")
 
-    def __len__(self) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __len__(self) -> int:
         if is_tensor(self.shadow):
             return self.size(0).__index__()
         return len(self.shadow) if holds_tensors(self.shadow) else self._answer("len")
@@ -103,11 +103,11 @@ class ShadowAttribute(ShadowProxy):
         return self._proxy
 
     @property
-    def node(self) -> fx.Node:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def node(self) -> fx.Node:
         return self._made().node
 
     @property
-    def shadow(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def shadow(self) -> Any:
         return self._made().shadow
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

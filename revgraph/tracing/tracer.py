@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from revgraph.couplings import Boundary, Coupling
 from revgraph.errors import RevgraphError, TraceError
 from revgraph.expressions import leaves, map_leaves
+from revgraph.tracing.evaluating import Evaluator
 from revgraph.tracing.shadows import ShadowProxy, Untraceable, caller, holds_tensors, is_tensor, overlaps
 from revgraph.wiring import Wiring
 
@@ -54,10 +54,10 @@ class Tracer(fx.Tracer):
         self.where: dict[fx.Node, str] = {}
         self.scope_of: dict[fx.Node, str] = {}
         self.scopes: list[Scope] = []
+        self.kept: list[Tensor] = []
         self.opaque: dict[str, str] = {}
         self._open: list[Scope] = []
         self._overwritten: list[Tensor] = []
-        self._evaluating = False
         self._mode = _modes()
         self._random = torch.get_rng_state()
 
@@ -69,7 +69,9 @@ class Tracer(fx.Tracer):
     ) -> fx.Graph:
         """The graph of `call`, which is given a proxy for each of the named inputs."""
 
-        def arguments(*_: Any) -> tuple[Callable[..., Any], list[Any]]:
+        def arguments(
+            root_fn: Any, is_module: bool, concrete_args: Any = None
+        ) -> tuple[Callable[..., Any], list[Any]]:
             proxies = []
             for name, shadow in inputs:
                 proxy = self.create_proxy("placeholder", name, (), {}, name=name)
@@ -83,6 +85,7 @@ class Tracer(fx.Tracer):
             forward.__annotations__ = {}
             return forward, [model]
 
+        self.evaluator = Evaluator(model, self.fake_mode)
         self.create_args_for_root = arguments
         return self.trace(model)
 
@@ -100,7 +103,7 @@ class Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if self._evaluating:
+        if self.evaluator.running:
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
@@ -160,7 +163,7 @@ class Tracer(fx.Tracer):
             scope.nodes = [node for node in scope.nodes if node not in dead]
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        if self._evaluating:
+        if self.evaluator.running:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
@@ -195,7 +198,18 @@ class Tracer(fx.Tracer):
         if target is not operator.getitem and target is not getattr:
             args, kwargs = self._unpacked(args), self._unpacked(kwargs)
         target, args, kwargs, changed = self._without_in_place(kind, target, args, kwargs)
-        shadow = self._evaluate(kind, target, args, kwargs)
+        tensors = [leaf for leaf in leaves((args, kwargs)) if _holds_tensor(leaf)]
+        versions = [proxy.shadow._version for proxy in tensors]
+        shadow = self.evaluator.evaluate(kind, target, args, kwargs)
+        if self.fake_mode is None:
+            self._random = torch.get_rng_state()
+        if kind == "call_module":
+            pairs = zip(tensors, versions, strict=True)
+            edited = [proxy for proxy, version in pairs if proxy.shadow._version != version]
+            if edited:
+                changed = edited[0]
+                args, kwargs = self._with_copy(target, args, kwargs, edited)
+                shadow = self.evaluator.evaluate(kind, target, args, kwargs)
         proxy = self._record(kind, target, args, kwargs, name, shadow)
         if changed is not None:
             self._overwritten.append(changed.shadow)
@@ -203,7 +217,13 @@ class Tracer(fx.Tracer):
         return proxy
 
     def _record(
-        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None, shadow: Any
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str | None,
+        shadow: Any,
     ) -> ShadowProxy:
         proxy: Any = super().create_proxy(kind, target, args, kwargs, name)
         proxy.shadow = shadow
@@ -226,71 +246,24 @@ class Tracer(fx.Tracer):
             return target[:-1], args, kwargs, args[0]
         if kind == "call_function" and kwargs.get("inplace"):
             return target, args, {**kwargs, "inplace": False}, args[0]
-        proxies = [arg for arg in leaves((args, kwargs)) if _holds_tensor(arg)]
-        before = [proxy.shadow._version for proxy in proxies]
-        if kind == "call_module":
-            self._evaluate(kind, target, args, kwargs)
-            changed = [
-                proxy
-                for proxy, version in zip(proxies, before, strict=True)
-                if proxy.shadow._version != version
-            ]
-            if changed:
-                return self._on_a_copy(target, args, kwargs, changed)
         return target, args, kwargs, None
 
-    def _on_a_copy(
-        self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any], changed: list[ShadowProxy]
-    ) -> tuple[Any, tuple[Any, ...], dict[str, Any], ShadowProxy | None]:
-        """A module that changes its input in place, called on a copy of it."""
-        if len(changed) > 1 or isinstance(self.root.get_submodule(path), Coupling):
+    def _with_copy(
+        self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any], edited: list[ShadowProxy]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a module that edits one of them in place, with a copy of that one."""
+        if len(edited) > 1 or isinstance(self.root.get_submodule(path), Coupling):
             raise TraceError(
-                f"module {path!r} changes its input in place. A function of a coupling must leave its inputs "
-                "as they are, or the reconstruction would start from changed values: use the out-of-place form "
+                f"module {path!r} edits its input in place. A function of a coupling must leave its inputs "
+                "as they are, or reconstruction would start from edited values: use the out-of-place form "
                 "(nn.ReLU() for nn.ReLU(inplace=True))."
             )
-        (proxy,) = changed
-        copy = self.create_proxy("call_method", "clone", (proxy,), {})
-        swap = lambda leaf: copy if leaf is proxy else leaf  # noqa: E731
-        return path, map_leaves(swap, args), map_leaves(swap, kwargs), proxy
+        copy = self.create_proxy("call_method", "clone", (edited[0],), {})
 
-    def _evaluate(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        plain = lambda leaf: leaf.shadow if issubclass(type(leaf), ShadowProxy) else leaf  # noqa: E731
-        shadow_args, shadow_kwargs = map_leaves(plain, args), map_leaves(plain, kwargs)
-        self._evaluating = True
-        try:
-            with self._shadow_mode():
-                if kind == "call_module":
-                    return self.root.get_submodule(target)(*shadow_args, **shadow_kwargs)
-                if kind == "call_method":
-                    return getattr(shadow_args[0], target)(*shadow_args[1:], **shadow_kwargs)
-                if kind == "get_attr":
-                    return self._faked(_attribute(self.root, target))
-                return target(*shadow_args, **shadow_kwargs)
-        finally:
-            self._evaluating = False
-            if self.fake_mode is None:
-                self._random = torch.get_rng_state()
+        def swapped(leaf: Any) -> Any:
+            return copy if leaf is edited[0] else leaf
 
-    @contextmanager
-    def _shadow_mode(self) -> Iterator[None]:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if self.fake_mode is None:
-                yield
-            else:
-                with self.fake_mode:
-                    yield
-
-    def _faked(self, value: Any) -> Any:
-        if self.fake_mode is not None and isinstance(value, Tensor):
-            return self.fake_mode.from_tensor(value, static_shapes=True)
-        return value
-
-
-def _attribute(root: nn.Module, path: str) -> Any:
-    owner, _, name = path.rpartition(".")
-    return getattr(root.get_submodule(owner), name)
+        return map_leaves(swapped, args), map_leaves(swapped, kwargs)
 
 
 def _holds_tensor(arg: Any) -> bool:

@@ -1,0 +1,100 @@
+"""Evaluating traced calls on shadows of their arguments."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from revgraph.expressions import attribute_at, leaves, map_leaves
+from revgraph.looks import form_of, look_of
+from revgraph.tracing.shadows import ShadowProxy
+
+
+class Evaluator:
+    """Runs calls for their shapes: without memory under a fake mode, for real where that is None.
+
+    Modules that look the same are run once for each form of their arguments.
+    """
+
+    def __init__(self, root: nn.Module, fake_mode: FakeTensorMode | None) -> None:
+        self.root = root
+        self.fake_mode = fake_mode
+        self.running = False
+        self._known: dict[Any, Any] = {}
+
+    def evaluate(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        args, kwargs = map_leaves(_shadow, args), map_leaves(_shadow, kwargs)
+        self.running = True
+        try:
+            with self._mode():
+                if kind == "call_module":
+                    return self._module(self.root.get_submodule(target), args, kwargs)
+                if kind == "call_method":
+                    return getattr(args[0], target)(*args[1:], **kwargs)
+                if kind == "get_attr":
+                    return self._faked(attribute_at(self.root, target))
+                return target(*args, **kwargs)
+        finally:
+            self.running = False
+
+    def _module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.fake_mode is None:
+            return module(*args, **kwargs)
+        given = leaves((args, kwargs))
+        key = (look_of(module), repr(sorted(kwargs)), tuple(form_of(leaf) for leaf in given))
+        if key in self._known:
+            return map_leaves(_fresh, self._known[key])
+        tensors = [leaf for leaf in given if isinstance(leaf, Tensor)]
+        versions = [tensor._version for tensor in tensors]
+        result = module(*args, **kwargs)
+        untouched = [tensor._version for tensor in tensors] == versions
+        if untouched and _is_simple(result, {tensor.untyped_storage()._cdata for tensor in tensors}):
+            self._known[key] = map_leaves(_recipe, result)
+        return result
+
+    @contextmanager
+    def _mode(self) -> Iterator[None]:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if self.fake_mode is None:
+                yield
+            else:
+                with self.fake_mode:
+                    yield
+
+    def _faked(self, value: Any) -> Any:
+        if self.fake_mode is not None and isinstance(value, Tensor):
+            return self.fake_mode.from_tensor(value, static_shapes=True)
+        return value
+
+
+def _shadow(leaf: Any) -> Any:
+    return leaf.shadow if issubclass(type(leaf), ShadowProxy) else leaf
+
+
+def _is_simple(result: Any, inputs: set[int]) -> bool:
+    """Whether a result is made of new tensors, each with memory of its own, and nothing else."""
+    found = leaves(result)
+    if not found or not all(isinstance(leaf, Tensor) and leaf.layout == torch.strided for leaf in found):
+        return False
+    storages = [leaf.untyped_storage() for leaf in found]
+    keys = {storage._cdata for storage in storages}
+    dense = all(
+        storage.nbytes() == leaf.numel() * leaf.element_size()
+        for leaf, storage in zip(found, storages, strict=True)
+    )
+    return dense and len(keys) == len(found) and not keys & inputs
+
+
+def _recipe(leaf: Tensor) -> Callable[[], Tensor]:
+    return lambda: torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device=leaf.device)
+
+
+def _fresh(make: Callable[[], Tensor]) -> Tensor:
+    return make()

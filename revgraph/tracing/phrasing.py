@@ -1,0 +1,75 @@
+"""Phrasing traced calls as expressions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, cast
+
+from torch import fx
+
+from revgraph.expressions import Call, Expression, Register, expression, leaves, map_leaves
+
+KINDS: dict[str, Literal["module", "function", "method", "attribute"]] = {
+    "call_module": "module",
+    "call_function": "function",
+    "call_method": "method",
+    "get_attr": "attribute",
+}
+
+
+def phrase(
+    region: Iterable[fx.Node],
+    inputs: tuple[fx.Node, ...],
+    outputs: tuple[fx.Node, ...],
+    where: Mapping[fx.Node, str],
+) -> Expression:
+    """The calls of a region, in order, as an expression of its inputs. Attributes are read inside."""
+    places = {node: index for index, node in enumerate(inputs)}
+    calls: list[Call] = []
+    read = [node for node in outputs if node.op == "get_attr"]
+    for node in (*region, *read):
+        for other in (*(each for each in node.all_input_nodes if each.op == "get_attr"), node):
+            if other not in places:
+                places[other] = len(places)
+                calls.append(as_call(other, places, where))
+    return expression(calls, len(inputs), tuple(places[node] for node in outputs))
+
+
+def phrase_function(
+    path: str, others: int, node: fx.Node, where: Mapping[fx.Node, str]
+) -> tuple[Expression, tuple[fx.Node, ...]]:
+    """A coupling's function, called on `others` values and the keyword arguments that `node` was given.
+
+    Returned with the traced values among the latter, which are inputs after the others.
+    """
+    extras = [leaf for leaf in leaves(dict(node.kwargs)) if isinstance(leaf, fx.Node)]
+    given = tuple(dict.fromkeys(leaf for leaf in extras if leaf.op != "get_attr"))
+    places = {leaf: others + index for index, leaf in enumerate(given)}
+    count = others + len(given)
+    calls: list[Call] = []
+    for leaf in extras:
+        if leaf not in places:
+            places[leaf] = count + len(calls)
+            calls.append(as_call(leaf, places, where))
+    result = count + len(calls)
+    args = tuple(Register(index) for index in range(others))
+    kwargs = cast("dict[str, Any]", _with_registers(dict(node.kwargs), places))
+    calls.append(Call("module", path, args, kwargs, result, (), where.get(node, "")))
+    return expression(calls, count, (result,)), given
+
+
+def as_call(node: fx.Node, places: Mapping[fx.Node, int], where: Mapping[fx.Node, str]) -> Call:
+    """A traced call with its operands' places."""
+    args, kwargs = _with_registers(tuple(node.args), places), _with_registers(dict(node.kwargs), places)
+    return Call(KINDS[node.op], node.target, args, kwargs, places[node], (), where.get(node, ""))
+
+
+def verb(node: fx.Node) -> str:
+    """What a traced call is called in short."""
+    if isinstance(node.target, str):
+        return node.target
+    return getattr(node.target, "__name__", str(node.target)).strip("_")
+
+
+def _with_registers(tree: Any, places: Mapping[fx.Node, int]) -> Any:
+    return map_leaves(lambda leaf: Register(places[leaf]) if isinstance(leaf, fx.Node) else leaf, tree)
