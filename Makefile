@@ -1,0 +1,43 @@
+# Every target sets up .venv by itself. Needed on the machine: Python 3.10 to 3.13 with venv, and make.
+PYTHON ?= python3
+# Test processes; each runs torch on one thread.
+JOBS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# The documentation's theme otherwise advertises its successor on every build.
+export NO_MKDOCS_2_WARNING := 1
+
+.PHONY: demo test check docs clean
+
+demo: $(READY)
+	$(BIN)/python -m revgraph.training.demo --out runs/demo
+
+test: check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python revgraph
+	$(BIN)/lint-imports
+	$(BIN)/mkdocs build --strict --quiet
+
+docs: $(READY)
+	$(BIN)/mkdocs build --strict
+	@echo "The documentation is in site/index.html"
+
+clean:
+	rm -rf $(VENV) site dist runs .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp goes first and comes back last: a set-up that was interrupted starts again from an empty .venv,
+# a finished one is only brought up to date.
+$(READY): constraints.txt pyproject.toml
+	@if [ -f $@ ]; then rm $@; else rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt hatchling
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		--no-build-isolation --editable '.[train,draw,docs,dev]'
+	@touch $@

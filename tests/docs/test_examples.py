@@ -1,0 +1,126 @@
+"""Every example in the README and the documentation does what it says."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+import revgraph
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A code block of a page, with the line it starts on."""
+
+    language: str
+    text: str
+    line: int
+
+
+def blocks(page: Path, *languages: str) -> list[Block]:
+    """The code blocks of a page in these languages."""
+    text = page.read_text(encoding="utf-8")
+    found = [
+        Block(match[1], match[2], text.count("\n", 0, match.start(2)) + 1) for match in FENCE.finditer(text)
+    ]
+    return [block for block in found if block.language in languages]
+
+
+def commands(program: str) -> list[str]:
+    """The lines of the shell blocks that call `program`, without their comments."""
+    lines = (line for page in PAGES for block in blocks(page, "sh") for line in block.text.splitlines())
+    return sorted({line.partition("  #")[0].strip() for line in lines if line.split()[:1] == [program]})
+
+
+def test_readme_opens_with_an_example_of_about_ten_lines() -> None:
+    example = blocks(ROOT / "README.md", "python")[0]
+    assert len([line for line in example.text.splitlines() if line.strip()]) <= 12
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if blocks(page, "python")],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
+def test_python_examples_run_from_top_to_bottom(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    printed = io.StringIO()
+    for block in blocks(page, "yaml", "python", "text"):
+        if block.language == "yaml":
+            # A specification is the file that its first line names.
+            (tmp_path / block.text.split("\n")[0].removeprefix("# ")).write_text(block.text)
+        elif block.language == "python":
+            printed = io.StringIO()
+            # Leading newlines make a traceback point at the line of the page.
+            code = compile("\n" * (block.line - 1) + block.text, str(page), "exec", dont_inherit=True)
+            with contextlib.redirect_stdout(printed):
+                exec(code, namespace)
+        else:
+            # What the example before it prints.
+            assert printed.getvalue() == block.text
+
+
+@pytest.mark.parametrize("command", commands("revgraph"))
+def test_commands_of_the_pages_succeed(command: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "revgraph", *shlex.split(command)[1:]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", commands("make"))
+def test_make_targets_of_the_pages_exist(command: str) -> None:
+    (targets,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert command.split()[1] in targets.split()
+
+
+@pytest.mark.parametrize("command", commands("pip"))
+def test_extras_of_the_pages_exist(command: str) -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    for names in re.findall(r"\[(.*?)\]", command):
+        for name in names.split(","):
+            assert re.search(rf"^{name} = \[", project, re.MULTILINE), name
+
+
+def test_reference_has_every_public_name() -> None:
+    page = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^::: revgraph\.(?:\w+\.)*(\w+)$", page, re.MULTILINE))
+    errors = {name for name, item in vars(revgraph.errors).items() if isinstance(item, type)}
+    assert set(revgraph.__all__) - named - errors == set()
+
+
+def test_site_asks_nothing_of_another_host(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path / "site"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert pages
+    for page in pages:
+        text = page.read_text()
+        assert not re.findall(r'<(?:script|img|iframe|source)[^>]* src="?(?:https?:)?//', text), page
+        assert not re.findall(r'<link[^>]* href="?(?:https?:)?//[^>]*>', text), page
+        assert 'class="mermaid"' not in text, f"{page.name}: the theme would load mermaid from another host"
