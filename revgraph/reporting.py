@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from revgraph.graph import Graph
 from revgraph.graph import table as plain_table
-from revgraph.planning.plan import DECISIONS, Plan, human_bytes
+from revgraph.planning.plans import DECISIONS, Plan, human_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -1,0 +1,84 @@
+"""Drawings of graphs and plans, made with graphviz."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from revgraph.drawing.dot import to_drawing
+from revgraph.drawing.page import page
+from revgraph.drawing.rendering import render
+from revgraph.drawing.svg import finish
+from revgraph.errors import GraphError
+from revgraph.graph import Graph
+from revgraph.planning.plans import Plan
+
+__all__ = ["SUFFIXES", "draw"]
+
+SUFFIXES = (".dot", ".svg", ".png", ".html")
+
+
+def draw(graph_or_plan: Graph | Plan, path: str | os.PathLike[str], *, fold: bool | None = None) -> Path:
+    """Draw a graph or a plan into the file `path`, and return that path.
+
+    Streams run down in lanes, one node a row in the order of the forward pass. A coupling has round corners,
+    a boundary sharp ones. A plan adds what becomes of every node (kept, inverted, recomputed), the values it
+    stores with their bytes, dashed arrows where inversion runs, and the node at the peak.
+
+    Args:
+        graph_or_plan: what to draw.
+        path: the suffix chooses the form. `.svg` and `.html` follow the reader's preference for light or
+            dark, `.png` is light, `.dot` needs no graphviz. Missing folders are made, and the file appears
+            when it is complete.
+        fold: draw repeated equal blocks once, with their number. None folds graphs of more than 32 nodes.
+
+    Raises:
+        GraphError: it is neither a graph nor a plan; or graphviz is needed and is missing or fails.
+        ValueError: the suffix is none of these.
+
+    >>> from revgraph.graph import Graph, Node, Value
+    >>> x = Value("x", (4, 8), "float32", 128, "x")
+    >>> graph = Graph((Node("x", "input", (), ("x",)), Node("y", "output", ("x",), ())), (x,))
+    >>> import tempfile
+    >>> draw(graph, tempfile.mkdtemp() + "/graph.dot").read_text().splitlines()[1]
+    'digraph revgraph {'
+    """
+    target = Path(path)
+    suffix = target.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(
+            f"cannot draw into {str(target)!r}: its suffix says no form that revgraph draws. "
+            f"Use one of {', '.join(SUFFIXES)}."
+        )
+    if not isinstance(graph_or_plan, (Graph, Plan)):
+        raise GraphError(
+            f"cannot draw a {type(graph_or_plan).__name__}: give a Graph or a Plan, "
+            "such as net.graph or net.plan"
+        )
+    drawing = to_drawing(graph_or_plan, fold)
+    if suffix == ".dot":
+        content = drawing.source.encode()
+    elif suffix == ".png":
+        content = render(drawing.source, "png", drawing.size)
+    else:
+        svg = finish(render(drawing.source, "svg", drawing.size), drawing)
+        content = (svg if suffix == ".svg" else page(svg, drawing.title)).encode()
+    _write(target, content)
+    return target
+
+
+def _write(target: Path, content: bytes) -> None:
+    """Write a file that is either complete or not there: under another name beside it first."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

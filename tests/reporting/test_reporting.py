@@ -1,0 +1,172 @@
+"""Reports say the same to people and to programs, with rich and without it."""
+
+from __future__ import annotations
+
+import builtins
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import pytest
+from drawing.samples import chain, plan_for, revnet, three_streams
+
+from revgraph.graph import Graph
+from revgraph.reporting import Reportable, as_json, report, table
+
+
+@dataclass(frozen=True)
+class Measurement:
+    peak_bytes: int = 3 << 20
+    held_bytes: int = 2 << 20
+    flops: int = 1_234_567
+    flops_ratio: float = 1.333
+    calls: Mapping[str, int] = field(default_factory=lambda: {"f": 2, "g": 1})
+
+
+@dataclass(frozen=True)
+class Timed(Measurement):
+    seconds: float | None = 0.25
+
+
+@dataclass(frozen=True)
+class GradientReport:
+    max_relative_error: float = 1e-7
+    angle_degrees: float = 2e-5
+    drift: Mapping[str, float] = field(default_factory=lambda: {"x1": 1e-8, "x2": 3e-8})
+
+
+def without_rich(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def fake(name: str, *rest: object, **named: object) -> object:
+        if name.partition(".")[0] == "rich":
+            raise ImportError("no rich")
+        return real(name, *rest, **named)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(builtins, "__import__", fake)
+
+
+def test_a_graph_as_json_is_read_back() -> None:
+    graph = three_streams()
+    assert Graph.from_json(json.dumps(as_json(graph))) == graph
+
+
+def test_the_keys_of_a_plan_are_stable() -> None:
+    plan = plan_for(chain(2), bound=5)
+    assert as_json(plan) == {
+        "network": "chain",
+        "decisions": {
+            "blocks.0.f": "invert",
+            "blocks.0.g": "invert",
+            "blocks.1.f": "invert",
+            "blocks.1.g": "keep",
+        },
+        "stored": list(plan.stored),
+        "peak_bytes": plan.peak_bytes,
+        "peak_at": "blocks.1.f",
+        "held_bytes": plan.held_bytes,
+        "flops_ratio": 1.25,
+        "status": "feasible",
+        "bound": 5,
+        "reasons": dict.fromkeys(plan.decisions, "decided by hand for a test"),
+    }
+
+
+def test_the_keys_of_measurements_and_gradient_reports_are_stable() -> None:
+    measured = {
+        "peak_bytes": 3 << 20,
+        "held_bytes": 2 << 20,
+        "flops": 1_234_567,
+        "flops_ratio": 1.333,
+        "calls": {"f": 2, "g": 1},
+    }
+    assert as_json(Measurement()) == measured
+    assert as_json(Timed()) == {**measured, "seconds": 0.25}
+    assert as_json(Timed(seconds=None)) == measured
+    assert as_json({"stored": Measurement()}) == {"stored": measured}
+    assert as_json(GradientReport()) == {
+        "max_relative_error": 1e-7,
+        "angle_degrees": 2e-5,
+        "drift": {"x1": 1e-8, "x2": 3e-8},
+    }
+
+
+def test_numbers_that_json_lacks_are_null() -> None:
+    data = as_json(GradientReport(float("nan"), float("inf"), {"x": float("-inf"), "y": 0.5}))
+    assert data == {"max_relative_error": None, "angle_degrees": None, "drift": {"x": None, "y": 0.5}}
+    json.dumps(data, allow_nan=False)
+    assert as_json(replace(plan_for(chain(2)), flops_ratio=float("nan")))["flops_ratio"] is None
+
+
+@pytest.mark.parametrize(
+    "reportable",
+    [
+        revnet(),
+        plan_for(revnet()),
+        Measurement(),
+        {"stored": Measurement(), "inverted": Timed()},
+        GradientReport(),
+    ],
+    ids=["graph", "plan", "measurement", "measurements", "gradients"],
+)
+def test_every_report_is_a_table_with_rich_and_without(
+    reportable: Reportable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich.console import Console
+
+    made = report(reportable)
+    assert all(len(row) == len(made.head) for row in made.rows)
+    assert made.right <= set(made.head)
+    console = Console(width=200, no_color=True)
+    with console.capture() as caught:
+        console.print(table(reportable))
+    without_rich(monkeypatch)
+    plain = table(reportable)
+    assert isinstance(plain, str)
+    for row in made.rows:
+        for cell in row:
+            assert cell in plain
+            assert cell in caught.get()
+
+
+def test_names_are_not_taken_for_markup() -> None:
+    from rich.console import Console
+
+    console = Console(width=120, no_color=True)
+    with console.capture() as caught:
+        console.print(table({"[bold]a[/bold]": Measurement()}))
+    assert "[bold]a[/bold]" in caught.get()
+
+
+def test_measurements_stand_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_rich(monkeypatch)
+    assert table({"stored": Measurement(peak_bytes=9 << 20), "inverted": Timed()}) == "\n".join(
+        [
+            "one training step",
+            "quantity                                        stored   inverted",
+            "activation bytes at the peak                   9.0 MiB    3.0 MiB",
+            "activation bytes held for the backward pass    2.0 MiB    2.0 MiB",
+            "FLOPs                                        1,234,567  1,234,567",
+            "FLOPs over ordinary autograd's                   1.333      1.333",
+            "evaluations, most of one node                        2          2",
+            "evaluations, all nodes                               3          3",
+            "seconds                                                     0.250",
+        ]
+    )
+
+
+def test_the_largest_drift_comes_first() -> None:
+    assert [row[0] for row in report(GradientReport()).rows] == [
+        "gradients: largest relative error",
+        "gradients: angle in degrees",
+        "drift of x2",
+        "drift of x1",
+    ]
+
+
+@pytest.mark.parametrize("function", [as_json, report, table])
+def test_anything_else_is_a_clear_error(function: object) -> None:
+    with pytest.raises(TypeError, match=r"^cannot report a int: give a Graph, a Plan, what rg\.measure"):
+        function(3)  # pyright: ignore[reportCallIssue]
+    with pytest.raises(TypeError, match="cannot report a str"):
+        function({"name": "value"})  # pyright: ignore[reportCallIssue]
