@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from revgraph.errors import GraphError
 from revgraph.expressions import leaves
 from revgraph.isolation import untouched
-from revgraph.planning import Plan, keep_all
+from revgraph.planning import Plan, human_bytes, keep_all
 from revgraph.runtime.module import ReversibleModule
 from revgraph.runtime.probe import Probe
 from revgraph.storages import StorageTracker
@@ -39,6 +39,14 @@ class Measurement:
     flops_ratio: float
     calls: Mapping[str, int]
 
+    def __str__(self) -> str:
+        often = Counter(self.calls.values())
+        calls = ", ".join(f"{nodes} nodes x{times}" for times, nodes in sorted(often.items()))
+        return (
+            f"peak {human_bytes(self.peak_bytes)}, held {human_bytes(self.held_bytes)}, "
+            f"{self.flops:,} FLOPs (x{self.flops_ratio:.3f} of ordinary autograd), evaluations: {calls}"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class GradientReport:
@@ -52,6 +60,14 @@ class GradientReport:
     max_relative_error: float
     angle_degrees: float
     drift: Mapping[str, float]
+
+    def __str__(self) -> str:
+        worst = max(self.drift, key=self.drift.__getitem__, default="")
+        drift = f"; largest drift {self.drift[worst]:.2g} at {worst}" if worst else "; nothing was rebuilt"
+        return (
+            f"max relative error {self.max_relative_error:.2g}, angle {self.angle_degrees:.2g} degrees"
+            + drift
+        )
 
 
 def measure(net: ReversibleModule, *inputs: Any, **extras: Any) -> Measurement:

@@ -105,7 +105,7 @@ class Reshape(Wiring):
 
 
 class SpaceToDepth(Wiring):
-    """Blocks of `block` x `block` pixels into channels: [N, C, H, W] to [N, C*b*b, H/b, W/b]."""
+    """Blocks of `block` x `block` pixels into channels: `[N, C, H, W]` to `[N, C*b*b, H/b, W/b]`."""
 
     def __init__(self, block: int = 2) -> None:
         super().__init__()

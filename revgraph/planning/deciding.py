@@ -9,7 +9,7 @@ from typing import cast
 
 from revgraph.errors import PlanError
 from revgraph.graph import Graph, Node
-from revgraph.planning.plan import DECISIONS, Decision, Plan
+from revgraph.planning.plans import DECISIONS, Decision, Plan
 from revgraph.planning.predicting import predict
 from revgraph.planning.sources import sources_of
 

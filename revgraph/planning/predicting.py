@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from revgraph.graph import Graph, Node
-from revgraph.planning.plan import Decision, Source
+from revgraph.planning.plans import Decision, Source
 from revgraph.planning.sources import needs
 
 # A mean of squares, differentiated, holds this many tensors of the outputs' size at once.

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from revgraph.graph import Graph, Node
-from revgraph.planning.plan import Decision, Source
+from revgraph.planning.plans import Decision, Source
 
 
 def needs(node: Node, decision: Decision) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from revgraph.expressions import Expression, leaves, module_at
 from revgraph.graph import Graph
-from revgraph.planning.plan import Plan
+from revgraph.planning.plans import Plan
 from revgraph.planning.sources import needs
 from revgraph.program import CouplingLaw, Law, Named, Operation, Program, Rearrangement
 

@@ -102,5 +102,5 @@ def _shadow(thing: Any, fake_mode: FakeTensorMode | None) -> Any:
     if not isinstance(thing, Tensor):
         return thing
     if fake_mode is not None:
-        return fake_mode.from_tensor(thing, static_shapes=True)
+        return fake_mode.from_tensor(thing.detach(), static_shapes=True)
     return thing.detach().clone()

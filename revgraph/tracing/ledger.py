@@ -66,11 +66,12 @@ class Ledger:
         reads: tuple[str, ...],
         law: Law,
         module: str,
-        function: str,
+        text: str,
         where: str,
     ) -> None:
         """A half-step whose output value bears its name."""
         others = self.only_values(reads)
-        text = f"{target} (+) {function or 'F'}({', '.join(others)})"
-        self.nodes.append(Node(name, "coupling", (target, *others), (name,), module, target, text, where))
+        self.nodes.append(
+            Node(name, "coupling", (target, *others), (name,), module, target, f"{target} (+) {text}", where)
+        )
         self.operations.append(Operation(name, term, reads, (name,), law, target))

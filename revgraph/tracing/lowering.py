@@ -17,7 +17,7 @@ from revgraph.tracing.arguments import signature_of
 from revgraph.tracing.finding import HalfStep
 from revgraph.tracing.items import items_of, path_to, take_all
 from revgraph.tracing.ledger import Ledger
-from revgraph.tracing.phrasing import as_call, phrase, phrase_function, verb
+from revgraph.tracing.phrasing import as_call, phrase, phrase_function, text_of, verb
 from revgraph.tracing.tracer import Tracer
 from revgraph.tracing.wirings import is_wiring, rearrangement
 from revgraph.wiring import Wiring
@@ -93,10 +93,12 @@ class _Lowering:
         name = self.ledger.unique(module or self._scoped(node, node.name))
         term = phrase(half_step.region, half_step.others, (half_step.term,), where)
         reads = tuple(self.ledger.name_of(other) for other in half_step.others)
-        function = module or " ".join(verb(each) for each in half_step.region)
         target = self.ledger.name_of(half_step.target)
+        text = text_of(half_step.term, set(half_step.region), self.ledger.name_of)
+        if text == "F":
+            text = f"F({', '.join(self.ledger.only_values(reads))})"
         self.ledger.names[node] = self.ledger.add_value(name, self.tracer.shadows[node])
-        self.ledger.add_coupling(name, target, term, reads, half_step.law, module, function, where[node])
+        self.ledger.add_coupling(name, target, term, reads, half_step.law, module, text, where[node])
 
     def _coupling_module(self, node: fx.Node, module: Coupling) -> None:
         """The half-steps of one call of a coupling module."""
@@ -114,7 +116,8 @@ class _Lowering:
             reads = (*others, *(self.ledger.name_of(extra) for extra in extras))
             name = self.ledger.unique(place)
             self.ledger.add_value(name, self._shadow_like(streams[index]))
-            self.ledger.add_coupling(name, state[index], term, reads, law, place, place, where[node])
+            text = f"{place}({', '.join(self.ledger.only_values(reads))})"
+            self.ledger.add_coupling(name, state[index], term, reads, law, place, text, where[node])
             state[index] = name
         if not many:
             self.ledger.names[node] = state[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, Literal, cast
 
 from torch import fx
@@ -62,6 +62,20 @@ def as_call(node: fx.Node, places: Mapping[fx.Node, int], where: Mapping[fx.Node
     """A traced call with its operands' places."""
     args, kwargs = _with_registers(tuple(node.args), places), _with_registers(dict(node.kwargs), places)
     return Call(KINDS[node.op], node.target, args, kwargs, places[node], (), where.get(node, ""))
+
+
+def text_of(term: fx.Node, region: Set[fx.Node], names: Callable[[fx.Node], str]) -> str:
+    """A region's term as a person would write it; "F(...)" of what it reads where that gets long."""
+    longest = 60
+
+    def text(node: fx.Node) -> str:
+        if node not in region:
+            return str(node.target) if node.op == "get_attr" else names(node)
+        operands = ", ".join(text(other) for other in node.all_input_nodes)
+        return f"{node.target if node.op == 'call_module' else verb(node)}({operands})"
+
+    written = text(term) if len(region) < longest else ""
+    return written if 0 < len(written) <= longest else "F"
 
 
 def verb(node: fx.Node) -> str:

@@ -133,11 +133,13 @@ def guard(actual: Any, ask: str, expected: Any, where: str) -> None:
 
 
 def caller() -> str:
-    """The line of the user's code that is running, as "file.py:12"."""
+    """The line of the user's code that is running, as "file.py:12"; for a spec's layer, the spec's line."""
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
-        if not name.startswith(("torch.", "revgraph.tracing", "revgraph.runtime")) and name != "torch":
+        if name == "revgraph.specs.networks" and "step" in frame.f_locals:
+            return frame.f_locals["step"].where
+        if not name.startswith(("torch.", "revgraph.tracing", "revgraph.runtime", "contextlib")):
             path = frame.f_code.co_filename.replace("\\", "/").rsplit("/", 1)[-1]
             return f"{path}:{frame.f_lineno}"
         frame = frame.f_back

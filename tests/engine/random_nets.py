@@ -31,7 +31,9 @@ WIRINGS = ("swap_halves", "reshape", "split", "permute")
 
 
 @st.composite
-def recipes(draw: Any, most_streams: int = 4, most_moves: int = 12) -> tuple[int, tuple[Move, ...], tuple[int, ...]]:
+def recipes(
+    draw: Any, most_streams: int = 4, most_moves: int = 12
+) -> tuple[int, tuple[Move, ...], tuple[int, ...]]:
     """How many streams, the moves, and which values are returned besides the streams."""
     streams = draw(st.integers(1, most_streams))
     moves = []
@@ -39,7 +41,9 @@ def recipes(draw: Any, most_streams: int = 4, most_moves: int = 12) -> tuple[int
     for _ in range(draw(st.integers(1, most_moves))):
         kind = draw(st.sampled_from(COUPLINGS + COUPLINGS + BOUNDARIES + WIRINGS))
         others = tuple(draw(st.lists(st.integers(0, made - 1), min_size=1, max_size=3, unique=True)))
-        moves.append(Move(kind, draw(st.integers(0, streams - 1)), others, draw(st.sampled_from((0.5, -2.0)))))
+        moves.append(
+            Move(kind, draw(st.integers(0, streams - 1)), others, draw(st.sampled_from((0.5, -2.0))))
+        )
         made += 1
     returned = tuple(draw(st.lists(st.integers(0, made - 1), max_size=2, unique=True)))
     return streams, tuple(moves), returned
@@ -96,9 +100,7 @@ class RandomNet(nn.Module):
             made.append(y)
         return (*state, *(made[index] for index in self.returned))
 
-    def _move(
-        self, move: Move, layer: Any, x: Tensor, others: list[Tensor], state: list[Tensor]
-    ) -> Tensor:
+    def _move(self, move: Move, layer: Any, x: Tensor, others: list[Tensor], state: list[Tensor]) -> Tensor:
         kind = move.kind
         if kind == "add":
             return x + layer(*others)
@@ -144,6 +146,8 @@ class RandomNet(nn.Module):
 def decisions(graph: rg.Graph, choice: Any) -> dict[str, str]:
     """A random decision for every node, with `choice` picking from the ones that fit."""
     return {
-        node.name: choice(("keep", "invert", "recompute") if node.kind == "coupling" else ("keep", "recompute"))
+        node.name: choice(
+            ("keep", "invert", "recompute") if node.kind == "coupling" else ("keep", "recompute")
+        )
         for node in graph.planned
     }

@@ -1,0 +1,56 @@
+"""`revgraph check`: whether a network's gradients agree with those from stored activations."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import typer
+
+from revgraph.cli.guarding import NO
+from revgraph.cli.options import Json, Net, Parameters, parameters_of
+from revgraph.cli.showing import messages, show_json, show_table
+from revgraph.reporting import as_json, report
+
+
+def check(
+    net: Net,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images in a batch.")] = 8,
+    max_angle: Annotated[
+        float, typer.Option("--max-angle", min=0, help="Degrees between the gradients that are still good.")
+    ] = 1.0,
+    max_drift: Annotated[
+        float,
+        typer.Option("--max-drift", min=0, help="Relative error of a rebuilt value that is still good."),
+    ] = 1e-2,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the weights and the output's gradient.")] = 0,
+    set_: Parameters = None,
+    json: Json = False,
+) -> None:
+    """Compare gradients with those from stored activations.
+
+    The network has new weights, and the input is random. Exit status 1 if the gradients or a rebuilt value
+    are further from the stored ones than allowed.
+    """
+    import torch
+
+    import revgraph as rg
+    from revgraph import specs
+
+    parameters = parameters_of(set_)
+    with torch.device("meta"):
+        built = specs.build(net, batch=batch, **parameters)
+    torch.manual_seed(seed)
+    network = rg.load(net, batch=batch, **parameters)
+    found = rg.check(network, *specs.example_inputs(built, "cpu"), seed=seed)
+    drift = max(found.drift.values(), default=0.0)
+    # Written so that nan, which is below nothing, is not good.
+    good = found.angle_degrees <= max_angle and drift <= max_drift and math.isfinite(found.max_relative_error)
+    if json:
+        limits = {"max_angle": max_angle, "max_drift": max_drift}
+        show_json({"network": built.name, "batch": batch, "good": good, **limits, **as_json(found)})
+    else:
+        show_table(report(found))
+    if not good:
+        messages().print(f"{built.name}: the gradients are too far from those of stored activations.")
+        raise typer.Exit(NO)

@@ -1,0 +1,61 @@
+"""Exit statuses, and errors as one message."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import ParamSpec
+
+import typer
+from rich.text import Text
+
+from revgraph.cli.showing import messages
+from revgraph.errors import RevgraphError
+
+NO = 1
+BAD_INPUT = 2
+INTERRUPTED = 130
+TRAINING = ("accelerate", "safetensors", "sklearn")
+
+P = ParamSpec("P")
+
+
+def guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """`command`, which exits with a message instead of a traceback where the input is at fault.
+
+    Status 2 for an error of revgraph or of the file system, and for a missing extra; 130 for Ctrl-C.
+    """
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except RevgraphError as error:
+            raise _refusal(str(error)) from error
+        except ModuleNotFoundError as error:
+            name = (error.name or "").partition(".")[0]
+            if name not in TRAINING:
+                raise
+            raise _refusal(
+                f'training needs {name}, which is not installed: pip install "revgraph[train]"'
+            ) from error
+        except BrokenPipeError:
+            # Whoever read the output has gone: Python must not fail again when it flushes at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(NO) from None
+        except OSError as error:
+            raise _refusal(
+                f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+            ) from error
+        except KeyboardInterrupt:
+            messages().print("Interrupted.")
+            raise typer.Exit(INTERRUPTED) from None
+
+    return run
+
+
+def _refusal(text: str) -> typer.Exit:
+    messages().print(Text.assemble(("error: ", "bold red"), text), soft_wrap=True)
+    return typer.Exit(BAD_INPUT)

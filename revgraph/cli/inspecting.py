@@ -1,0 +1,68 @@
+"""`revgraph list`, `show` and `plan`: what there is, before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from revgraph.cli.options import Batch, Json, Net, Parameters, parameters_of
+from revgraph.cli.showing import messages, show_json, show_table
+from revgraph.reporting import Report, as_json, report
+
+
+def list_(json: Json = False) -> None:
+    """List the networks that come with revgraph."""
+    import torch
+
+    from revgraph import specs
+
+    with torch.device("meta"):
+        found = [specs.build(name) for name in specs.shipped()]
+    rows = [
+        (built.name, sum(weight.numel() for weight in built.module.parameters()), built.description)
+        for built in found
+    ]
+    head = ("name", "parameters", "description")
+    if json:
+        show_json([dict(zip(head, row, strict=True)) for row in rows])
+    else:
+        cells = tuple((name, f"{count:,}", description) for name, count, description in rows)
+        show_table(Report("networks that come with revgraph", head, cells, frozenset({"parameters"})))
+
+
+def show(net: Net, batch: Batch = 100, set_: Parameters = None, json: Json = False) -> None:
+    """Show a network's graph, node by node."""
+    import revgraph as rg
+
+    graph = rg.load(net, batch=batch, **parameters_of(set_)).graph
+    if json:
+        show_json(as_json(graph))
+    else:
+        show_table(report(graph))
+
+
+def plan(
+    net: Net,
+    batch: Batch = 100,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Draw the plan into this file: .svg, .png, .html or .dot.")
+    ] = None,
+    set_: Parameters = None,
+    json: Json = False,
+) -> None:
+    """Plan what a training step stores and what it inverts.
+
+    The plan has the least peak of activation memory. Bytes are predicted, for the batch size given.
+    """
+    import revgraph as rg
+
+    chosen = rg.plan(rg.load(net, batch=batch, **parameters_of(set_)).graph)
+    if json:
+        show_json({**as_json(chosen), "batch": batch})
+    else:
+        show_table(report(chosen))
+    if out is not None:
+        rg.draw(chosen, out)
+        messages().print(f"drawn: {out}", soft_wrap=True, markup=False)

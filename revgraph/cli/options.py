@@ -1,0 +1,44 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from revgraph.errors import SpecError
+
+Net = Annotated[
+    str, typer.Argument(metavar="NET", help="A shipped network's name (see `revgraph list`) or a YAML file.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Images in a batch.")]
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Give a parameter of the network, for example classes=100."
+    ),
+]
+
+
+def parameters_of(texts: list[str] | None) -> dict[str, Any]:
+    """The parameters that `NAME=VALUE` texts give; a value that is no number, true or false is a string.
+
+    Raises:
+        SpecError: a text has another form.
+
+    Example:
+        >>> parameters_of(["classes=100", "activation=relu"])
+        {'classes': 100, 'activation': 'relu'}
+    """
+    parameters: dict[str, Any] = {}
+    for text in texts or ():
+        name, sign, value = text.partition("=")
+        if not sign or not name.isidentifier():
+            raise SpecError(f"--set {text}: give a parameter as NAME=VALUE, for example --set classes=100")
+        try:
+            parameters[name] = json.loads(value)
+        except ValueError:
+            parameters[name] = value
+    return parameters

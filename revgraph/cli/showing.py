@@ -1,0 +1,38 @@
+"""What commands write: tables and JSON on standard output, messages on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from revgraph.reporting import Report
+
+
+def messages() -> Console:
+    """The console for progress and errors."""
+    return Console(stderr=True, highlight=False)
+
+
+def show_json(data: Any) -> None:
+    """Write `data` as JSON."""
+    json.dump(data, sys.stdout, indent=1, allow_nan=False)
+    sys.stdout.write("\n")
+
+
+def show_table(made: Report) -> None:
+    """Write a table: drawn on a terminal, elsewhere as plain aligned text of any width."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        sys.stdout.write(f"{made}\n")
+        return
+    drawn = Table(title=Text(made.title), title_justify="left")
+    for name in made.head:
+        drawn.add_column(Text(name), justify="right" if name in made.right else "left", overflow="fold")
+    for row in made.rows:
+        drawn.add_row(*(Text(cell) for cell in row))
+    console.print(drawn)

@@ -1,0 +1,48 @@
+"""The order in which a run sees its images, as a state that can be saved and taken up again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from revgraph.training.augmentation import augmented
+from revgraph.training.images import Data, normalised
+
+
+class Batches:
+    """An endless stream of training batches: pass after pass over the images, each in a new random order.
+
+    Every batch has the same size; one that begins at the end of a pass goes on in the next. Orders, crops and
+    flips come from one generator of its own, so that `state` and `restore` continue the stream exactly.
+    """
+
+    def __init__(self, data: Data, batch: int, seed: int) -> None:
+        self._data = data
+        self._batch = batch
+        self._generator = torch.Generator().manual_seed(seed)
+        self._waiting = torch.empty(0, dtype=torch.int64)
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """The next images, normalised and augmented, and their labels.
+
+        Images are [batch, 3, 32, 32], float32; labels are [batch], int64.
+        """
+        train = self._data.train
+        while len(self._waiting) < self._batch:
+            order = torch.randperm(len(train), generator=self._generator)
+            self._waiting = torch.cat([self._waiting, order])
+        chosen, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
+        images = normalised(train.pixels[chosen], self._data.mean)
+        return augmented(images, self._generator, flip=self._data.flip), train.labels[chosen]
+
+    def state(self) -> dict[str, Any]:
+        """The position: the generator's state and the images that wait in this pass."""
+        return {"generator": self._generator.get_state(), "waiting": self._waiting.clone()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a position that `state` returned."""
+        self._generator.set_state(state["generator"])
+        self._waiting = state["waiting"].clone()

@@ -1,0 +1,9 @@
+"""The error of a training run."""
+
+from __future__ import annotations
+
+from revgraph.errors import RevgraphError
+
+
+class TrainingError(RevgraphError):
+    """A training run cannot start, go on, or be written down; the text says at which step and what to do."""

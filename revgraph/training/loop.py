@@ -1,0 +1,199 @@
+"""The training run: steps, metrics, evaluations and checkpoints, from a start or from where it stopped."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from revgraph.errors import DataError
+from revgraph.training.averages import settling
+from revgraph.training.checkpoints import Checkpoint, checkpoints, load_state, load_weights, save
+from revgraph.training.durable import discard, sweep
+from revgraph.training.errors import TrainingError
+from revgraph.training.evaluating import Score, evaluate
+from revgraph.training.images import Data
+from revgraph.training.interrupting import interruptible
+from revgraph.training.metrics import CSV, TENSORBOARD, Metrics, Row, metrics
+from revgraph.training.recipe import Recipe, steps_of
+from revgraph.training.trainer import Trainer
+from revgraph.training.watching import Silent, Watch
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a run ended: after `step` of `steps` steps and `seconds` since it began or was taken up again.
+
+    `test` is the score at the end, None if the run was interrupted.
+    """
+
+    step: int
+    steps: int
+    seconds: float
+    interrupted: bool
+    test: Score | None
+    checkpoint: Checkpoint
+
+
+def fit(
+    net: nn.Module,
+    data: Data,
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    evaluate_every: int | None = None,
+    save_every: int | None = None,
+    tensorboard: bool | None = None,
+    watch: Watch | None = None,
+) -> Result:
+    """Train `net`, which turns [N, 3, 32, 32] into [N, classes], and return how it ended.
+
+    `folder` gets `metrics.csv` with a row a step, `checkpoints/` with the newest two, and `tensorboard/`
+    where TensorBoard is installed (or not, as `tensorboard` says). Evaluations and checkpoints come every
+    so many steps, once an epoch unless given, and at the end. With `resume` the run in `folder` goes on
+    from its newest checkpoint, on a CPU bit for bit as if it had never stopped; with `overwrite` it is
+    thrown away. Ctrl-C saves and returns; a second Ctrl-C raises KeyboardInterrupt at once. The global
+    random generators are seeded, and the net stays on the device it was trained on.
+
+    Raises:
+        TrainingError: the loss is no longer finite, the disk is full, or the folder holds another run.
+        DataError: there is nothing to resume, or it is damaged, or does not fit `net`.
+    """
+    folder = Path(folder)
+    watch = watch or Silent()
+    start = _start(folder, resume=resume, overwrite=overwrite)
+    epoch = steps_of(1, len(data.train), recipe.batch)
+    run = _Run(folder, data, recipe, evaluate_every or epoch, save_every or epoch, watch)
+    trainer = Trainer(net, data, recipe)
+    try:
+        if start is not None:
+            trainer.restore(load_state(start))
+            load_weights(start, net)
+        with settling(net, recipe.steps):
+            return run.go(trainer, start, tensorboard)
+    except OSError as error:
+        raise TrainingError(
+            f"cannot write the run to {str(folder)!r}: {error}. {_intact(folder)} "
+            "Once there is room, go on with --resume."
+        ) from error
+    finally:
+        trainer.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    folder: Path
+    data: Data
+    recipe: Recipe
+    evaluate_every: int
+    save_every: int
+    watch: Watch
+
+    def go(self, trainer: Trainer, start: Checkpoint | None, tensorboard: bool | None) -> Result:
+        steps = self.recipe.steps
+        began = time.perf_counter()
+        last, test = start, None
+        done = start.step if start is not None else 0
+        self.watch.began(done, steps, self.recipe.batch)
+        trainer.net.train()
+        with (
+            metrics(self.folder, done, tensorboard) as rows,
+            interruptible(self.watch.interrupted) as interrupt,
+        ):
+            if done == steps:
+                test = self._evaluate(trainer)
+            while done < steps and not interrupt.asked:
+                done += 1
+                row, test = self._step(trainer, done, began)
+                rows.write(row)
+                self.watch.stepped(row)
+                if done % self.save_every == 0 or done == steps or interrupt.asked:
+                    last = self._save(trainer, done, rows)
+            if last is None or last.step != done:
+                last = self._save(trainer, done, rows)
+        return Result(
+            step=done,
+            steps=steps,
+            seconds=time.perf_counter() - began,
+            interrupted=done < steps,
+            test=test if done == steps else None,
+            checkpoint=last,
+        )
+
+    def _step(self, trainer: Trainer, number: int, began: float) -> tuple[Row, Score | None]:
+        before = time.perf_counter()
+        try:
+            update = trainer.step(number)
+        except TrainingError as error:
+            raise TrainingError(f"{error} {_intact(self.folder)}") from error
+        after = time.perf_counter()
+        due = number % self.evaluate_every == 0 or number == self.recipe.steps
+        test = self._evaluate(trainer) if due else None
+        row = Row(
+            step=number,
+            epoch=number * self.recipe.batch / len(self.data.train),
+            loss=update.loss,
+            accuracy=update.accuracy,
+            learning_rate=update.learning_rate,
+            images_per_second=self.recipe.batch / (after - before),
+            seconds=after - began,
+            test_loss=test.loss if test is not None else None,
+            test_accuracy=test.accuracy if test is not None else None,
+        )
+        return row, test
+
+    def _evaluate(self, trainer: Trainer) -> Score:
+        return evaluate(
+            trainer.prepared,
+            self.data,
+            batch=self.recipe.batch,
+            device=trainer.device,
+            progress=self.watch.evaluating,
+        )
+
+    def _save(self, trainer: Trainer, step: int, rows: Metrics) -> Checkpoint:
+        if not trainer.finite():
+            raise TrainingError(
+                f"a weight is no longer a finite number after step {step}: training has diverged. "
+                f"Start again with a lower learning rate, a longer warm-up or full precision. "
+                f"{_intact(self.folder)}"
+            )
+        rows.sync()
+        checkpoint = save(self.folder / CHECKPOINTS, step, trainer.net, trainer.state())
+        self.watch.saved(checkpoint)
+        return checkpoint
+
+
+def _start(folder: Path, *, resume: bool, overwrite: bool) -> Checkpoint | None:
+    kept = folder / CHECKPOINTS
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep(kept)
+        if overwrite and not resume:
+            if kept.exists():
+                discard(kept)
+            shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
+            (folder / CSV).unlink(missing_ok=True)
+    except OSError as error:
+        raise TrainingError(f"cannot write to the folder {str(folder)!r}: {error}") from error
+    found = checkpoints(kept)
+    if resume and not found:
+        raise DataError(f"there is no checkpoint in {str(kept)!r} to resume. Start without --resume.")
+    if found and not resume:
+        raise TrainingError(
+            f"{str(folder)!r} holds a run already (its last checkpoint is of step {found[-1].step}). "
+            "Go on with --resume, throw it away with --overwrite, or choose another folder."
+        )
+    return found[-1] if found else None
+
+
+def _intact(folder: Path) -> str:
+    found = checkpoints(folder / CHECKPOINTS)
+    return f"The checkpoint of step {found[-1].step} is intact." if found else "There is no checkpoint yet."

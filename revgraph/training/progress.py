@@ -1,0 +1,108 @@
+"""A run on the terminal: a bar with loss, accuracy, images a second and the time that remains."""
+
+from __future__ import annotations
+
+import os
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from revgraph.training.checkpoints import Checkpoint
+from revgraph.training.metrics import Row
+
+QUIET_SECONDS = 30.0
+SMOOTHING = 0.1
+STOPPING = "saving after this step, Ctrl-C again aborts at once"
+
+
+class Bar:
+    """A watch that draws a progress bar, and prints a line for each evaluation.
+
+    Where the console is no terminal, it prints a line for each evaluation and at least every 30 seconds.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._phase = _Phase()
+        self._progress = Progress(
+            self._phase,
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+            expand=True,
+        )
+        self._steps: TaskID | None = None
+        self._total = 0
+        self._speed: float | None = None
+        self._printed = time.monotonic()
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def began(self, step: int, steps: int, batch: int) -> None:
+        self._total = steps
+        self._steps = self._progress.add_task("training", total=steps, completed=step, figures="")
+        if step:
+            self._print(f"going on after step {step} of {steps}")
+
+    def stepped(self, row: Row) -> None:
+        assert self._steps is not None
+        self._phase.text = "training" if self._phase.text != STOPPING else STOPPING
+        speed = row.images_per_second
+        self._speed = speed if self._speed is None else self._speed + SMOOTHING * (speed - self._speed)
+        figures = f"loss {row.loss:.4f}  accuracy {row.accuracy:6.1%}  {self._speed:,.0f} images/s"
+        self._progress.update(self._steps, completed=row.step, figures=figures)
+        overdue = not self._console.is_terminal and time.monotonic() - self._printed > QUIET_SECONDS
+        if row.test_accuracy is not None or overdue:
+            test = "" if row.test_accuracy is None else f"  test accuracy {row.test_accuracy:.2%}"
+            self._print(f"step {row.step:>{len(str(self._total))}} of {self._total}  {figures}{test}")
+            self._printed = time.monotonic()
+
+    def evaluating(self, done: int, images: int) -> None:
+        if self._phase.text != STOPPING:
+            self._phase.text = f"testing {done:,}/{images:,}" if done < images else "training"
+
+    def saved(self, checkpoint: Checkpoint) -> None:
+        pass
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def interrupted(self) -> None:
+        # Inside a signal handler no lock may be taken: the bar's own thread shows the new text.
+        self._phase.text = STOPPING
+        if not self._console.is_terminal:
+            os.write(2, f"Interrupted: {STOPPING}.\n".encode())
+
+
+class _Phase(ProgressColumn):
+    """What the run is doing now."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = "training"
+
+    def render(self, task: Task) -> Text:
+        return Text(self.text)
