@@ -48,7 +48,7 @@ class _Costing:
         for operation in self.program.operations:
             inputs = [env.get(name) for name in self._reads(operation)]
             if not operation.node:
-                env.update(zip(operation.makes, operation.expression.run(self.model, inputs), strict=True))
+                env.update(self._plain(operation, inputs))
                 continue
             key = (_signature(self.model, operation), tuple(form_of(each) for each in inputs))
             if key not in known:
@@ -63,6 +63,13 @@ class _Costing:
                 env[name] = self._tensor(name) if name in graph.value else None
         nodes = tuple(replace(node, cost=costs.get(node.name, node.cost)) for node in graph.nodes)
         return replace(graph, nodes=nodes)
+
+    def _plain(self, operation: Operation, inputs: list[Any]) -> dict[str, Any]:
+        """An operation's results that are no tensors; None where they depend on values."""
+        try:
+            return dict(zip(operation.makes, operation.expression.run(self.model, inputs), strict=True))
+        except Exception:
+            return dict.fromkeys(operation.makes)
 
     def _reads(self, operation: Operation) -> tuple[str, ...]:
         return operation.reads if operation.target is None else (*operation.reads, operation.target)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from revgraph.costs import with_costs
+from revgraph.errors import SpecError, TraceError
 from revgraph.runtime.module import ReversibleModule
 from revgraph.specs import build, example_inputs
 from revgraph.tracing import trace as trace_program
@@ -52,7 +53,14 @@ def load(
         SpecError: the spec is wrong; the text says where.
     """
     built = build(source, batch=batch, **parameters)
-    return _net(built.module, example_inputs(built), {}, built.name)
+    try:
+        return _net(built.module, example_inputs(built), {}, built.name)
+    except TraceError as error:
+        cause = error.__cause__ or error
+        places = [note.split("declared at ")[-1] for note in getattr(cause, "__notes__", ())]
+        raise SpecError(
+            f"{places[0] if places else built.name}: the layers do not fit together: {cause}"
+        ) from error
 
 
 def _net(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> ReversibleModule:

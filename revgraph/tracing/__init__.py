@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -19,6 +21,9 @@ from revgraph.tracing.tracer import Tracer
 
 __all__ = ["trace"]
 
+# What the errors of runs without memory have in common: the result depends on values.
+FAKE_FAILED = re.compile("fake ?tensor|data.?dependent|dynamic ?output", re.IGNORECASE)
+
 
 def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = "") -> Program:
     """The program of a model's forward, found with an example call.
@@ -32,19 +37,45 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name:
     form, named = form_of(model, args, kwargs)
     if not any(isinstance(thing, Tensor) for thing in named.values()):
         raise TraceError("tracing needs an example input with at least one tensor, and none was given")
-    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     name = name or type(model).__name__
+    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         program, opaque = _trace(model, form, named, name, fake_mode)
-        if not any(
-            "fake" in reason.lower() or "data-dependent" in reason.lower() for reason in opaque.values()
-        ):
+    except RevgraphError:
+        raise
+    except Exception:
+        pass
+    else:
+        if not any(FAKE_FAILED.search(reason) for reason in opaque.values()):
             return program
-    except TraceError as error:
-        if error.__cause__ is None or isinstance(error.__cause__, RevgraphError):
-            raise
-    program, _ = _trace(model, form, named, name, None)
-    return program
+    try:
+        return _trace(model, form, named, name, None)[0]
+    except RevgraphError:
+        raise
+    except Exception as error:
+        _run_once(model, form, named, name)
+        raise TraceError(
+            f"the forward of {name} cannot be traced: {type(error).__name__}: {error}. Move what cannot be "
+            "traced (branches on values, changes of gradient mode or autocast, side effects) into a "
+            "submodule, which then becomes one node by itself."
+        ) from error
+
+
+def _run_once(model: nn.Module, form: dict[str, Any], named: dict[str, Any], name: str) -> None:
+    """Run the model as it is.
+
+    Raises:
+        TraceError: it fails, so that the fault is not the trace's.
+    """
+    try:
+        with untouched(model, faked=False), torch.no_grad():
+            given = {label: _shadow(thing, None) for label, thing in named.items()}
+            call_with(model.forward, fill_form(form, given))
+    except Exception as error:
+        raise TraceError(
+            f"{name} fails on the example input: {type(error).__name__}: {error}. Give an example that the "
+            "model accepts, or mend the model."
+        ) from error
 
 
 def _trace(
@@ -62,16 +93,7 @@ def _trace(
 
     with untouched(model, faked=fake_mode is not None):
         inputs = [(label, _shadow(thing, fake_mode)) for label, thing in named.items()]
-        try:
-            graph = tracer.run(model, inputs, call)
-        except RevgraphError:
-            raise
-        except Exception as error:
-            raise TraceError(
-                f"{type(model).__name__}.forward cannot be traced: {type(error).__name__}: {error}. Move "
-                "what cannot be traced (branches on values, changes of gradient mode or autocast, side "
-                "effects) into a submodule, which then becomes one node by itself."
-            ) from error
+        graph = tracer.run(model, inputs, call)
         _drop_unused(graph)
         modules = dict(model.named_modules(remove_duplicate=False))
         couplings = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from revgraph.expressions import attribute_at, leaves, map_leaves
 from revgraph.looks import form_of, look_of
 from revgraph.tracing.shadows import ShadowProxy
+
+FAKE_LOGGER = "torch._subclasses.fake_tensor"
 
 
 class Evaluator:
@@ -60,7 +63,7 @@ class Evaluator:
 
     @contextmanager
     def _mode(self) -> Iterator[None]:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings(), _quiet(logging.getLogger(FAKE_LOGGER)):
             warnings.simplefilter("ignore")
             if self.fake_mode is None:
                 yield
@@ -72,6 +75,17 @@ class Evaluator:
         if self.fake_mode is not None and isinstance(value, Tensor):
             return self.fake_mode.from_tensor(value, static_shapes=True)
         return value
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    """Without the logger's lines: what fails here is handled, and reported where it matters."""
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _shadow(leaf: Any) -> Any:

@@ -27,8 +27,8 @@ from revgraph.training.progress import Bar
 from revgraph.training.recipe import Recipe
 
 TARGET = 0.97
-# A small batch makes many steps of the few images there are; with it goes a lower rate than the paper's.
-RECIPE = Recipe(steps=500, batch=16, learning_rate=0.05, warmup=10)
+# A small batch makes many steps of the few images that a short run sees.
+RECIPE = Recipe(steps=640, batch=16, warmup=20)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,7 +59,7 @@ def _run(out: Path, console: Console) -> int:
     )
     console.print(str(net.plan).splitlines()[0], soft_wrap=True, markup=False)
     with Bar(console) as bar:
-        result = fit(net, data, RECIPE, out, overwrite=True, evaluate_every=50, save_every=100, watch=bar)
+        result = fit(net, data, RECIPE, out, overwrite=True, evaluate_every=80, save_every=80, watch=bar)
     if result.interrupted or result.test is None:
         stop = f"Interrupted after step {result.step} of {result.steps}, and saved in {out}."
         console.print(stop, markup=False, soft_wrap=True)

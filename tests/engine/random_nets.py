@@ -17,7 +17,7 @@ BATCH = 3
 
 @dataclass(frozen=True)
 class Move:
-    """One instruction: what is done to stream `stream`, with the values `others` out of everything made so far."""
+    """One instruction: what is done to `stream`, with the values `others` of all made so far."""
 
     kind: str
     stream: int
