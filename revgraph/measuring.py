@@ -93,12 +93,12 @@ def measure(net: ReversibleModule, *inputs: Any, **extras: Any) -> Measurement:
         >>> dict(rg.measure(net, x1, x2).calls)
         {'f': 2, 'g': 2}
     """
-    peak, held = _isolated(net, lambda: _bytes(net, inputs, extras))
+    peak, held = _isolated(net, (inputs, extras), lambda: _bytes(net, inputs, extras))
     counting = _Counting()
     with net.watched_by(counting):
-        flops = _isolated(net, lambda: _flops(net, inputs, extras))
+        flops = _isolated(net, (inputs, extras), lambda: _flops(net, inputs, extras))
     with _planned(net, keep_all(net.graph)):
-        plain = _isolated(net, lambda: _flops(net, inputs, extras))
+        plain = _isolated(net, (inputs, extras), lambda: _flops(net, inputs, extras))
     return Measurement(peak, held, flops, flops / plain if plain else 1.0, dict(counting.calls))
 
 
@@ -113,9 +113,9 @@ def check(net: ReversibleModule, *inputs: Any, seed: int = 0, **extras: Any) -> 
     """
     rebuilding, storing = _Rebuilding(), _Storing()
     with net.watched_by(rebuilding):
-        found = _isolated(net, lambda: _gradients(net, inputs, extras, seed))
+        found = _isolated(net, (inputs, extras), lambda: _gradients(net, inputs, extras, seed))
     with _planned(net, keep_all(net.graph)), net.watched_by(storing):
-        expected = _isolated(net, lambda: _gradients(net, inputs, extras, seed))
+        expected = _isolated(net, (inputs, extras), lambda: _gradients(net, inputs, extras, seed))
     drift = {name: _relative_error(value, storing.values[name]) for name, value in rebuilding.values.items()}
     pairs = list(zip(found, expected, strict=True))
     error = max((_relative_error(one, two) for one, two in pairs), default=0.0)
@@ -146,17 +146,18 @@ class _Storing(Probe):
         self.values[name] = value.detach()
 
 
-def _isolated(net: nn.Module, run: Callable[[], Any]) -> Any:
+def _isolated(net: nn.Module, given: Any, run: Callable[[], Any]) -> Any:
     """The run's result, with buffers, gradients and random state put back afterwards."""
-    gradients = [(parameter, parameter.grad) for parameter in net.parameters()]
+    leaves_ = [*net.parameters(), *(tensor for tensor in _tensors(given) if tensor.is_leaf)]
+    gradients = [(leaf, leaf.grad) for leaf in leaves_]
     try:
-        for parameter, _ in gradients:
-            parameter.grad = None
+        for leaf, _ in gradients:
+            leaf.grad = None
         with untouched(net, faked=False), torch.enable_grad():
             return run()
     finally:
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
+        for leaf, gradient in gradients:
+            leaf.grad = gradient
 
 
 @contextmanager

@@ -31,7 +31,10 @@ def plan(graph: Graph) -> Plan:
         trial = with_last_kept(count)
         return predict(graph, trial, *sources_of(graph, trial)).peak_bytes > least
 
-    count = bisect_left(range(1, len(inverted) + 1), True, key=raises_peak)
+    beyond = 1
+    while beyond <= len(inverted) and not raises_peak(beyond):
+        beyond *= 2
+    count = bisect_left(range(1, min(beyond, len(inverted) + 1)), True, lo=beyond // 2, key=raises_peak)
     decisions, kept = with_last_kept(count), set(inverted[len(inverted) - count :])
     reasons = {node.name: _reason(node, decisions[node.name], node.name in kept) for node in graph.planned}
     return _plan(graph, decisions, (), reasons)

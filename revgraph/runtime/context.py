@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from revgraph.errors import ReplayError
 
 DEVICES = ("cpu", "cuda")
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 Autocast = tuple[torch.dtype | None, ...]
@@ -66,11 +66,8 @@ class RandomStream:
 
 
 @contextmanager
-def random_restored(state: tuple[bytes, ...] | None, devices: list[int]) -> Iterator[None]:
+def random_restored(state: tuple[bytes, ...], devices: list[int]) -> Iterator[None]:
     """Run with the generators as they were; afterwards they are as before."""
-    if state is None:
-        yield
-        return
     with torch.random.fork_rng(devices):
         torch.default_generator.set_state(_tensor(state[0]))
         for index, part in zip(devices, state[1:], strict=True):
@@ -85,84 +82,107 @@ def _tensor(state: bytes) -> Tensor:
 class ModuleState:
     """Training flags, parameter versions and buffers of a node's modules, taken before its forward.
 
-    Buffers that the forward changes are held as they were, except those of batch normalization in training,
-    which writes its running statistics without reading them.
+    Buffers that the forward changes are held as they were, except those of torch's own batch normalization in
+    training, which writes its running statistics without reading them.
     """
 
-    __slots__ = ("_before", "_held", "flags", "versions")
+    __slots__ = ("_copies", "_flags", "_modules", "_versions")
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self.flags = [module.training for module in modules]
-        self.versions: list[int] = []
-        self._held: dict[tuple[int, str], Tensor | None] = {}
-        self._before: list[tuple[tuple[int, str], Tensor, int]] = []
-        for index, module in enumerate(modules):
+    def __init__(self, modules: list[nn.Module], every_buffer: bool = False) -> None:
+        """With `every_buffer` a run is shielded from all of them, whether or not a forward changed any."""
+        self._modules = modules
+        self._flags = [module.training for module in modules]
+        self._versions = _parameter_versions(modules)
+        self._copies: list[_Copy] = []
+        for module in modules:
             if module._buffers:
-                disposable = isinstance(module, _BatchNorm) and module.training
-                for key, buffer in module._buffers.items():
+                disposable = every_buffer or (type(module) in BATCH_NORMS and module.training)
+                for name, buffer in module._buffers.items():
                     if buffer is not None:
-                        self._before.append(((index, key), buffer, buffer._version))
-                        self._held[index, key] = None if disposable else buffer.clone()
+                        self._copies.append(_Copy(module, name, buffer, disposable))
 
-    def after_forward(self, modules: Sequence[nn.Module]) -> None:
-        """Keep only the copies of buffers that changed, and remember the versions of what should not."""
-        for place, buffer, version in self._before:
-            unchanged = modules[place[0]]._buffers[place[1]] is buffer and buffer._version == version
-            if unchanged and self._held[place] is not None:
-                del self._held[place]
-        self._before.clear()
-        self.versions = self._versions(modules)
+    def after_forward(self) -> None:
+        """Let go of the copies of buffers that did not change."""
+        for copy in self._copies:
+            copy.after_forward()
 
-    def _versions(self, modules: Sequence[nn.Module]) -> list[int]:
-        versions = []
-        for index, module in enumerate(modules):
-            for parameter in module._parameters.values():
-                if parameter is not None:
-                    versions.append(parameter._version)
-            for key, buffer in module._buffers.items():
-                if buffer is not None and (index, key) not in self._held:
-                    versions.append(buffer._version)
-        return versions
-
-    def check(self, modules: Sequence[nn.Module], node: str) -> None:
+    def check(self, node: str) -> None:
         """Refuse a replay on parameters or buffers that changed since the forward.
 
         Raises:
             ReplayError: one did.
         """
-        if self._versions(modules) != self.versions:
+        if _parameter_versions(self._modules) != self._versions or any(
+            copy.is_stale() for copy in self._copies
+        ):
             raise ReplayError(
-                f"a parameter or buffer of node {node!r} was changed between forward and backward (by an "
-                "optimizer step, for example), so its replay would not repeat the forward. Run backward "
-                f"before the change, or keep the node: decisions {{{node!r}: 'keep'}}."
+                f"a parameter or buffer of node {node!r} was changed or replaced between forward and backward "
+                "(by an optimizer step, for example), so its replay would not repeat the forward. Run "
+                f"backward before the change, or keep the node: decisions {{{node!r}: 'keep'}}."
             )
 
-    def differs(self, modules: Sequence[nn.Module]) -> bool:
+    def differs(self) -> bool:
         """Whether there is anything to restore."""
-        return bool(self._held) or [module.training for module in modules] != self.flags
+        return [module.training for module in self._modules] != self._flags or any(
+            copy.changed for copy in self._copies
+        )
 
     @contextmanager
-    def restored(self, modules: Sequence[nn.Module]) -> Iterator[None]:
+    def restored(self) -> Iterator[None]:
         """Run with flags and buffers as the forward found them; what the run writes to buffers is dropped."""
-        flags = [module.training for module in modules]
-        buffers: list[tuple[nn.Module, str, Tensor]] = []
+        flags = [module.training for module in self._modules]
+        changed = [copy for copy in self._copies if copy.changed]
+        now = [copy.module._buffers[copy.name] for copy in changed]
         try:
-            if flags != self.flags:
-                _set_flags(modules, self.flags)
-            for (index, key), held in self._held.items():
-                module = modules[index]
-                current = module._buffers[key]
-                assert current is not None
-                buffers.append((module, key, current))
-                module._buffers[key] = (current if held is None else held).clone()
+            for module, flag in zip(self._modules, self._flags, strict=True):
+                module.training = flag
+            for copy, buffer in zip(changed, now, strict=True):
+                copy.module._buffers[copy.name] = copy.for_replay(buffer)
             yield
         finally:
-            if flags != self.flags:
-                _set_flags(modules, flags)
-            for module, key, current in reversed(buffers):
-                module._buffers[key] = current
+            for module, flag in zip(self._modules, flags, strict=True):
+                module.training = flag
+            for copy, buffer in zip(changed, now, strict=True):
+                copy.module._buffers[copy.name] = buffer
 
 
-def _set_flags(modules: Sequence[nn.Module], flags: list[bool]) -> None:
-    for module, flag in zip(modules, flags, strict=True):
-        module.training = flag
+class _Copy:
+    """A buffer before a forward; `changed` says, after it, whether the forward changed it."""
+
+    __slots__ = ("_version", "before", "changed", "module", "name")
+
+    def __init__(self, module: nn.Module, name: str, buffer: Tensor, disposable: bool) -> None:
+        self.module = module
+        self.name = name
+        self.before = None if disposable else buffer.clone()
+        self.changed = disposable
+        self._version = (id(buffer), buffer._version)
+
+    def after_forward(self) -> None:
+        if not self.changed:
+            self.changed = self._now() != self._version
+            if not self.changed:
+                self.before = None
+
+    def is_stale(self) -> bool:
+        """Whether a buffer that the forward left alone has changed since."""
+        return not self.changed and self._now() != self._version
+
+    def for_replay(self, now: Tensor | None) -> Tensor | None:
+        source = now if self.before is None else self.before
+        return None if source is None else source.clone()
+
+    def _now(self) -> tuple[int, int]:
+        buffer = self.module._buffers[self.name]
+        return id(buffer), -1 if buffer is None else buffer._version
+
+
+def _parameter_versions(modules: Sequence[nn.Module]) -> list[tuple[int, int, int]]:
+    """What changes when a parameter is edited, given other memory (`.data = ...`) or replaced."""
+    return [
+        (id(parameter), parameter._version, parameter.untyped_storage()._cdata)
+        for module in modules
+        if module._parameters
+        for parameter in module._parameters.values()
+        if parameter is not None
+    ]

@@ -20,10 +20,9 @@ def invert(net: nn.Module, program: Program, outputs: tuple[Any, ...], known: di
     values: dict[str, Any] = {}
     _read_results(program.results, outputs[0] if len(outputs) == 1 else outputs, values)
     for name, value in known.items():
-        if name not in graph.inputs:
-            raise GraphError(
-                f"the graph has no input {name!r}; its inputs are {', '.join(map(repr, graph.inputs))}"
-            )
+        if name not in graph.inputs and name not in program.numbers:
+            inputs = (*graph.inputs, *program.numbers)
+            raise GraphError(f"the net has no input {name!r}; its inputs are {', '.join(map(repr, inputs))}")
         values[name] = value
     wanted = [name for name in graph.inputs if name not in known]
     before = -1
@@ -61,10 +60,16 @@ def _undo(net: nn.Module, graph: Graph, operation: Operation, values: dict[str, 
 
 
 def _redo(net: nn.Module, graph: Graph, operation: Operation, values: dict[str, Any]) -> None:
-    """Put what a node without a target gives for known inputs (a condition's embedding, a size)."""
-    if operation.law is None and not all(name in values for name in operation.makes):
-        inputs = [values[name] for name in operation.reads]
-        values.update(zip(operation.makes, _evaluate(net, operation, inputs, graph), strict=True))
+    """Put what a node gives for inputs that are known (a condition's embedding, a sum of known streams)."""
+    if all(name in values for name in operation.makes):
+        return
+    if operation.target is not None and operation.target not in values:
+        return
+    results = _evaluate(net, operation, [values[name] for name in operation.reads], graph)
+    if operation.law is not None and operation.target is not None:
+        term = results[0] if results else None
+        results = (operation.law.couple(net, values[operation.target], term),)
+    values.update(zip(operation.makes, results, strict=True))
 
 
 def _evaluate(net: nn.Module, operation: Operation, inputs: list[Any], graph: Graph) -> tuple[Any, ...]:
@@ -75,16 +80,17 @@ def _evaluate(net: nn.Module, operation: Operation, inputs: list[Any], graph: Gr
     """
     paths = operation.expression.module_paths
     modules = list(dict.fromkeys(module for path in paths for module in module_at(net, path).modules()))
-    state = ModuleState(modules)
+    state = ModuleState(modules, every_buffer=True)
     random = RandomStream(inputs)
-    before = random.before()
     try:
-        with state.restored(modules):
+        with torch.random.fork_rng(random.devices), state.restored():
+            before = random.before()
             results = operation.expression.run(net, inputs)
+            drawn = random.drawn_since(before)
     except Exception as error:
         add_note(error, f"in the inverse of node {operation.node!r}")
         raise
-    if random.drawn_since(before):
+    if drawn:
         raise GraphError(
             f"node {operation.node!r} draws random numbers, so its inverse is not the one of any forward. "
             "Call net.eval() before net.inverse, or take the dropout out."

@@ -36,6 +36,7 @@ class ReversibleModule(nn.Module):
         for table in SHARED:
             self.__dict__[table] = model.__dict__[table]
         self.training = model.training
+        self._is_full_backward_hook = model._is_full_backward_hook
         self._program = program
         self._script: Script
         self._probe: Probe | None = None
@@ -137,6 +138,7 @@ class ReversibleModule(nn.Module):
         else:
             needs, gives, how = step.tensors, step.makes, "wired"
         replay.needs = tuple([slots[name] for name in needs])
+        replay.is_ready = True
         for name in gives:
             if self._plan.sources.get(name) == Source(how, step.node):
                 slots[name].maker = replay

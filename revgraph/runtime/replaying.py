@@ -8,14 +8,14 @@ function runs once more on rebuilt inputs, which gives all its saved tensors, an
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from revgraph.errors import ReplayError, add_note
+from revgraph.errors import GraphError, ReplayError, add_note
 from revgraph.program import Law
 from revgraph.runtime.context import (
     NO_AUTOCAST,
@@ -26,6 +26,8 @@ from revgraph.runtime.context import (
 )
 from revgraph.runtime.script import Step, modules_of
 from revgraph.runtime.tape import Pass, Replay, Tape
+
+NOTHING = nullcontext()
 
 
 class Handle:
@@ -49,7 +51,7 @@ class Borrowed:
         self.node = node
 
 
-def unpack(packed: Handle | Borrowed) -> Tensor:
+def unpack(packed: Handle | Borrowed | None) -> Tensor:
     """The saved tensor that a packed one stands for, replaying its node where it was not yet in this pass."""
     if isinstance(packed, Borrowed):
         if packed.tensor._version != packed.version:
@@ -59,9 +61,20 @@ def unpack(packed: Handle | Borrowed) -> Tensor:
                 "change."
             )
         return packed.tensor
+    if packed is None or not packed.replay.is_ready:
+        raise ReplayError(
+            "a node that is not kept differentiates inside its own forward. Keep that node"
+            + ("" if packed is None else f": decisions {{{packed.replay.step.node!r}: 'keep'}}")
+            + "."
+        )
     replay, index = packed.replay, packed.index
     on = replay.tape.current_pass()
     captured = on.captured.get(replay.step.index)
+    if captured is not None and captured[index] is None and on.frees_graph:
+        raise ReplayError(
+            f"a saved tensor of {replay.step.describe()} is asked for twice in one backward pass that "
+            "frees the graph. Read ctx.saved_tensors once in the backward of an autograd.Function, or keep the node."
+        )
     if captured is None or captured[index] is None:
         on.replay(replay)
         captured = on.captured[replay.step.index]
@@ -83,6 +96,7 @@ class NodeReplay(Replay):
         "random",
         "state",
         "step",
+        "storages",
         "tape",
         "target_flag",
     )  # fmt: skip
@@ -96,6 +110,7 @@ class NodeReplay(Replay):
         self.random: tuple[bytes, ...] | None = None
         self.plain: dict[str, Any] = {}
         self.made = {}
+        self.is_ready = False
 
     def forward(self, env: dict[str, Any]) -> tuple[Any, ...]:
         """The node's results, with a handle in place of each tensor that autograd saves."""
@@ -104,13 +119,16 @@ class NodeReplay(Replay):
         target = env[step.target] if step.target is not None else None
         self.flags = [isinstance(value, Tensor) and value.requires_grad for value in inputs]
         self.target_flag = target is not None and target.requires_grad
+        given = inputs if target is None else [*inputs, target]
+        self.storages = {
+            value.untyped_storage()._cdata for value in given if type(value) is nn.Parameter or is_view(value)
+        }
         self.plain = {
             name: value
             for name, value in zip(step.reads, inputs, strict=True)
             if not isinstance(value, Tensor)
         }
-        modules = modules_of(net, step)
-        self.state = ModuleState(modules)
+        self.state = ModuleState(modules_of(net, step))
         versions = [value._version for value in inputs if isinstance(value, Tensor)]
         before = self.tape.random.before()
         try:
@@ -128,9 +146,15 @@ class NodeReplay(Replay):
                 f"{step.describe()} edits one of its inputs in place, so a replay would start from changed "
                 f"values. Use the out-of-place form, or keep the node: decisions {{{step.node!r}: 'keep'}}."
             )
+        if step.decision == "invert" and target is not None and results[0].shape != target.shape:
+            raise GraphError(
+                f"{step.describe()} turned its target {step.target!r} of shape {list(target.shape)} into "
+                f"shape {list(results[0].shape)}, which cannot be undone. Expand the target first, or keep the node: "
+                f"decisions {{{step.node!r}: 'keep'}}."
+            )
         if self.tape.random.drawn_since(before):
             self.random = before
-        self.state.after_forward(modules)
+        self.state.after_forward()
         return results
 
     def run(self, on: Pass) -> None:
@@ -141,26 +165,19 @@ class NodeReplay(Replay):
             for name, flag in zip(step.reads, self.flags, strict=True)
         ]
         captured: list[Tensor | None] = []
-        modules = modules_of(net, step)
-        self.state.check(modules, step.node)
+        versions: list[int] = []
+        self.state.check(step.node)
         if self.tape.probe is not None:
             self.tape.probe.evaluated(step.node)
 
         def pack(tensor: Tensor) -> None:
-            if not _is_parameter(tensor):
+            if not self._is_borrowed(tensor):
                 self._compare(tensor, len(captured))
                 captured.append(tensor.detach())
+                versions.append(tensor._version)
 
         try:
-            with ExitStack() as stack:
-                if self.tape.autocast != NO_AUTOCAST or autocast_state() != NO_AUTOCAST:
-                    stack.enter_context(autocast_restored(self.tape.autocast))
-                if self.random is not None:
-                    stack.enter_context(random_restored(self.random, self.tape.random.devices))
-                if self.state.differs(modules):
-                    stack.enter_context(self.state.restored(modules))
-                stack.enter_context(torch.enable_grad())
-                stack.enter_context(saved_tensors_hooks(pack, unpack))
+            with self._restored(), torch.enable_grad(), saved_tensors_hooks(pack, unpack):
                 results = step.expression.run(net, inputs)
                 if step.law is not None:
                     self._couple_again(step.law, given, results[0] if results else None, on)
@@ -169,15 +186,41 @@ class NodeReplay(Replay):
             raise
         if len(captured) != self.count:
             self._differs(f"it saved {self.count} tensors in the forward and {len(captured)} now")
+        if [tensor._version for tensor in captured if tensor is not None] != versions:
+            raise ReplayError(
+                f"{step.describe()} edits a tensor in place that its own backward needs. Use the "
+                "out-of-place form there; ordinary autograd refuses such an edit too."
+            )
         on.captured[step.index] = captured
+
+    def _restored(self) -> AbstractContextManager[Any]:
+        """The forward's autocast, random numbers, flags and buffers, as far as they differ from today's."""
+        stack = None
+        if self.tape.autocast != NO_AUTOCAST or autocast_state() != NO_AUTOCAST:
+            stack = ExitStack()
+            stack.enter_context(autocast_restored(self.tape.autocast))
+        if self.random is not None:
+            stack = stack or ExitStack()
+            stack.enter_context(random_restored(self.random, self.tape.random.devices))
+        if self.state.differs():
+            stack = stack or ExitStack()
+            stack.enter_context(self.state.restored())
+        return stack or NOTHING
 
     def _couple_again(self, law: Law, given: dict[str, Tensor], term: Any, on: Pass) -> None:
         """The target from the output where the node is inverted, and what joining them saves."""
         step, net = self.step, self.tape.net
         assert step.target is not None
         if step.decision == "invert":
+            y = given[step.makes[0]]
+            version = y._version
             with torch.no_grad():
-                x = law.uncouple(net, given[step.makes[0]], term)
+                x = law.uncouple(net, y, term)
+            if y._version != version:
+                raise ReplayError(
+                    f"the inverse of {step.describe()} edits the output in place, which others may hold. Use "
+                    "the out-of-place form in its `uncouple`."
+                )
             on.put(step.target, x, self)
             if self.tape.probe is not None:
                 self.tape.probe.rebuilt(step.target, x)
@@ -187,11 +230,15 @@ class NodeReplay(Replay):
             law.couple(net, x.detach().requires_grad_(self.target_flag), term)
 
     def _pack(self, tensor: Tensor) -> Handle | Borrowed:
-        if _is_parameter(tensor):
+        if self._is_borrowed(tensor):
             return Borrowed(tensor, self.step.node)
         self.metadata.append((tensor.shape, tensor.dtype))
         self.count += 1
         return Handle(self, self.count - 1)
+
+    def _is_borrowed(self, tensor: Tensor) -> bool:
+        """Whether a saved tensor is a parameter, or a view of one, that is not among the node's inputs."""
+        return _is_parameter(tensor) and tensor.untyped_storage()._cdata not in self.storages
 
     def _compare(self, tensor: Tensor, index: int) -> None:
         if index >= self.count:
@@ -239,6 +286,11 @@ class WiringReplay(Replay):
                 made = step.expression.run(self.tape.net, inputs)
         for name, value in zip(step.tensors if self.backwards else step.makes, made, strict=True):
             on.put(name, value, self)
+
+
+def is_view(value: Any) -> bool:
+    """Whether an input is a view of a parameter."""
+    return isinstance(value, Tensor) and type(value._base) is nn.Parameter
 
 
 def _is_parameter(tensor: Tensor) -> bool:

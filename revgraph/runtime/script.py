@@ -96,10 +96,17 @@ def write_script(program: Program, plan: Plan) -> Script:
 
 def modules_of(net: nn.Module, step: Step) -> list[nn.Module]:
     """Every module that a step calls, with submodules, and those whose own attributes it reads, once each."""
-    if len(step.modules) == 1 and not step.owners:
-        return list(module_at(net, step.modules[0]).modules())
-    called = [module for path in step.modules for module in module_at(net, path).modules()]
-    return list(dict.fromkeys([*called, *(module_at(net, path) for path in step.owners)]))
+    found = [module_at(net, path) for path in step.owners]
+    for path in step.modules:
+        _collect(module_at(net, path), found)
+    return list(dict.fromkeys(found)) if len(step.modules) > 1 or step.owners else found
+
+
+def _collect(module: nn.Module, found: list[nn.Module]) -> None:
+    found.append(module)
+    for child in module._modules.values():
+        if child is not None:
+            _collect(child, found)
 
 
 def _step(

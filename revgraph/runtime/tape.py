@@ -49,8 +49,9 @@ class Slot:
 class Replay:
     """What can be done again in backward: `needs` are the slots it reads; `made` those it may give."""
 
-    __slots__ = ("made", "needs")
+    __slots__ = ("is_ready", "made", "needs")
 
+    is_ready: bool
     needs: tuple[Slot, ...]
     made: dict[str, weakref.ref[Slot]]
 
@@ -71,19 +72,21 @@ class Tape:
         self.autocast = autocast_state()
         self.random = RandomStream(inputs)
         self.uses = uses
-        self.passes: dict[int, Pass] = {}
+        self.passes: weakref.WeakValueDictionary[int, Pass] = weakref.WeakValueDictionary()
 
     def current_pass(self) -> Pass:
         """The state of the backward pass that is running."""
         task = torch._C._current_graph_task_id()
         if task == -1:  # asked for outside of any backward: nothing to share with
             return Pass(self.uses, frees_graph=False)
-        if task not in self.passes:
+        running = self.passes.get(task)
+        if running is None:
             autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
             frees_graph = not autograd._get_current_graph_task_keep_graph()
-            self.passes[task] = Pass(self.uses, frees_graph)
-            torch.autograd.Variable._execution_engine.queue_callback(lambda: self.passes.pop(task).close())
-        return self.passes[task]
+            running = self.passes[task] = Pass(self.uses, frees_graph)
+            # The callback alone keeps the pass, so that it ends with the task even where that fails.
+            torch.autograd.Variable._execution_engine.queue_callback(running.close)
+        return running
 
 
 class Pass:
@@ -93,7 +96,7 @@ class Pass:
     stored values go with their last reader, and what it has rebuilt but not used up takes their place.
     """
 
-    __slots__ = ("captured", "frees_graph", "slots", "uses", "values", "wanted")
+    __slots__ = ("__weakref__", "captured", "frees_graph", "slots", "uses", "values", "wanted")
 
     def __init__(self, uses: dict[str, int], frees_graph: bool) -> None:
         self.values: dict[str, Tensor] = {}

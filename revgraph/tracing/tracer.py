@@ -203,13 +203,15 @@ class Tracer(fx.Tracer):
         shadow = self.evaluator.evaluate(kind, target, args, kwargs)
         if self.fake_mode is None:
             self._random = torch.get_rng_state()
-        if kind == "call_module":
-            pairs = zip(tensors, versions, strict=True)
-            edited = [proxy for proxy, version in pairs if proxy.shadow._version != version]
-            if edited:
-                changed = edited[0]
-                args, kwargs = self._with_copy(target, args, kwargs, edited)
-                shadow = self.evaluator.evaluate(kind, target, args, kwargs)
+        pairs = zip(tensors, versions, strict=True)
+        edited = [proxy for proxy, version in pairs if proxy.shadow._version != version]
+        if edited:
+            copy = self._copy_of(kind, target, edited)
+            args, kwargs = _replaced((args, kwargs), edited[0], copy)
+            shadow = self.evaluator.evaluate(kind, target, args, kwargs)
+            if not is_tensor(shadow) or not _is_same(shadow, copy.shadow):
+                raise Untraceable(f"{target} edits its input in place and returns something else")
+            changed = edited[0]
         proxy = self._record(kind, target, args, kwargs, name, shadow)
         if changed is not None:
             self._overwritten.append(changed.shadow)
@@ -244,26 +246,39 @@ class Tracer(fx.Tracer):
             if args[0].node.op == "get_attr" or not hasattr(Tensor, target[:-1]):
                 raise Untraceable(f"{target} changes a tensor in place")
             return target[:-1], args, kwargs, args[0]
+        if kind == "call_function" and (twin := _out_of_place(target)) and _holds_tensor(args[0]):
+            return twin, args, kwargs, args[0]
         if kind == "call_function" and kwargs.get("inplace"):
             return target, args, {**kwargs, "inplace": False}, args[0]
         return target, args, kwargs, None
 
-    def _with_copy(
-        self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any], edited: list[ShadowProxy]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of a module that edits one of them in place, with a copy of that one."""
-        if len(edited) > 1 or isinstance(self.root.get_submodule(path), Coupling):
+    def _copy_of(self, kind: str, target: Any, edited: list[ShadowProxy]) -> ShadowProxy:
+        """A copy of the tensor that a module edits in place, for it to be called on."""
+        if kind != "call_module":
+            raise Untraceable(f"{getattr(target, '__name__', target)} edits a tensor in place")
+        if len(edited) > 1 or isinstance(self.root.get_submodule(target), Coupling):
             raise TraceError(
-                f"module {path!r} edits its input in place. A function of a coupling must leave its inputs "
+                f"module {target!r} edits its input in place. A function of a coupling must leave its inputs "
                 "as they are, or reconstruction would start from edited values: use the out-of-place form "
                 "(nn.ReLU() for nn.ReLU(inplace=True))."
             )
-        copy = self.create_proxy("call_method", "clone", (edited[0],), {})
+        return self.create_proxy("call_method", "clone", (edited[0],), {})
 
-        def swapped(leaf: Any) -> Any:
-            return copy if leaf is edited[0] else leaf
 
-        return map_leaves(swapped, args), map_leaves(swapped, kwargs)
+def _replaced(tree: Any, old: ShadowProxy, new: ShadowProxy) -> Any:
+    return map_leaves(lambda leaf: new if leaf is old else leaf, tree)
+
+
+def _is_same(one: Tensor, two: Tensor) -> bool:
+    return one.shape == two.shape and one.untyped_storage()._cdata == two.untyped_storage()._cdata
+
+
+def _out_of_place(function: Any) -> Any:
+    """The function of the same name without the underscore behind it, where there is one."""
+    name = getattr(function, "__name__", "")
+    if not name.endswith("_") or name.endswith("__"):
+        return None
+    return getattr(torch, name[:-1], None) or getattr(nn.functional, name[:-1], None)
 
 
 def _holds_tensor(arg: Any) -> bool:

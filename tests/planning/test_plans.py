@@ -1,0 +1,287 @@
+"""Plans: decisions, errors, sources that really rebuild, and the default plan's peak."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from engine.random_nets import BATCH, WIDTH, RandomNet, decisions, recipes
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import revgraph as rg
+
+SETTINGS = settings(
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+    phases=(Phase.explicit, Phase.generate),
+)
+
+
+class Net(nn.Module):
+    def __init__(self, depth: int = 3, width: int = 8) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(width, 2 * width), nn.Linear(2 * width, 3)
+        self.blocks = nn.ModuleList(
+            rg.Additive(self._function(width), self._function(width)) for _ in range(depth)
+        )
+
+    def _function(self, width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(width, 4 * width), nn.Tanh(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x1, x2 = self.stem(x).chunk(2, 1)
+        for block in self.blocks:
+            x1, x2 = block(x1, x2)
+        return self.head(torch.cat([x1, x2], 1))
+
+
+@pytest.fixture(scope="module")
+def graph() -> rg.Graph:
+    return rg.trace(Net(), torch.randn(5, 8)).graph
+
+
+def traced(recipe: Any) -> rg.ReversibleModule:
+    torch.manual_seed(0)
+    inputs = [torch.randn(BATCH, WIDTH, dtype=torch.double) for _ in range(recipe[0])]
+    return rg.trace(RandomNet(*recipe).double(), *inputs)
+
+
+def test_decide_inverts_couplings_and_keeps_boundaries(graph: rg.Graph) -> None:
+    plan = rg.decide(graph, {})
+    for node in graph.planned:
+        assert plan.decisions[node.name] == ("invert" if node.kind == "coupling" else "keep")
+
+
+def test_decide_follows_what_was_asked(graph: rg.Graph) -> None:
+    asked = {"stem": "recompute", "blocks.1.f": "keep", "blocks.2.g": "recompute"}
+    plan = rg.decide(graph, asked)
+    assert {name: plan.decisions[name] for name in asked} == asked
+
+
+def test_unknown_node_is_an_error_with_a_suggestion(graph: rg.Graph) -> None:
+    with pytest.raises(rg.PlanError, match=r"no coupling or boundary named 'stm'; did you mean 'stem'\?"):
+        rg.decide(graph, {"stm": "keep"})
+    with pytest.raises(rg.PlanError, match=r"no coupling or boundary named 'zzzzzz'$"):
+        rg.decide(graph, {"zzzzzz": "keep"})
+
+
+def test_wiring_and_inputs_cannot_be_decided_on(graph: rg.Graph) -> None:
+    for node in graph.nodes:
+        if node.kind not in ("coupling", "boundary"):
+            with pytest.raises(rg.PlanError, match="no coupling or boundary named"):
+                rg.decide(graph, {node.name: "keep"})
+
+
+def test_unknown_decision_is_an_error(graph: rg.Graph) -> None:
+    with pytest.raises(
+        rg.PlanError, match="'drop' is no decision for 'stem'; the decisions are keep, invert"
+    ):
+        rg.decide(graph, {"stem": "drop"})  # pyright: ignore
+
+
+def test_boundary_cannot_be_inverted(graph: rg.Graph) -> None:
+    with pytest.raises(rg.PlanError, match="boundary 'stem' cannot be inverted: keep or recompute it"):
+        rg.decide(graph, {"stem": "invert"})
+
+
+def test_unknown_anchor_is_an_error(graph: rg.Graph) -> None:
+    with pytest.raises(rg.PlanError, match="anchor 'ghost' is no value"):
+        rg.decide(graph, {}, anchors=["ghost"])
+
+
+def test_anchor_is_stored(graph: rg.Graph) -> None:
+    assert "blocks.0.g" not in rg.decide(graph, {}).stored
+    plan = rg.decide(graph, {}, anchors=["blocks.0.g"])
+    assert "blocks.0.g" in plan.stored
+    assert plan.held_bytes == rg.decide(graph, {}).held_bytes + graph.value["blocks.0.g"].nbytes
+
+
+def test_anchors_may_be_any_iterable_and_doubled(graph: rg.Graph) -> None:
+    plan = rg.decide(graph, {}, anchors=iter(["blocks.0.g", "blocks.0.g"]))
+    assert plan.stored.count("blocks.0.g") == 1
+
+
+def test_keep_all_is_ordinary_autograd(graph: rg.Graph) -> None:
+    plan = rg.keep_all(graph)
+    assert set(plan.decisions.values()) == {"keep"}
+    assert plan.stored == ()
+    assert plan.flops_ratio == 1.0
+    assert plan.held_bytes > rg.decide(graph, {}).held_bytes
+
+
+def test_all_inverted_costs_a_forward_of_each_coupling(graph: rg.Graph) -> None:
+    plan = rg.decide(graph, {})
+    plain = sum(node.cost.flops + node.cost.backward_flops for node in graph.planned)
+    again = sum(node.cost.flops for node in graph.planned if node.kind == "coupling")
+    assert plan.flops_ratio == pytest.approx(1 + again / plain, rel=1e-12)
+    assert 1.2 < plan.flops_ratio < 1.34
+
+
+def test_default_plan_keeps_its_peak_below_the_all_inverted(graph: rg.Graph) -> None:
+    default, inverted = rg.plan(graph), rg.decide(graph, {})
+    assert default.peak_bytes <= inverted.peak_bytes
+    assert default.flops_ratio <= inverted.flops_ratio
+
+
+@SETTINGS
+@given(recipes())
+def test_default_plan_keeps_its_peak_below_the_all_inverted_on_random_graphs(recipe: Any) -> None:
+    graph = traced(recipe).graph
+    default, inverted = rg.plan(graph), rg.decide(graph, {})
+    assert default.peak_bytes <= inverted.peak_bytes
+    assert default.flops_ratio <= inverted.flops_ratio
+
+
+def test_explain_is_a_sentence_on_every_node(graph: rg.Graph) -> None:
+    plan = rg.plan(graph)
+    for node in graph.planned:
+        text = plan.explain(node.name)
+        assert text.startswith(f"{node.name}: {plan.decisions[node.name]}, ")
+        assert "\n" not in text
+    assert "as asked" in rg.decide(graph, {"stem": "recompute"}).explain("stem")
+    with pytest.raises(rg.PlanError, match="the plan decides on no node 'ghost'"):
+        plan.explain("ghost")
+
+
+def test_plan_prints_as_a_short_aligned_table(graph: rg.Graph) -> None:
+    plan = rg.decide(graph, {"stem": "recompute"})
+    lines = str(plan).splitlines()
+    assert len(lines) == 2 + len(graph.planned)
+    assert lines[0].startswith("Net: 1 keep, 6 invert, 1 recompute; predicted peak ")
+    assert max(map(len, lines)) <= 120
+    assert all(line == line.rstrip() for line in lines)
+    column = lines[1].index("decision")
+    assert all(line[column:].split()[0] in ("keep", "invert", "recompute") for line in lines[2:])
+
+
+def test_plan_is_frozen_and_comparable(graph: rg.Graph) -> None:
+    assert rg.plan(graph) == rg.plan(graph)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        rg.plan(graph).peak_bytes = 0  # pyright: ignore
+
+
+def test_caller_cannot_change_a_plan_by_its_own_mapping(graph: rg.Graph) -> None:
+    asked = {"stem": "recompute"}
+    plan = rg.decide(graph, asked)
+    asked["stem"] = "keep"
+    assert plan.decisions["stem"] == "recompute"
+
+
+def test_plan_of_another_graph_is_refused() -> None:
+    net, other = rg.trace(Net(), torch.randn(5, 8)), rg.trace(Net(2), torch.randn(5, 8))
+    with pytest.raises(rg.PlanError, match="this plan is for another graph"):
+        net.plan = other.plan
+    with pytest.raises(rg.PlanError, match=r"a net's plan is a revgraph\.Plan, not a dict"):
+        net.plan = {}  # pyright: ignore
+
+
+def asked_for(graph: rg.Graph, plan: rg.Plan) -> Iterator[str]:
+    """What replays read: an inverted node its output and others, a recomputed one its inputs."""
+    for node in graph.planned:
+        if plan.decisions[node.name] == "invert":
+            yield from (*node.others, *node.outputs)
+        elif plan.decisions[node.name] == "recompute":
+            yield from node.inputs
+
+
+def takes(graph: rg.Graph, source: Any) -> tuple[str, ...]:
+    """What a value's source is made from, read off the words' own meaning."""
+    if source.how == "stored":
+        return ()
+    node = graph.node[source.node]
+    if source.how == "inverted":
+        return (*node.outputs, *(name for name in node.inputs if name != node.target))
+    return node.outputs if source.how == "rewired" else node.inputs
+
+
+@SETTINGS
+@given(recipes(), st.data())
+def test_everything_asked_for_is_rebuilt_from_what_is_stored_in_an_acyclic_way(
+    recipe: Any, data: Any
+) -> None:
+    graph = traced(recipe).graph
+    anchors = data.draw(st.lists(st.sampled_from([each.name for each in graph.values]), max_size=2))
+    plan = rg.decide(graph, decisions(graph, lambda fit: data.draw(st.sampled_from(fit))), anchors)
+    held = {*plan.stored, *graph.inputs}
+    for name in asked_for(graph, plan):
+        assert name in plan.sources
+    rebuilt: set[str] = set()
+    waiting = dict(plan.sources)
+    while waiting:
+        ready = {
+            name
+            for name, source in waiting.items()
+            if (name in held if source.how == "stored" else rebuilt.issuperset(takes(graph, source)))
+        }
+        assert ready, f"these follow from nothing: {waiting}"
+        rebuilt |= ready
+        for name in ready:
+            source = waiting.pop(name)
+            if source.how == "inverted":
+                assert graph.node[source.node].target == name
+                assert plan.decisions[source.node] == "invert"
+            elif source.how == "rewired":
+                assert graph.node[source.node].kind == "wiring" and name in graph.node[source.node].inputs
+            elif source.how == "wired":
+                assert graph.node[source.node].kind == "wiring" and name in graph.node[source.node].outputs
+    assert set(anchors) - set(graph.inputs) <= set(plan.stored)
+
+
+def closure(graph: rg.Graph, plan: rg.Plan, held: set[str]) -> set[str]:
+    """Everything that follows from `held` by inverting and wiring, by brute force."""
+    known = set(held)
+    while True:
+        before = len(known)
+        for node in graph.nodes:
+            if node.kind == "coupling" and plan.decisions[node.name] == "invert":
+                if known.issuperset((*node.outputs, *node.others)) and node.target is not None:
+                    known.add(node.target)
+            elif node.kind == "wiring":
+                if known.issuperset(node.outputs):
+                    known.update(node.inputs)
+                if known.issuperset(node.inputs):
+                    known.update(node.outputs)
+        if len(known) == before:
+            return known
+
+
+@SETTINGS
+@given(recipes(most_streams=3, most_moves=6))
+def test_no_stored_value_is_superfluous_on_random_graphs(recipe: Any) -> None:
+    """With one stored value less, something that is asked for no longer follows."""
+    graph = traced(recipe).graph
+    plan = rg.decide(graph, {})
+    wanted = set(asked_for(graph, plan))
+    assert wanted <= closure(graph, plan, {*graph.inputs, *plan.stored})
+    for name in plan.stored:
+        rest = {*graph.inputs, *plan.stored} - {name}
+        assert not wanted <= closure(graph, plan, rest), f"{name!r} is stored for nothing"
+
+
+@settings(SETTINGS, max_examples=15)
+@given(recipes(most_streams=2, most_moves=4))
+def test_stored_bytes_are_the_least_on_small_graphs(recipe: Any) -> None:
+    """Against every smaller choice of stored values: none holds fewer bytes and still gives all."""
+    graph = traced(recipe).graph
+    plan = rg.decide(graph, {})
+    wanted = set(asked_for(graph, plan))
+    size = lambda names: sum(graph.value[each].nbytes for each in {graph.value[n].storage for n in names})  # noqa: E731
+    ours = size(plan.stored)
+    names = [each.name for each in graph.values if each.name not in graph.inputs]
+    for count in range(min(len(plan.stored), 3)):
+        for choice in itertools.combinations(names, count):
+            if size(choice) < ours:
+                assert not wanted <= closure(graph, plan, {*graph.inputs, *choice}), f"{choice} would do"
+
+
+def test_bytes_held_do_not_grow_with_depth() -> None:
+    held = {rg.decide(rg.trace(Net(depth), torch.randn(5, 8)).graph, {}).held_bytes for depth in (1, 4, 12)}
+    assert len(held) == 1

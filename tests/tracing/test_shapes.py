@@ -1,0 +1,390 @@
+"""Shape arithmetic follows the input; a path chosen by a shape is held to the example's answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from tracing.agreement import agree, equal_runs, linear, mlp, randn
+
+import revgraph as rg
+
+
+class Net(nn.Module):
+    def __init__(self, body: Callable[..., Any], **modules: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.body(self, *args, **kwargs)
+
+
+def unpacked(net: Any, x: Tensor) -> Tensor:
+    b, c, h, w = x.shape
+    return net.f(x.view(b, -1)) * (h * w) / c
+
+
+def unpacked_size(net: Any, x: Tensor) -> Tensor:
+    b, c, h, w = x.size()
+    return net.f(x.reshape(b, c * h * w))
+
+
+def created(net: Any, x: Tensor) -> Tensor:
+    zeros = torch.zeros(x.shape[0], 16, dtype=x.dtype, device=x.device)
+    places = torch.arange(x.size(1), device=x.device)
+    return net.f(x.flatten(1) + zeros + 1) + places.sum() + torch.ones(x.shape[0], 1, dtype=x.dtype)
+
+
+def looped(net: Any, x: Tensor) -> Tensor:
+    total = torch.zeros_like(x[:, 0])
+    for channel in range(x.shape[1]):
+        total = total + x[:, channel] * (channel + 1)
+    return total
+
+
+def questions(net: Any, x: Tensor) -> Tensor:
+    assert isinstance(x, Tensor)
+    assert torch.is_tensor(x)
+    assert x.ndim == 4
+    assert x.dim() == 4
+    assert len(x.shape) == 4
+    y = x.new_ones(x.size(0), 1, device=x.device)
+    if x.dtype == torch.float64 and x.is_floating_point() and x.device.type == "cpu" and not x.is_cuda:
+        y = y * 2
+    return net.f(x.flatten(1)).to(x.dtype) * y + x.numel() + x.shape[-1] ** 2
+
+
+def new_tensors(net: Any, x: Tensor) -> Tensor:
+    return net.f(x.flatten(1)) + x.new_zeros(x.shape[0], 1) + x.new_ones(1) + x.new_tensor([1.0, 2, 3, 4])
+
+
+def expanded(net: Any, x: Tensor) -> Tensor:
+    token = net.token.expand(x.shape[0], -1, -1) if hasattr(net, "token") else x[:, :1].flatten(2)
+    return torch.cat([token, x.flatten(2)], 1)
+
+
+def assigned(net: Any, x: Tensor) -> Tensor:
+    shape = list(x.shape)
+    shape[0] = -1
+    size = x.shape[:1] + torch.Size([16])
+    return x.reshape(shape).reshape(size) * x.shape.numel()
+
+
+def unbound(net: Any, x: Tensor) -> Tensor:
+    return sum(part * (index + 1) for index, part in enumerate(x.unbind(1)))  # pyright: ignore
+
+
+def iterated(net: Any, x: Tensor) -> Tensor:
+    return torch.stack([row * 2 for row in x.transpose(0, 1)], 1)
+
+
+def zipped(net: Any, x: Tensor) -> Tensor:
+    parts = x.split([1, 3], dim=1)
+    return torch.cat([part * (i + 1) for i, part in zip(range(2), parts, strict=True)], 1)
+
+
+def einsummed(net: Any, x: Tensor) -> Tensor:
+    b = x.shape[0]
+    return torch.einsum("bchw,bdhw->bcd", x, x).reshape(b, -1) / x.shape[1] ** 0.5
+
+
+def interpolated(net: Any, x: Tensor) -> Tensor:
+    return nn.functional.interpolate(x, size=(x.shape[2] * 2, x.shape[3] * 2), mode="nearest")
+
+
+def formatted(net: Any, x: Tensor) -> Tensor:
+    name = f"shape {tuple(x.shape)} {x.shape[0]:d}"
+    assert name
+    return net.f(x.flatten(1))
+
+
+def asserted(net: Any, x: Tensor) -> Tensor:
+    assert x.shape[2] == x.shape[3] and x.shape[1] in (3, 4), "square images"
+    return net.f(x.flatten(1))
+
+
+FORMS = [
+    unpacked, unpacked_size, created, looped, questions, new_tensors, expanded, assigned, unbound, iterated,
+    zipped, einsummed, interpolated, formatted, asserted,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", FORMS, ids=lambda body: body.__name__)
+def test_other_batch_sizes_after_tracing_give_the_right_result(body: Any) -> None:
+    model = Net(body, f=linear(16, 4))
+    net = agree(model, randn(3, 4, 2, 2))
+    for batch in (1, 2, 5):
+        equal_runs(net, model, randn(batch, 4, 2, 2, seed=batch))
+
+
+def test_other_batch_sizes_run_through_couplings_and_wiring() -> None:
+    def body(net: Any, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        x1, x2 = x.view(b, c, h * w).permute(0, 2, 1).chunk(2, dim=2)
+        x1 = x1 + net.f(x2)
+        x2 = x2 - net.g(x1) * (1 / h)
+        return torch.cat([x1, x2], dim=2).permute(0, 2, 1).reshape(b, c, h, w)
+
+    model = Net(body, f=mlp(2), g=mlp(2, seed=3))
+    net = agree(model, randn(3, 4, 2, 2), couplings=2)
+    for shape in ((1, 4, 2, 2), (5, 4, 2, 2), (2, 4, 3, 5)):
+        equal_runs(net, model, randn(*shape))
+
+
+def test_inverse_runs_through_shape_arithmetic_of_the_traced_shape() -> None:
+    def body(net: Any, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        x1, x2 = x.view(b, c, h * w).permute(0, 2, 1).chunk(2, dim=2)
+        x1 = x1 + net.f(x2)
+        return torch.cat([x1, x2], dim=2).permute(0, 2, 1).reshape(b, c, h, w)
+
+    net = rg.trace(Net(body, f=mlp(2)), randn(3, 4, 2, 2))
+    x = randn(3, 4, 2, 2, seed=4)
+    with torch.no_grad():
+        torch.testing.assert_close(net.inverse(net(x)), x, rtol=1e-12, atol=1e-12)
+
+
+def test_branch_on_a_shape_is_held_to_the_example() -> None:
+    model = Net(lambda net, x: x * 2 if x.shape[1] > 3 else x * 3)
+    net = agree(model, randn(2, 4))
+    equal_runs(net, model, randn(7, 5))
+    with pytest.raises(rg.TraceError) as caught:
+        net(randn(2, 2))
+    text = str(caught.value)
+    assert "test_shapes.py:" in text
+    assert "Trace the model again" in text
+
+
+def test_loop_over_a_shape_is_held_to_the_example() -> None:
+    model = Net(looped)
+    net = agree(model, randn(2, 4, 2, 2))
+    with pytest.raises(rg.TraceError, match=r"4 .*5 .*Trace the model again"):
+        net(randn(2, 5, 2, 2))
+
+
+def test_iteration_over_the_batch_is_held_to_the_example() -> None:
+    model = Net(lambda net, x: torch.stack([row * 2 for row in x]))
+    net = agree(model, randn(3, 4))
+    with pytest.raises(rg.TraceError):
+        net(randn(2, 4))
+    with pytest.raises(rg.TraceError):
+        net(randn(4, 4))
+
+
+def test_length_of_a_tensor_is_held_to_the_example() -> None:
+    model = Net(lambda net, x: x * len(x))
+    net = agree(model, randn(3, 4))
+    with pytest.raises(rg.TraceError):
+        net(randn(2, 4))
+
+
+def test_branch_on_a_dtype_is_held_to_the_example() -> None:
+    """The path was chosen by a dtype; another dtype must take its own path or be refused."""
+    model = Net(lambda net, x: x * 2 if x.dtype == torch.float64 else x * 3)
+    net = agree(model, randn(3, 4))
+    x = randn(3, 4).float()
+    try:
+        found = net(x)
+    except rg.TraceError:
+        return
+    torch.testing.assert_close(found, model(x), rtol=0, atol=0)
+
+
+def test_branch_on_the_number_of_dimensions_is_held_to_the_example() -> None:
+    model = Net(lambda net, x: x.sum(1) if x.ndim == 2 else x.sum((1, 2)))
+    net = agree(model, randn(3, 4))
+    with pytest.raises(rg.TraceError):
+        net(randn(3, 4, 2))
+
+
+def test_branch_on_is_none_of_an_optional_input() -> None:
+    def body(net: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return x * 2 if mask is None else x * mask
+
+    agree(Net(body), randn(3, 4))
+    net = agree(Net(body), randn(3, 4), mask=randn(3, 4, seed=2))
+    with pytest.raises(rg.TraceError, match="mask"):
+        net(randn(3, 4))
+
+
+def test_number_argument_may_change_after_tracing() -> None:
+    model = Net(lambda net, x, scale: x * scale + net.f(x), f=linear())
+    net = agree(model, randn(3, 4), 2.5)
+    equal_runs(net, model, randn(3, 4), 0.5)
+    equal_runs(net, model, randn(3, 4), 2)
+
+
+def test_number_argument_that_chose_the_path_is_held_to_the_example() -> None:
+    model = Net(lambda net, x, steps: [x := torch.sin(x) for _ in range(steps)][-1])
+    net = agree(model, randn(3, 4), 3)
+    with pytest.raises(rg.TraceError, match="3"):
+        net(randn(3, 4), 4)
+
+
+def test_flag_argument_is_held_to_the_example() -> None:
+    model = Net(lambda net, x, double=False: x * 2 if double else x * 3)
+    net = agree(model, randn(3, 4), double=True)
+    with pytest.raises(rg.TraceError, match="double"):
+        net(randn(3, 4), double=False)
+    with pytest.raises(rg.TraceError, match="double"):
+        net(randn(3, 4))
+
+
+def test_string_argument_is_held_to_the_example() -> None:
+    model = Net(lambda net, x, mode: {"sin": torch.sin, "cos": torch.cos}[mode](x))
+    net = agree(model, randn(3, 4), "sin")
+    with pytest.raises(rg.TraceError, match=r"mode|args"):
+        net(randn(3, 4), "cos")
+
+
+def test_default_arguments_keep_their_values() -> None:
+    class Defaults(nn.Module):
+        def forward(self, x: Tensor, scale: float = 2.0, mode: str = "a") -> Tensor:
+            return x * scale if mode == "a" else x
+
+    net = agree(Defaults(), randn(3, 4))
+    with pytest.raises(rg.TraceError):
+        net(randn(3, 4), 3.0)
+
+
+def test_arguments_by_position_or_name_are_the_same() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x - y * 2
+
+    net = agree(Two(), randn(3, 4), randn(3, 4, seed=2))
+    equal_runs(net, Two(), y=randn(3, 4), x=randn(3, 4, seed=4))
+    net = agree(Two(), y=randn(3, 4), x=randn(3, 4, seed=2))
+    equal_runs(net, Two(), randn(3, 4), randn(3, 4, seed=4))
+
+
+def test_missing_and_superfluous_arguments_are_clear_errors() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x - y
+
+    with pytest.raises(rg.TraceError, match="'y'"):
+        rg.trace(Two(), randn(3, 4))
+    net = rg.trace(Two(), randn(3, 4), randn(3, 4))
+    for args, kwargs in (
+        ((randn(3, 4),), {}),
+        ((randn(3, 4),) * 3, {}),
+        ((randn(3, 4),), {"z": randn(3, 4)}),
+    ):
+        with pytest.raises(rg.TraceError):
+            net(*args, **kwargs)
+    with pytest.raises(rg.TraceError, match="tensor"):
+        net(randn(3, 4), "text")
+
+
+def test_tensors_in_nested_arguments() -> None:
+    class Nested(nn.Module):
+        def forward(self, batch: Any, *rest: Any, flags: Any = None) -> Any:
+            return batch["x"] * batch["more"][0] + rest[0][1], flags["scale"] * batch["x"]
+
+    net = agree(
+        Nested(),
+        {"x": randn(3, 4), "more": [randn(3, 4, seed=2), None]},
+        (None, randn(3, 4, seed=3)),
+        flags={"scale": randn(3, 1, seed=4), "name": "a"},
+    )
+    with pytest.raises(rg.TraceError, match="more"):
+        net({"x": randn(3, 4), "more": [randn(3, 4)]}, (None, randn(3, 4)), flags={"scale": 1.0, "name": "a"})
+
+
+def test_same_tensor_given_twice() -> None:
+    x = randn(3, 4)
+    agree(Net(lambda net, a, b: (a + net.f(b), b * 2), f=mlp()), x, x)
+
+
+def test_wrong_shape_for_the_model_is_the_models_own_error() -> None:
+    net = rg.trace(Net(lambda net, x: net.f(x), f=linear()), randn(3, 4))
+    with pytest.raises(RuntimeError, match="shape"):
+        net(randn(3, 5))
+
+
+WIRINGS: dict[str, Any] = {
+    "chunk": lambda x: torch.cat(x.chunk(2, 1)[::-1], 1),
+    "chunk uneven": lambda x: torch.cat(x.chunk(3, 1), 1),
+    "split": lambda x: torch.cat(torch.split(x, [1, 3], dim=1)[::-1], dim=1),
+    "split size": lambda x: torch.cat(x.split(2, dim=-1), -1),
+    "tensor_split": lambda x: torch.cat(torch.tensor_split(x, 3, dim=1), 1),
+    "stack": lambda x: torch.stack([x, x * 2], 1).flatten(1, 2),
+    "unbind": lambda x: torch.stack(x.unbind(1), 1),
+    "view": lambda x: x.view(x.size(0), 2, 2, 4).view(x.size(0), 4, 4),
+    "permute": lambda x: x.permute(0, 2, 1),
+    "transpose": lambda x: x.transpose(-1, 1).transpose(2, 1),
+    "swapaxes": lambda x: torch.swapaxes(x, 1, 2),
+    "mT": lambda x: x.mT,
+    "T": lambda x: x[0].T,
+    "flatten": lambda x: x.flatten(1),
+    "unflatten": lambda x: x.unflatten(1, (2, 2)),
+    "squeeze": lambda x: x.unsqueeze(0).squeeze(0).unsqueeze(-1),
+    "pixel_unshuffle": lambda x: nn.functional.pixel_unshuffle(x.unsqueeze(1), 2),
+    "pixel_shuffle": lambda x: torch.pixel_shuffle(x.unsqueeze(-1), 2),
+    "contiguous": lambda x: x.transpose(1, 2).contiguous(),
+    "narrow": lambda x: x.narrow(1, 1, 2),
+    "slice": lambda x: x[:, 1:3, ::2],
+    "ellipsis": lambda x: x[..., 0],
+    "none index": lambda x: x[:, None, :, 1],
+    "index tensor": lambda x: x[:, torch.tensor([0, 2])],
+    "roll": lambda x: torch.roll(x, 1, 1).flip(2),
+    "repeat": lambda x: x.repeat(1, 2, 1),
+    "rearranged twice": lambda x: x.reshape(-1).reshape(x.shape),
+    "positional dims": lambda x: torch.permute(x, (2, 0, 1)),
+    "keyword dims": lambda x: torch.permute(x, dims=(2, 1, 0)).transpose(dim0=0, dim1=1),
+    "keyword transpose swapped": lambda x: torch.transpose(x, dim1=0, dim0=2),
+    "cat of itself": lambda x: torch.cat([x, x], 1),
+    "cat of one": lambda x: torch.cat([x], 1),
+    "cat keyword": lambda x: torch.cat(tensors=(x, x * 2), dim=-1),
+    "hstack": lambda x: torch.hstack([x, x * 2]),
+    "to": lambda x: x.to(torch.float32).to(x),
+    "detach": lambda x: x.detach() * 2 + x,
+    "type_as": lambda x: x.float().type_as(x),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", WIRINGS)
+def test_rearrangement_behind_and_before_couplings_is_right(form: str) -> None:
+    def body(net: Any, x1: Tensor, x2: Tensor) -> Any:
+        x1 = x1 + net.f(x2)
+        x2 = x2 + net.f(x1)
+        return WIRINGS[form](x1), x2, WIRINGS[form](x2) * 2
+
+    model = Net(body, f=mlp())
+    net = agree(model, randn(3, 4, 4, seed=1), randn(3, 4, 4, seed=2), couplings=2)
+    equal_runs(net, model, randn(5, 4, 4, seed=1), randn(5, 4, 4, seed=2))
+
+
+@pytest.mark.parametrize("form", WIRINGS)
+def test_rearrangement_between_couplings_is_undone_rightly(form: str) -> None:
+    def body(net: Any, x1: Tensor, x2: Tensor) -> Any:
+        x1 = x1 + net.f(x2)
+        y1, y2 = WIRINGS[form](x1), WIRINGS[form](x2)
+        y1 = y1 + torch.tanh(y2) * 0.5
+        y2 = y2 - torch.sin(y1) * 0.5
+        return y1, y2
+
+    model = Net(body, f=mlp())
+    net = agree(model, randn(3, 4, 4, seed=1), randn(3, 4, 4, seed=2))
+    equal_runs(net, model, randn(5, 4, 4, seed=1), randn(5, 4, 4, seed=2))
+
+
+@pytest.mark.parametrize("form", WIRINGS)
+def test_inverse_through_a_rearrangement_is_right_or_refused(form: str) -> None:
+    model = Net(lambda net, x: WIRINGS[form](x))
+    x = randn(3, 4, 4)
+    net = rg.trace(model, x)
+    for other in (x, randn(5, 4, 4, seed=9)):
+        with torch.no_grad():
+            try:
+                back = net.inverse(net(other))
+            except rg.GraphError as error:
+                assert "'x'" in str(error) or "boundary" in str(error) or "args" in str(error)
+            else:
+                torch.testing.assert_close(back, other, rtol=0, atol=0)
