@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -97,7 +98,7 @@ def fill(tree: Any, registers: Sequence[Any]) -> Any:
     """The tree with every `Register` replaced by what stands there."""
     if type(tree) is Register:
         return registers[tree.index]
-    if type(tree) in (tuple, list, dict, slice):
+    if issubclass(type(tree), (tuple, list, dict, slice)):
         return map_leaves(lambda leaf: registers[leaf.index] if type(leaf) is Register else leaf, tree)
     return tree
 
@@ -107,14 +108,27 @@ def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
     kind = type(tree)  # not isinstance: a proxy answers that for what it stands for
     if issubclass(kind, tuple):
         items = [map_leaves(function, item) for item in tree]
-        return kind(*items) if hasattr(tree, "_fields") else tuple(items)
+        if hasattr(kind, "_fields"):
+            return kind(*items)
+        return kind(items) if hasattr(kind, "n_sequence_fields") else tuple(items)
     if issubclass(kind, list):
         return [map_leaves(function, item) for item in tree]
     if issubclass(kind, dict):
-        return dict((key, map_leaves(function, item)) for key, item in tree.items())
+        pairs = [(key, map_leaves(function, item)) for key, item in tree.items()]
+        if kind is dict:
+            return dict(pairs)
+        like = copy.copy(tree)
+        for key, item in pairs:
+            like[key] = item
+        return like
     if kind is slice:
         return slice(*(map_leaves(function, part) for part in (tree.start, tree.stop, tree.step)))
     return function(tree)
+
+
+def apply_function(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """What an `autograd.Function` gives: a call of it as a plain function."""
+    return function.apply(*args, **kwargs)
 
 
 def leaves(tree: Any) -> list[Any]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import random
+import sys
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+MODULE_TABLES = frozenset(nn.Module().__dict__)
 
 
 @contextmanager
@@ -20,7 +26,7 @@ def untouched(model: nn.Module, faked: bool = True) -> Iterator[None]:
     tables = [(dict(module._parameters), dict(module._buffers), dict(module._modules)) for module in modules]
     copies: dict[int, Tensor] = {}
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(devices), _random_kept(), _autocast_cache_off(), _contents_kept(attributes):
         try:
             for module in modules:
                 for key, buffer in module._buffers.items():
@@ -43,6 +49,48 @@ def untouched(model: nn.Module, faked: bool = True) -> Iterator[None]:
                 for table, content in contents:
                     table.clear()
                     table.update(content)
+
+
+@contextmanager
+def _random_kept() -> Iterator[None]:
+    """Python's and numpy's random states end as they began."""
+    state = random.getstate()
+    numpy_random = getattr(sys.modules.get("numpy"), "random", None)
+    numpy_state = numpy_random.get_state() if numpy_random is not None else None
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        if numpy_random is not None:
+            numpy_random.set_state(numpy_state)
+
+
+@contextmanager
+def _autocast_cache_off() -> Iterator[None]:
+    """Casts of parameters made meanwhile (of fake ones, perhaps) are not kept for later."""
+    enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)
+
+
+@contextmanager
+def _contents_kept(attributes: list[dict[str, Any]]) -> Iterator[None]:
+    """Lists, dictionaries and the like that modules hold as attributes end with what they held."""
+    held = [
+        (value, copy.copy(value))
+        for own in attributes
+        for name, value in own.items()
+        if isinstance(value, (list, dict, set, deque)) and name not in MODULE_TABLES
+    ]
+    try:
+        yield
+    finally:
+        for value, content in held:
+            value.clear()
+            value.extend(content) if isinstance(value, (list, deque)) else value.update(content)
 
 
 def _copy(buffer: Tensor, fake_mode: FakeTensorMode | None) -> Tensor:

@@ -85,7 +85,7 @@ def _trace(
     name: str,
     fake_mode: FakeTensorMode | None,
 ) -> tuple[Program, dict[str, str]]:
-    tracer = Tracer(fake_mode)
+    tracer = Tracer(model, fake_mode)
 
     def call(proxies: list[Any]) -> Any:
         given = dict(zip(named, proxies, strict=True))

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from revgraph.couplings import Coupling
-from revgraph.expressions import expression, leaves, map_leaves
+from revgraph.expressions import expression, fill, leaves
 from revgraph.graph import Graph, Node, verify
 from revgraph.program import CouplingLaw, Named, Operation, Program, Rearrangement, WiringModule
 from revgraph.tracing.arguments import signature_of
@@ -69,7 +69,10 @@ class _Lowering:
             elif node.op == "placeholder":
                 self._input(node)
             elif node.op == "output":
-                results = map_leaves(self._result, node.args[0])
+                names = [self._result(output) for output in node.all_input_nodes]
+                places = {output: name for output, name in zip(node.all_input_nodes, names, strict=True)}
+                given: Any = node.args[0]
+                results = fill(self.tracer.results, [places[output] for output in given])
             else:
                 self._call(node)
         returned = dict.fromkeys(leaf.name for leaf in leaves(results) if isinstance(leaf, Named))
@@ -172,9 +175,7 @@ class _Lowering:
         self.ledger.names[output] = self.ledger.add_value(name, shadow)
         return name
 
-    def _result(self, leaf: Any) -> Any:
-        if not isinstance(leaf, fx.Node):
-            return leaf
+    def _result(self, leaf: fx.Node) -> Named:
         if leaf.op == "get_attr" and leaf not in self.ledger.names:  # a parameter returned as it is
             run = expression((as_call(leaf, {leaf: 0}, self.tracer.where),), 0, (0,))
             self.ledger.operations.append(Operation("", run, (), (self.ledger.add_plain(leaf),)))

@@ -24,17 +24,15 @@ class ShadowProxy(fx.Proxy):
     """
 
     shadow: Any
+    tracer: Any
 
     def __init__(self, node: fx.Node, tracer: Any) -> None:
         super().__init__(node, tracer)
         self.items: dict[Any, Any] = {}
 
-    @property
-    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """A proxy for a tensor answers isinstance as a tensor does."""
-        return Tensor if is_tensor(self.shadow) else type(self)
-
     def __getattr__(self, name: str) -> Any:
+        if not name.startswith("__") and getattr(self.shadow, name, self) is None:
+            return self._held_to_none(self.tracer.create_proxy("call_function", getattr, (self, name), {}))
         return ShadowAttribute(self, name)
 
     def __getitem__(self, key: Any) -> Any:
@@ -43,14 +41,20 @@ class ShadowProxy(fx.Proxy):
         if isinstance(key, slice):
             return tuple(self)[key]
         if key not in self.items:
-            self.items[key] = self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
+            item = self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
+            self.items[key] = self._held_to_none(item) if item.shadow is None else item
         return self.items[key]
+
+    def _held_to_none(self, item: Any) -> None:
+        """None, which code asks for with `is`; other inputs must give it too."""
+        self.tracer.create_proxy("call_function", guard, (item, "none", True, caller()), {})
 
     def _answer(self, ask: str) -> Any:
         if is_tensor(self.shadow):
             raise Untraceable("the path through the code depends on the values in a tensor")
         if self.node.op == "get_attr":
             raise Untraceable(f"the path through the code depends on {self.node.target}")
+        self.tracer.check_random()
         answer = QUESTIONS[ask](self.shadow)
         self.tracer.create_proxy("call_function", guard, (self, ask, answer, caller()), {})
         return answer
@@ -66,6 +70,16 @@ class ShadowProxy(fx.Proxy):
 
     def __index__(self) -> int:
         return self._answer("int")
+
+    def __format__(self, spec: str) -> str:
+        shadow = self.shadow
+        return format(self._answer("float" if type(shadow) is float else "int"), spec)
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise Untraceable("a tensor is turned into a numpy array")
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise Untraceable("items of a tensor are assigned in place")
 
     def __len__(self) -> int:
         if is_tensor(self.shadow):
@@ -114,7 +128,29 @@ class ShadowAttribute(ShadowProxy):
         return self.tracer.create_proxy("call_method", self.attr, (self.root, *args), kwargs)
 
 
-QUESTIONS: dict[str, Any] = {"bool": bool, "int": int, "float": float, "len": len}
+QUESTIONS: dict[str, Any] = {
+    "bool": bool,
+    "int": int,
+    "float": float,
+    "len": len,
+    "none": lambda thing: thing is None,
+}
+
+
+def _in_place(operation: Any) -> Any:
+    """The in-place form of an operator: on a tensor it changes what the proxy, and any alias, stands for."""
+
+    def change(self: ShadowProxy, other: Any) -> Any:
+        if not is_tensor(self.shadow):
+            return NotImplemented
+        self.tracer.create_proxy("call_function", operation, (self, other), {})
+        return self
+
+    return change
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
+    setattr(ShadowProxy, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))
 
 
 def guard(actual: Any, ask: str, expected: Any, where: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,8 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from revgraph.couplings import Boundary, Coupling
 from revgraph.errors import RevgraphError, TraceError
-from revgraph.expressions import leaves, map_leaves
+from revgraph.expressions import Register, leaves, map_leaves
 from revgraph.tracing.evaluating import Evaluator
+from revgraph.tracing.patches import patched
 from revgraph.tracing.shadows import ShadowProxy, Untraceable, caller, holds_tensors, is_tensor, overlaps
 from revgraph.wiring import Wiring
 
@@ -24,6 +26,12 @@ OUT_OF_PLACE: dict[Any, Any] = {
     operator.isub: operator.sub,
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
+    operator.ifloordiv: operator.floordiv,
+    operator.imod: operator.mod,
+    operator.ipow: operator.pow,
+    operator.iand: operator.and_,
+    operator.ior: operator.or_,
+    operator.ixor: operator.xor,
 }
 
 
@@ -47,7 +55,7 @@ class Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, fake_mode: FakeTensorMode | None) -> None:
+    def __init__(self, model: nn.Module, fake_mode: FakeTensorMode | None) -> None:
         super().__init__()
         self.fake_mode = fake_mode
         self.shadows: dict[fx.Node, Any] = {}
@@ -59,7 +67,9 @@ class Tracer(fx.Tracer):
         self._open: list[Scope] = []
         self._overwritten: list[Tensor] = []
         self._mode = _modes()
-        self._random = torch.get_rng_state()
+        self._random = _random_state()
+        self.evaluator = Evaluator(model, fake_mode)
+        self.results: Any = None
 
     def run(
         self,
@@ -80,14 +90,36 @@ class Tracer(fx.Tracer):
 
             def forward(_root: nn.Module) -> Any:
                 with self._training_as_value(model, ""):
-                    return self._unpacked(call(proxies))
+                    results = self._unpacked(call(proxies))
+                    self.check_random()
+                nodes: list[fx.Node] = []
+                self.results = map_leaves(lambda leaf: self._result(leaf, nodes), results)
+                return tuple(self._proxy_of(node) for node in nodes)
 
             forward.__annotations__ = {}
             return forward, [model]
 
-        self.evaluator = Evaluator(model, self.fake_mode)
         self.create_args_for_root = arguments
-        return self.trace(model)
+        with patched(self.evaluator):
+            return self.trace(model)
+
+    def _proxy_of(self, node: fx.Node) -> ShadowProxy:
+        proxy = self.proxy(node)
+        proxy.shadow = self.shadows.get(node)
+        return proxy
+
+    def _result(self, leaf: Any, nodes: list[fx.Node]) -> Any:
+        """A result's place among the graph's outputs; constants stay what they are."""
+        argument = self.create_arg(leaf) if isinstance(leaf, (fx.Proxy, Tensor)) else leaf
+        if not isinstance(argument, fx.Node):
+            return argument
+        nodes.append(argument)
+        return Register(len(nodes) - 1)
+
+    def check_random(self) -> None:
+        """Refuse random numbers that the user's code drew by itself: a graph would draw them only once."""
+        if _random_state() != self._random:
+            raise Untraceable("random numbers are drawn outside of any traced tensor")
 
     def proxy(self, node: fx.Node) -> ShadowProxy:
         return ShadowProxy(node, self)
@@ -108,6 +140,7 @@ class Tracer(fx.Tracer):
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
             return self.create_proxy("call_module", path, args, kwargs)
+        args, kwargs = self._unpacked(args), self._unpacked(kwargs)
         scope = Scope(path, self.create_arg(args), self.create_arg(kwargs))
         last = next(iter(reversed(self.graph.nodes)))
         overwritten = len(self._overwritten)
@@ -115,12 +148,14 @@ class Tracer(fx.Tracer):
         try:
             with self._training_as_value(m, path):
                 result = forward(*args, **kwargs)
+            self.check_random()
             scope.result = self.create_arg(self._unpacked(result))
         except RevgraphError:
             raise
         except Exception as error:
             self._roll_back(last)
             del self._overwritten[overwritten:]
+            self._random = _random_state()
             self.opaque[path] = f"{type(error).__name__}: {error}"
             return self.create_proxy("call_module", path, args, kwargs)
         finally:
@@ -173,8 +208,7 @@ class Tracer(fx.Tracer):
                 raise Untraceable("a tensor is read after memory that it shares was changed in place")
             return a.node
         if isinstance(a, Tensor) and not isinstance(a, nn.Parameter):
-            if not torch.equal(self._random, torch.get_rng_state()):
-                raise Untraceable("random numbers are drawn outside of any traced tensor")
+            self.check_random()
             if all(a is not buffer for buffer in self.root.buffers()):
                 return a
         if callable(a) and not isinstance(a, (fx.Proxy, nn.Module)):
@@ -200,15 +234,14 @@ class Tracer(fx.Tracer):
         target, args, kwargs, changed = self._without_in_place(kind, target, args, kwargs)
         tensors = [leaf for leaf in leaves((args, kwargs)) if _holds_tensor(leaf)]
         versions = [proxy.shadow._version for proxy in tensors]
-        shadow = self.evaluator.evaluate(kind, target, args, kwargs)
-        if self.fake_mode is None:
-            self._random = torch.get_rng_state()
+        self.check_random()
+        shadow = self._evaluate(kind, target, args, kwargs)
         pairs = zip(tensors, versions, strict=True)
         edited = [proxy for proxy, version in pairs if proxy.shadow._version != version]
         if edited:
             copy = self._copy_of(kind, target, edited)
             args, kwargs = _replaced((args, kwargs), edited[0], copy)
-            shadow = self.evaluator.evaluate(kind, target, args, kwargs)
+            shadow = self._evaluate(kind, target, args, kwargs)
             if not is_tensor(shadow) or not _is_same(shadow, copy.shadow):
                 raise Untraceable(f"{target} edits its input in place and returns something else")
             changed = edited[0]
@@ -217,6 +250,12 @@ class Tracer(fx.Tracer):
             self._overwritten.append(changed.shadow)
             changed.node, changed.shadow = proxy.node, shadow
         return proxy
+
+    def _evaluate(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            return self.evaluator.evaluate(kind, target, args, kwargs)
+        finally:
+            self._random = _random_state()
 
     def _record(
         self,
@@ -243,7 +282,7 @@ class Tracer(fx.Tracer):
         if kind == "call_function" and target in OUT_OF_PLACE:
             return OUT_OF_PLACE[target], args, kwargs, args[0] if _holds_tensor(args[0]) else None
         if kind == "call_method" and target.endswith("_") and not target.endswith("__"):
-            if args[0].node.op == "get_attr" or not hasattr(Tensor, target[:-1]):
+            if args[0].node.op == "get_attr" or not callable(getattr(Tensor, target[:-1], None)):
                 raise Untraceable(f"{target} changes a tensor in place")
             return target[:-1], args, kwargs, args[0]
         if kind == "call_function" and (twin := _out_of_place(target)) and _holds_tensor(args[0]):
@@ -283,6 +322,15 @@ def _out_of_place(function: Any) -> Any:
 
 def _holds_tensor(arg: Any) -> bool:
     return issubclass(type(arg), ShadowProxy) and is_tensor(arg.shadow)
+
+
+def _random_state() -> tuple[Any, ...]:
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    return (
+        random.getstate(),
+        torch.default_generator.get_state().numpy().tobytes(),
+        *(torch.cuda.get_rng_state(device).numpy().tobytes() for device in devices),
+    )
 
 
 def _modes() -> tuple[Any, ...]:

@@ -1,0 +1,91 @@
+"""Patches: how Python's and torch's entry points behave towards proxies while user code is traced."""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch.autograd.function import Function
+
+from revgraph.expressions import apply_function, leaves
+from revgraph.tracing.evaluating import Evaluator
+from revgraph.tracing.shadows import ShadowProxy, Untraceable, is_tensor
+
+FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "randint", "zeros")
+
+
+@contextmanager
+def patched(evaluator: Evaluator) -> Iterator[None]:
+    """While user code is traced:
+
+    - `isinstance` of a proxy answers as for the tensor it stands for (torch's C++ checks still see a proxy);
+    - factories like `torch.zeros`, and `autograd.Function`s, are recorded when they are given a proxy;
+    - asking for the gradient mode is refused, for it may be another one later.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(builtins, "isinstance", _is_instance(builtins.isinstance)))
+        for name in FACTORIES:
+            stack.enter_context(patch.object(torch, name, _recording(getattr(torch, name))))
+        apply: Any = Function.__dict__["apply"]
+        stack.enter_context(patch.object(Function, "apply", classmethod(_recording_apply(apply))))
+        asked = torch.is_grad_enabled
+        stack.enter_context(patch.object(torch, "is_grad_enabled", _refusing(asked, evaluator)))
+        stack.enter_context(patch.object(torch._dynamo.config, "error_on_nested_fx_trace", False))
+        yield
+
+
+def is_proxy(thing: Any) -> bool:
+    return issubclass(type(thing), ShadowProxy)
+
+
+def _is_instance(original: Callable[..., bool]) -> Callable[..., bool]:
+    sample = torch.empty(0)
+
+    def answer(thing: Any, kinds: Any) -> bool:
+        if original(thing, kinds):
+            return True
+        if not issubclass(type(thing), ShadowProxy):
+            return False
+        shadow = thing.shadow
+        if is_tensor(shadow):
+            return original(sample, kinds)
+        return type(shadow) in (int, float) and original(shadow, kinds)
+
+    return answer
+
+
+def _recording(factory: Any) -> Any:
+    def make(*args: Any, **kwargs: Any) -> Any:
+        proxies = [leaf for leaf in leaves((args, kwargs)) if is_proxy(leaf)]
+        if not proxies:
+            return factory(*args, **kwargs)
+        return proxies[0].tracer.create_proxy("call_function", factory, args, kwargs)
+
+    return make
+
+
+def _recording_apply(original: Any) -> Any:
+    def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
+        proxies = [leaf for leaf in leaves((args, kwargs)) if is_proxy(leaf)]
+        if not proxies:
+            return original.__get__(None, cls)(*args, **kwargs)
+        if cls.__module__.startswith("torch."):
+            raise Untraceable(f"torch's own {cls.__name__} runs code that a graph cannot record")
+        return proxies[0].tracer.create_proxy("call_function", apply_function, (cls, *args), kwargs)
+
+    return apply
+
+
+def _refusing(original: Callable[[], bool], evaluator: Evaluator) -> Callable[[], bool]:
+    def ask() -> bool:
+        asking = sys._getframe(1).f_globals.get("__name__", "")
+        if not evaluator.running and not asking.startswith(("torch.", "revgraph.")):
+            raise Untraceable("the path through the code depends on the gradient mode")
+        return original()
+
+    return ask
