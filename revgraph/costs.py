@@ -76,7 +76,7 @@ class _Costing:
 
     def _tensor(self, name: str) -> Tensor:
         value = self.program.graph.value[name]
-        tensor = torch.empty(value.shape, dtype=getattr(torch, value.dtype))
+        tensor = torch.empty(value.shape, dtype=getattr(torch, value.dtype), device=value.device)
         return tensor.requires_grad_(name in self.needs_grad)
 
 

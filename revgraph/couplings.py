@@ -54,6 +54,8 @@ class Coupling(nn.Module, ABC):
         """x, from y and the same term: the inverse of `couple`."""
 
     def forward(self, *streams: Tensor, **extras: Any) -> Any:
+        if not streams:
+            raise ValueError(f"{type(self).__name__} takes at least one stream, and none was given")
         if not self.names:
             (x,) = streams
             return self.couple(x, None)

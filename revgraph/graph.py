@@ -31,6 +31,7 @@ class Value:
     dtype: str
     nbytes: int
     storage: str
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True)

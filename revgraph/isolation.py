@@ -79,18 +79,24 @@ def _autocast_cache_off() -> Iterator[None]:
 @contextmanager
 def _contents_kept(attributes: list[dict[str, Any]]) -> Iterator[None]:
     """Lists, dictionaries and the like that modules hold as attributes end with what they held."""
-    held = [
-        (value, copy.copy(value))
-        for own in attributes
-        for name, value in own.items()
-        if isinstance(value, (list, dict, set, deque)) and name not in MODULE_TABLES
-    ]
+    held: dict[int, tuple[Any, Any]] = {}
+    for own in attributes:
+        for name, value in own.items():
+            if name not in MODULE_TABLES:
+                _hold_contents(value, held)
     try:
         yield
     finally:
-        for value, content in held:
+        for value, content in held.values():
             value.clear()
             value.extend(content) if isinstance(value, (list, deque)) else value.update(content)
+
+
+def _hold_contents(value: Any, held: dict[int, tuple[Any, Any]]) -> None:
+    if isinstance(value, (list, dict, set, deque)) and id(value) not in held:
+        held[id(value)] = (value, copy.copy(value))
+        for item in value.values() if isinstance(value, dict) else value:
+            _hold_contents(item, held)
 
 
 def _copy(buffer: Tensor, fake_mode: FakeTensorMode | None) -> Tensor:

@@ -29,6 +29,8 @@ class Split(Wiring):
 
     def __init__(self, parts: int = 2, dim: int = 1) -> None:
         super().__init__()
+        if parts < 1:
+            raise ValueError(f"a split needs at least one part, not {parts}")
         self.parts, self.dim = parts, dim
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:

@@ -116,7 +116,8 @@ class ModuleState:
             copy.is_stale() for copy in self._copies
         ):
             raise ReplayError(
-                f"a parameter or buffer of node {node!r} was changed or replaced between forward and backward "
+                f"a parameter or buffer of node {node!r} was changed or replaced between forward and "
+                "backward "
                 "(by an optimizer step, for example), so its replay would not repeat the forward. Run "
                 f"backward before the change, or keep the node: decisions {{{node!r}: 'keep'}}."
             )

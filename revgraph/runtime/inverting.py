@@ -18,7 +18,11 @@ def invert(net: nn.Module, program: Program, outputs: tuple[Any, ...], known: di
     """What `ReversibleModule.inverse` returns."""
     graph = program.graph
     values: dict[str, Any] = {}
-    _read_results(program.results, outputs[0] if len(outputs) == 1 else outputs, values)
+    form = program.results
+    many = isinstance(form, (tuple, list)) and not (
+        len(outputs) == 1 and isinstance(outputs[0], (tuple, list))
+    )
+    _read_results(form, outputs if many or len(outputs) != 1 else outputs[0], values)
     for name, value in known.items():
         if name not in graph.inputs and name not in program.numbers:
             inputs = (*graph.inputs, *program.numbers)
@@ -56,7 +60,15 @@ def _undo(net: nn.Module, graph: Graph, operation: Operation, values: dict[str, 
         same_batch = tuple(given[0].shape[:1]) == traced[:1]
         shapes = [graph.value[name].shape for name in node.inputs]
         sizes = [torch.Size(shape if same_batch or not shape else (-1, *shape[1:])) for shape in shapes]
-        values.update(zip(node.inputs, operation.rearrangement.inverse(net, given, sizes), strict=True))
+        try:
+            inputs = operation.rearrangement.inverse(net, given, sizes)
+        except RuntimeError as error:
+            raise GraphError(
+                f"wiring {node.name!r} ({node.expression}) cannot be undone at this batch size: {error}. "
+                "Trace the "
+                "net with a batch of this size."
+            ) from error
+        values.update(zip(node.inputs, inputs, strict=True))
 
 
 def _redo(net: nn.Module, graph: Graph, operation: Operation, values: dict[str, Any]) -> None:

@@ -73,7 +73,8 @@ def unpack(packed: Handle | Borrowed | None) -> Tensor:
     if captured is not None and captured[index] is None and on.frees_graph:
         raise ReplayError(
             f"a saved tensor of {replay.step.describe()} is asked for twice in one backward pass that "
-            "frees the graph. Read ctx.saved_tensors once in the backward of an autograd.Function, or keep the node."
+            "frees the graph. Read ctx.saved_tensors once in the backward of an autograd.Function, or keep "
+            "the node."
         )
     if captured is None or captured[index] is None:
         on.replay(replay)
@@ -149,7 +150,8 @@ class NodeReplay(Replay):
         if step.decision == "invert" and target is not None and results[0].shape != target.shape:
             raise GraphError(
                 f"{step.describe()} turned its target {step.target!r} of shape {list(target.shape)} into "
-                f"shape {list(results[0].shape)}, which cannot be undone. Expand the target first, or keep the node: "
+                f"shape {list(results[0].shape)}, which cannot be undone. Expand the target first, or keep "
+                "the node: "
                 f"decisions {{{step.node!r}: 'keep'}}."
             )
         if self.tape.random.drawn_since(before):

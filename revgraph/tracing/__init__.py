@@ -17,6 +17,7 @@ from revgraph.tracing.arguments import call_with, fill_form, form_of
 from revgraph.tracing.collapsing import collapse
 from revgraph.tracing.finding import find, refine
 from revgraph.tracing.lowering import lower
+from revgraph.tracing.shadows import place_of
 from revgraph.tracing.tracer import Tracer
 
 __all__ = ["trace"]
@@ -34,6 +35,12 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name:
     Raises:
         TraceError: the model fails on the example, or its own forward cannot be traced.
     """
+    if not isinstance(model, nn.Module):
+        raise TraceError(
+            f"only a torch.nn.Module can be traced, and this is a {type(model).__name__}. Put a function "
+            "into the "
+            "forward of a module."
+        )
     form, named = form_of(model, args, kwargs)
     if not any(isinstance(thing, Tensor) for thing in named.values()):
         raise TraceError("tracing needs an example input with at least one tensor, and none was given")
@@ -55,7 +62,8 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name:
     except Exception as error:
         _run_once(model, form, named, name)
         raise TraceError(
-            f"the forward of {name} cannot be traced: {type(error).__name__}: {error}. Move what cannot be "
+            f"the forward of {name} cannot be traced{place_of(error)}: {type(error).__name__}: {error}. "
+            "Move what cannot be "
             "traced (branches on values, changes of gradient mode or autocast, side effects) into a "
             "submodule, which then becomes one node by itself."
         ) from error
@@ -73,7 +81,8 @@ def _run_once(model: nn.Module, form: dict[str, Any], named: dict[str, Any], nam
             call_with(model.forward, fill_form(form, given))
     except Exception as error:
         raise TraceError(
-            f"{name} fails on the example input: {type(error).__name__}: {error}. Give an example that the "
+            f"{name} fails on the example input{place_of(error)}: {type(error).__name__}: {error}. Give an "
+            "example that the "
             "model accepts, or mend the model."
         ) from error
 
@@ -104,9 +113,9 @@ def _trace(
         streams = couplings | {user for node in couplings for user in node.users}
         for scope in tracer.scopes:
             scope.nodes = [node for node in scope.nodes if node.graph is graph and not node._erased]
-        found = find(graph, tracer.shadows, streams, tracer.scopes)
+        found = find(graph, model, tracer.shadows, streams, tracer.scopes)
         collapse(tracer, graph, found.keys() | couplings)
-        half_steps = refine(graph, tracer.shadows, streams, found)
+        half_steps = refine(graph, model, tracer.shadows, streams, found)
         return lower(tracer, graph, half_steps, form, named, name), tracer.opaque
 
 

@@ -89,7 +89,7 @@ def read_form(form: Any, given: Any, place: str, found: dict[str, Any]) -> None:
         )
     if isinstance(form, dict):
         if not isinstance(given, dict) or set(given) != set(form):
-            extra = sorted(map(str, set(given) ^ set(form))) if isinstance(given, dict) else []
+            extra = sorted(_differences(form, given)) if isinstance(given, dict) else []
             where = f"differs in {', '.join(extra)}" if extra else f"is {_text(given)}"
             raise TraceError(f"{place} {where} from what was traced; {AGAIN}")
         for key, item in form.items():
@@ -107,6 +107,15 @@ def read_form(form: Any, given: Any, place: str, found: dict[str, Any]) -> None:
         raise TraceError(
             f"argument {place} was {_text(form)} in the trace and is {_text(given)} now; {AGAIN}"
         )
+
+
+def _differences(form: dict[Any, Any], given: dict[Any, Any]) -> set[str]:
+    """The keys that only one of two has; for `**kwargs`, which is a dictionary in itself, the keys in it."""
+    names: set[str] = set()
+    for key in set(form) ^ set(given):
+        inner = form.get(key, given.get(key))
+        names |= set(map(str, inner)) if isinstance(inner, dict) and inner else {str(key)}
+    return names
 
 
 AGAIN = "trace the model again with such arguments"

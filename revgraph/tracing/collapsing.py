@@ -38,9 +38,7 @@ def _worth_it(tracer: Tracer, scope: Scope) -> bool:
     computing = [
         node
         for node in scope.nodes
-        if node.op.startswith("call_")
-        and not is_wiring(node, tracer.shadows)
-        and _makes_tensors(tracer, node)
+        if node.op.startswith("call_") and not is_wiring(node, tracer.root) and _makes_tensors(tracer, node)
     ]
     return bool(computing)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from revgraph.program import Difference, Law, Sum
 from revgraph.tracing.shadows import holds_tensors
@@ -36,14 +36,18 @@ class HalfStep:
 
 
 def find(
-    graph: fx.Graph, shadows: Mapping[fx.Node, Any], streams: set[fx.Node], scopes: list[Scope]
+    graph: fx.Graph,
+    root: nn.Module,
+    shadows: Mapping[fx.Node, Any],
+    streams: set[fx.Node],
+    scopes: list[Scope],
 ) -> dict[fx.Node, HalfStep]:
     """The half-steps of a traced graph, by their additions.
 
     `streams` are values known to lie on a stream: what coupling modules return. An addition inside a
     function that serves as another half-step's F is left inside it.
     """
-    search = _Search(graph, shadows, streams)
+    search = _Search(graph, root, shadows, streams)
     found: dict[fx.Node, HalfStep] = {}
     for node in graph.nodes:
         if half_step := search.half_step(node, found.keys()):
@@ -51,14 +55,18 @@ def find(
     for node in reversed(list(found)):
         if node in found:
             _absorb(search, found, node, scopes)
-    return refine(graph, shadows, streams, found)
+    return refine(graph, root, shadows, streams, found)
 
 
 def refine(
-    graph: fx.Graph, shadows: Mapping[fx.Node, Any], streams: set[fx.Node], found: Mapping[fx.Node, HalfStep]
+    graph: fx.Graph,
+    root: nn.Module,
+    shadows: Mapping[fx.Node, Any],
+    streams: set[fx.Node],
+    found: Mapping[fx.Node, HalfStep],
 ) -> dict[fx.Node, HalfStep]:
     """The same half-steps with their regions found anew, once it is settled which additions are couplings."""
-    search = _Search(graph, shadows, streams)
+    search = _Search(graph, root, shadows, streams)
     refined: dict[fx.Node, HalfStep] = {}
     for node in found:
         half_step = search.half_step(node, found.keys())
@@ -70,6 +78,7 @@ def refine(
 @dataclass
 class _Search:
     graph: fx.Graph
+    root: nn.Module
     shadows: Mapping[fx.Node, Any]
     streams: set[fx.Node]
 
@@ -120,7 +129,7 @@ class _Search:
             node.op == "placeholder"
             or node in couplings
             or node in self.streams
-            or is_wiring(node, self.shadows)
+            or is_wiring(node, self.root)
         )
 
     def region(self, root: fx.Node, term: fx.Node, couplings: Set[fx.Node]) -> tuple[fx.Node, ...]:

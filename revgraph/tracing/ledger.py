@@ -51,7 +51,7 @@ class Ledger:
         owner = self._storages.setdefault(storage._cdata, name)
         shape = tuple(int(size) for size in shadow.shape)
         dtype = str(shadow.dtype).removeprefix("torch.")
-        self.values[name] = Value(name, shape, dtype, int(storage.nbytes()), owner)
+        self.values[name] = Value(name, shape, dtype, int(storage.nbytes()), owner, str(shadow.device))
         return name
 
     def only_values(self, reads: tuple[str, ...]) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -56,6 +56,7 @@ class _Lowering:
     half_steps: Mapping[fx.Node, HalfStep]
     modules: Mapping[str, nn.Module]
     ledger: Ledger
+    done: set[fx.Node] = field(default_factory=set)
 
     def write(self) -> Any:
         """Write every node down; returns the form of the results."""
@@ -64,7 +65,7 @@ class _Lowering:
         for node in self.graph.nodes:
             if node in self.half_steps:
                 self._half_step(self.half_steps[node])
-            elif node in inside or node in self.ledger.names or node.op == "get_attr":
+            elif node in inside or node in self.done or node in self.ledger.names or node.op == "get_attr":
                 continue
             elif node.op == "placeholder":
                 self._input(node)
@@ -141,11 +142,12 @@ class _Lowering:
             self._coupling_module(node, module)
             return
         shadows = self.tracer.shadows
-        rearranges = isinstance(module, Wiring) or is_wiring(node, shadows)
+        rearranges = is_wiring(node, self.tracer.root)
         whole = rearranges and isinstance(shadows.get(node), (tuple, list))
         outputs = take_all(node, self.graph, shadows) if whole else items_of(node, shadows)
         inputs = tuple(other for other in node.all_input_nodes if other.op != "get_attr")
         chain = dict.fromkeys(step for output in outputs for step in path_to(output, node))
+        self.done.update(chain)
         run = phrase((node, *chain), inputs, outputs, self.tracer.where)
         reads = tuple(self.ledger.name_of(other) for other in inputs)
         if module is None and not any(isinstance(shadows.get(output), Tensor) for output in outputs):

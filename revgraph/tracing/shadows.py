@@ -175,11 +175,32 @@ def caller() -> str:
         name = frame.f_globals.get("__name__", "")
         if name == "revgraph.specs.networks" and "step" in frame.f_locals:
             return frame.f_locals["step"].where
-        if not name.startswith(("torch.", "revgraph.tracing", "revgraph.runtime", "contextlib")):
-            path = frame.f_code.co_filename.replace("\\", "/").rsplit("/", 1)[-1]
-            return f"{path}:{frame.f_lineno}"
+        if _is_users(name):
+            return _place(frame.f_code.co_filename, frame.f_lineno)
         frame = frame.f_back
     return ""
+
+
+def place_of(error: BaseException) -> str:
+    """The last line of the user's code that an error came through, as " at file.py:12"."""
+    place = ""
+    trace = error.__traceback__
+    while trace is not None:
+        if _is_users(trace.tb_frame.f_globals.get("__name__", "")):
+            place = " at " + _place(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
+        trace = trace.tb_next
+    return place
+
+
+def _is_users(module: str) -> bool:
+    return not module.startswith(
+        ("torch.", "revgraph.tracing", "revgraph.runtime", "revgraph.isolation", "contextlib")
+    )
+
+
+def _place(file: str, line: int) -> str:
+    name = file.replace("\\", "/").rsplit("/", 1)[-1]
+    return f"{name}:{line}"
 
 
 def overlaps(one: Tensor, two: Tensor) -> bool:

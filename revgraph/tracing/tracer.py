@@ -110,7 +110,13 @@ class Tracer(fx.Tracer):
 
     def _result(self, leaf: Any, nodes: list[fx.Node]) -> Any:
         """A result's place among the graph's outputs; constants stay what they are."""
-        argument = self.create_arg(leaf) if isinstance(leaf, (fx.Proxy, Tensor)) else leaf
+        if not isinstance(leaf, (fx.Proxy, Tensor)):
+            if type(leaf).__module__ not in ("builtins", "torch"):
+                raise Untraceable(
+                    f"it returns a {type(leaf).__name__}; return tensors, tuples, lists or dicts"
+                )
+            return leaf
+        argument = self.create_arg(leaf)
         if not isinstance(argument, fx.Node):
             return argument
         nodes.append(argument)

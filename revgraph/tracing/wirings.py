@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from revgraph.program import Joined, Parted, Rearrangement, Reshaped, Shuffled, Transposed
+from revgraph.wiring import Wiring
 
 SPLITS = {torch.chunk, torch.split, torch.tensor_split, "chunk", "split", "tensor_split"}
 JOINS = {torch.cat, torch.concat, torch.concatenate}
@@ -28,11 +29,13 @@ SHUFFLES = {
 MODULES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.PixelShuffle, nn.PixelUnshuffle)
 
 
-def is_wiring(node: fx.Node, shadows: Mapping[fx.Node, Any]) -> bool:
+def is_wiring(node: fx.Node, root: nn.Module) -> bool:
     """Whether a traced call, or the one it takes an item of, only rearranges tensors."""
+    if node.op == "call_module":
+        return isinstance(root.get_submodule(str(node.target)), (Wiring, *MODULES))
     if node.op == "call_function" and node.target is operator.getitem:
         source = node.args[0]
-        return isinstance(source, fx.Node) and source.target in SPLITS
+        return isinstance(source, fx.Node) and is_wiring(source, root)
     return node.op in ("call_function", "call_method") and (
         node.target in SPLITS
         or node.target in JOINS

@@ -98,7 +98,7 @@ def interpolated(net: Any, x: Tensor) -> Tensor:
 
 
 def formatted(net: Any, x: Tensor) -> Tensor:
-    name = f"shape {tuple(x.shape)} {x.shape[0]:d}"
+    name = f"shape {tuple(x.shape)[1:]} {x.shape[1]:d}"
     assert name
     return net.f(x.flatten(1))
 

@@ -1,0 +1,60 @@
+"""`check`: status 0 where the gradients agree, 1 where they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import revgraph as rg
+
+Run = Callable[..., Any]
+
+
+def test_good_network(revgraph: Run, tiny: Path) -> None:
+    answer = revgraph("check", tiny)
+    assert answer.status == 0 and answer.err == ""
+    assert "angle in degrees" in answer.out
+
+
+def test_good_network_as_json(revgraph: Run, tiny: Path) -> None:
+    found = revgraph("check", tiny, "--json").json
+    assert found["good"] is True and found["network"] == "tiny"
+    assert 0 <= found["angle_degrees"] < 1e-3 and found["max_relative_error"] < 1e-4
+    assert set(found["drift"]) and all(0 <= value < 1e-4 for value in found["drift"].values())
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        rg.GradientReport(max_relative_error=0.1, angle_degrees=2.0, drift={"x": 1e-6}),
+        rg.GradientReport(max_relative_error=0.1, angle_degrees=0.1, drift={"x": 0.5}),
+        rg.GradientReport(
+            max_relative_error=float("inf"), angle_degrees=float("nan"), drift={"x": float("nan")}
+        ),
+    ],
+)
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_bad_answer_is_status_1(
+    revgraph: Run,
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    report: rg.GradientReport,
+    options: tuple[str, ...],
+) -> None:
+    monkeypatch.setattr(rg, "check", lambda *args, **kwargs: report)
+    answer = revgraph("check", tiny, *options)
+    assert answer.status == 1
+    assert "too far from those of stored activations" in answer.err
+    if options:
+        assert answer.json["good"] is False
+
+
+def test_limits_are_options(revgraph: Run, tiny: Path) -> None:
+    found = revgraph("check", tiny, "--json").json
+    drift = max(found["drift"].values())
+    assert revgraph("check", tiny, "--max-drift", drift).status == 0
+    if drift:
+        assert revgraph("check", tiny, "--max-drift", drift / 2).status == 1

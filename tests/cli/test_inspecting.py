@@ -1,0 +1,62 @@
+"""`list`, `show` and `plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import revgraph as rg
+from revgraph.reporting import report
+
+Run = Callable[..., Any]
+
+
+def test_list_shows_the_shipped_networks_with_their_parameters(revgraph: Run) -> None:
+    answer = revgraph("list")
+    assert answer.status == 0 and answer.err == ""
+    (line,) = [line for line in answer.out.splitlines() if "revnet-38 " in line]
+    assert "464,890" in line
+
+
+def test_list_as_json(revgraph: Run) -> None:
+    found = {item["name"]: item["parameters"] for item in revgraph("list", "--json").json}
+    assert found["revnet-38"] == 464_890 and found["resnet-32"] == 464_154
+
+
+def test_show_prints_the_graph(revgraph: Run, tiny: Path) -> None:
+    answer = revgraph("show", tiny, "--batch", 3)
+    assert answer.status == 0
+    assert answer.out == str(report(rg.load(tiny, batch=3).graph)) + "\n"
+    assert "block0.f" in answer.out or "block.0.f" in answer.out
+
+
+def test_show_as_json_is_the_graph(revgraph: Run, tiny: Path) -> None:
+    answer = revgraph("show", tiny, "--json", "--batch", 3)
+    assert rg.Graph.from_json(answer.out) == rg.load(tiny, batch=3).graph
+
+
+def test_plan_prints_the_plan(revgraph: Run, tiny: Path) -> None:
+    answer = revgraph("plan", tiny, "--batch", 3)
+    assert answer.status == 0
+    assert answer.out == str(report(rg.load(tiny, batch=3).plan)) + "\n"
+
+
+def test_plan_as_json(revgraph: Run, tiny: Path) -> None:
+    chosen = rg.load(tiny, batch=3).plan
+    found = revgraph("plan", tiny, "--batch", 3, "--json").json
+    assert found["decisions"] == chosen.decisions
+    assert (found["peak_bytes"], found["held_bytes"]) == (chosen.peak_bytes, chosen.held_bytes)
+    assert found["stored"] == list(chosen.stored) and found["flops_ratio"] == chosen.flops_ratio
+
+
+def test_plan_is_drawn(revgraph: Run, tiny: Path, tmp_path: Path) -> None:
+    answer = revgraph("plan", tiny, "--json", "--out", tmp_path / "plan.svg")
+    assert answer.status == 0 and answer.json["network"] == "tiny"
+    assert "plan.svg" in answer.err
+    assert "<svg" in (tmp_path / "plan.svg").read_text()
+
+
+def test_parameters_of_the_network_are_set(revgraph: Run, tiny: Path) -> None:
+    values = revgraph("show", tiny, "--json", "--set", "classes=7").json["values"]
+    assert values[-1]["shape"] == [100, 7]

@@ -1,0 +1,149 @@
+"""`train`: a run from the command line, its files, its JSON, Ctrl-C and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import revgraph as rg
+from revgraph.training import data as data_module
+from revgraph.training.metrics import read_rows
+
+Run = Callable[..., Any]
+ROOT = Path(rg.__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Any:
+    """Ctrl-C is heard, even where the tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_training_from_the_command_line(revgraph: Run, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    answer = revgraph("train", tiny, "--steps", 6, "--batch", 50, "--out", out, "--no-tensorboard")
+    assert answer.status == 0, answer.err
+    assert "test accuracy" in answer.out and str(out / "metrics.csv") in answer.out
+    assert "step 6 of 6" in answer.err
+    assert [row.step for row in read_rows(out)] == list(range(1, 7))
+    assert (out / "checkpoints" / "step-00000006" / "model.safetensors").is_file()
+    assert not (out / "tensorboard").exists()
+
+
+def test_training_as_json_and_resumed(revgraph: Run, tiny: Path, tmp_path: Path) -> None:
+    command = (
+        "train",
+        tiny,
+        "--steps",
+        4,
+        "--batch",
+        50,
+        "--out",
+        tmp_path / "run",
+        "--json",
+        "--no-tensorboard",
+    )
+    found = revgraph(*command).json
+    assert (found["step"], found["steps"], found["interrupted"]) == (4, 4, False)
+    assert 0 <= found["test"]["accuracy"] <= 1 and Path(found["checkpoint"]).is_dir()
+    refused = revgraph(*command)
+    assert refused.status == 2 and "Go on with --resume" in refused.err and refused.out == ""
+    assert revgraph(*command, "--resume").json["test"] == found["test"]
+    assert revgraph(*command, "--overwrite").json["test"] == found["test"]
+
+
+def test_seed_decides_the_weights(revgraph: Run, tiny: Path, tmp_path: Path) -> None:
+    losses = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        options = ("--steps", 2, "--out", tmp_path / name, "--seed", seed, "--no-tensorboard")
+        assert revgraph("train", tiny, *options).status == 0
+        losses.append([row.loss for row in read_rows(tmp_path / name)])
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_epochs_instead_of_steps(revgraph: Run, tiny: Path, tmp_path: Path) -> None:
+    found = revgraph(
+        "train", tiny, "--epochs", 0.2, "--out", tmp_path / "run", "--json", "--no-tensorboard"
+    ).json
+    assert found["steps"] == 3  # 0.2 * 1,437 images in batches of 100
+
+
+def test_network_gets_as_many_classes_as_the_data(
+    revgraph: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digits = data_module.load_digits()
+    monkeypatch.setattr(data_module, "load_digits", lambda: replace(digits, classes=13))
+    options = ("--steps", 1, "--out", tmp_path / "run", "--no-tensorboard")
+    assert revgraph("train", tiny, *options).status == 0
+    refused = revgraph("train", tiny, *options, "--overwrite", "--set", "classes=5")
+    assert refused.status == 2 and "must return [100, 13]" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--steps", 5, "--epochs", 1), "--steps or --epochs, not both"),
+        (("--resume", "--overwrite"), "--resume or --overwrite, not both"),
+        (("--epochs", 0), "--epochs must be above 0"),
+        (("--precision", "fp8"), "--precision is no, bf16, fp16"),
+        (("--steps", 0), "'--steps'"),
+        (("--learning-rate", -1), "learning_rate is -1.0, and must be above 0"),
+        (("--warmup", 9, "--steps", 5), "warmup is 9"),
+        (("--data", "mnist"), "there is no data set 'mnist'"),
+        (("--data", "cifar10:/nowhere"), "there is no folder '/nowhere'"),
+        (("--resume",), "there is no checkpoint in"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(
+    revgraph: Run, tiny: Path, tmp_path: Path, options: tuple[object, ...], text: str
+) -> None:
+    answer = revgraph("train", tiny, "--out", tmp_path / "run", *options)
+    assert answer.status == 2 and text in " ".join(answer.err.split())
+    assert not list((tmp_path / "run").glob("*"))
+
+
+def test_ctrl_c_saves_and_exits_with_130(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = ("train", str(tiny), "--steps", "100000", "--batch", "10", "--out", str(out), "--json")
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "-W",
+            "error",
+            "-m",
+            "revgraph",
+            *command,
+            "--no-tensorboard",
+            "--evaluate-every",
+            "100000",
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        deadline = time.monotonic() + 100
+        while len(read_rows(out)) < 3 and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    found = json.loads(stdout)
+    assert found["interrupted"] is True and found["test"] is None
+    assert Path(found["checkpoint"]).name == f"step-{found['step']:08d}"
+    assert read_rows(out)[-1].step == found["step"]
+    assert "saving after this step, Ctrl-C again aborts at once" in stderr
+    assert f"Interrupted after step {found['step']} of 100000, and saved. Go on with --resume." in stderr
+    assert "Traceback" not in stderr
