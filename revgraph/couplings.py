@@ -54,7 +54,7 @@ class Coupling(nn.Module, ABC):
         """x, from y and the same term: the inverse of `couple`."""
 
     def forward(self, *streams: Tensor, **extras: Any) -> Any:
-        if not streams:
+        if not streams and len(self.names) < 2:
             raise ValueError(f"{type(self).__name__} takes at least one stream, and none was given")
         if not self.names:
             (x,) = streams

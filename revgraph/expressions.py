@@ -139,15 +139,16 @@ def leaves(tree: Any) -> list[Any]:
 
 
 def module_at(root: nn.Module, path: str) -> nn.Module:
-    """The submodule at a dotted path; `get_submodule` without its checks."""
+    """The submodule at a dotted path; at "" the root, or the model that the root stands for."""
+    if not path:
+        return root.__dict__.get("_model", root)
     module: Any = root
-    if path:
-        for name in path.split("."):
-            module = module._modules[name]
+    for name in path.split("."):
+        module = module._modules[name]
     return module
 
 
 def attribute_at(root: nn.Module, path: str) -> Any:
     """The parameter, buffer or other attribute at a dotted path."""
     owner, _, name = path.rpartition(".")
-    return getattr(module_at(root, owner), name)
+    return getattr(module_at(root, owner) if owner else root, name)

@@ -5,78 +5,19 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal, cast, get_args
+from typing import cast
 
 import networkx as nx
 
 from revgraph.errors import GraphError
+from revgraph.parts import KINDS, Cost, Kind, Node, Value, node_from, value_from
 
-Kind = Literal["input", "coupling", "boundary", "wiring", "output"]
-KINDS: tuple[str, ...] = get_args(Kind)
+__all__ = ["KINDS", "Cost", "Graph", "Kind", "Node", "Value", "table", "verify"]
+
 FORMAT = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """A tensor between nodes.
-
-    `storage` names the value that owns the memory: the value itself, or the one it is a view of.
-    `nbytes` are the bytes of that storage.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    nbytes: int
-    storage: str
-    device: str = "cpu"
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What one node costs; bytes count storages that are neither values nor parameters.
-
-    `saved_bytes`: internals that autograd holds from forward to backward when the node is kept.
-    `saved_values`: the values (by storage) that autograd holds besides.
-    `peak_bytes`: the most a forward evaluation holds at once, saved internals included.
-    `backward_bytes`: the most its backward holds at once beyond the internals and output gradients.
-    `flops`: of one forward evaluation; `backward_flops` of its backward.
-    """
-
-    saved_bytes: int = 0
-    saved_values: tuple[str, ...] = ()
-    peak_bytes: int = 0
-    backward_bytes: int = 0
-    flops: int = 0
-    backward_flops: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """One evaluation in the network.
-
-    A coupling computes its one output from its `target` and the remaining inputs, the others;
-    given the output and the others it gives back the target. `module` is the path of the module
-    that the node calls ("" where it calls none, or several); `expression` is the node as a person
-    would write it; `where` is the line of the user's code or spec that made it.
-    """
-
-    name: str
-    kind: Kind
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    module: str = ""
-    target: str | None = None
-    expression: str = ""
-    where: str = ""
-    cost: Cost = field(default_factory=Cost)
-
-    @property
-    def others(self) -> tuple[str, ...]:
-        """The inputs that a coupling reads besides its target."""
-        return tuple(name for name in self.inputs if name != self.target)
+WIDEST_CELL = 48
 
 
 @dataclass(frozen=True)
@@ -167,16 +108,21 @@ class Graph:
                     f"graph format {data['revgraph']!r} is unknown: this revgraph reads format {FORMAT}"
                 )
             graph = Graph(
-                nodes=tuple(_node(item) for item in data["nodes"]),
-                values=tuple(_build(Value, item) for item in data["values"]),
+                nodes=tuple(node_from(item) for item in data["nodes"]),
+                values=tuple(value_from(item) for item in data["values"]),
                 name=data["name"],
             )
+            if not isinstance(graph.name, str):
+                raise ValueError(f"a graph's name is text, not {graph.name!r}")
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise GraphError(
                 f"this is not a graph in revgraph's JSON form ({type(error).__name__}: {error}). "
                 "Write one with graph.to_json()."
             ) from error
-        verify(graph)
+        for node in verify(graph).nodes:
+            for name in node.cost.saved_values:
+                if name not in graph.value:
+                    raise GraphError(f"the cost of node {node.name!r} names {name!r}, which is no value")
         return graph
 
     def __str__(self) -> str:
@@ -225,6 +171,8 @@ def verify(graph: Graph) -> Graph:
             raise GraphError(f"value {value.name!r} is made by no node")
         if value.storage not in graph.value:
             raise GraphError(f"value {value.name!r} is a view of {value.storage!r}, which is no value")
+        if graph.value[value.storage].storage != value.storage:
+            raise GraphError(f"value {value.name!r} is a view of {value.storage!r}, which is a view itself")
     for node in graph.nodes:
         if node.kind == "coupling":
             _verify_coupling(graph, node)
@@ -233,12 +181,16 @@ def verify(graph: Graph) -> Graph:
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     """Rows as aligned plain text under a head."""
-    lines = [head, *rows]
+    lines = [tuple(_clipped(cell) for cell in line) for line in (head, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
+
+
+def _clipped(cell: str) -> str:
+    return cell if len(cell) <= WIDEST_CELL else cell[: WIDEST_CELL - 3] + "..."
 
 
 def _verify_form(node: Node) -> None:
@@ -274,14 +226,3 @@ def _unique(what: str, names: Iterable[str]) -> None:
 
 def _shapes(graph: Graph, names: tuple[str, ...]) -> str:
     return ", ".join("x".join(map(str, graph.value[name].shape)) or "scalar" for name in names)
-
-
-def _build(kind: type[Any], item: dict[str, Any]) -> Any:
-    known = {each.name for each in fields(kind)}
-    if unknown := set(item) - known:
-        raise ValueError(f"unknown {kind.__name__} field {sorted(unknown)[0]!r}")
-    return kind(**{key: tuple(part) if isinstance(part, list) else part for key, part in item.items()})
-
-
-def _node(item: dict[str, Any]) -> Node:
-    return _build(Node, {**item, "cost": _build(Cost, item.get("cost", {}))})

@@ -35,6 +35,7 @@ def sources_of(
         for name in needs(node, decisions[node.name]):
             if name not in reach.sources:
                 reach.add(_storing_place(graph, name), Source("stored"))
+    reach = _pruned(graph, decisions, anchors, reach)
     wanted = _wanted(graph, decisions, reach.sources)
     sources = {name: reach.sources[name] for name in wanted}
     stored = tuple(
@@ -43,6 +44,22 @@ def sources_of(
         if value.name in anchors or (value.name in sources and sources[value.name].how == "stored")
     )
     return tuple(name for name in stored if name not in graph.inputs), sources
+
+
+def _pruned(
+    graph: Graph, decisions: Mapping[str, Decision], anchors: tuple[str, ...], reach: _Reach
+) -> _Reach:
+    """The reach without values that were stored early and follow from others stored later."""
+    needed = {name for node in graph.planned for name in needs(node, decisions[node.name])}
+    given = {*graph.inputs, *anchors}
+    stored = [name for name, source in reach.sources.items() if source.how == "stored" and name not in given]
+    for name in [name for name in stored if reach.has_other_source(name)]:
+        trial = _Reach(graph, decisions)
+        for other in (*given, *(each for each in stored if each != name)):
+            trial.add(other, Source("stored"))
+        if needed <= trial.sources.keys():
+            reach, stored = trial, [each for each in stored if each != name]
+    return reach
 
 
 @dataclass
@@ -80,6 +97,12 @@ class _Reach:
                 if self.missing[index] == 0:
                     rule, made = self.rules[index]
                     pending += [(each, rule) for each in made]
+
+    def has_other_source(self, name: str) -> bool:
+        """Whether a rule whose values are all at hand gives this value too."""
+        return any(
+            count == 0 and name in made for (_, made), count in zip(self.rules, self.missing, strict=True)
+        )
 
 
 def _rules(

@@ -134,7 +134,6 @@ def _obstacle(graph: Graph, name: str, values: dict[str, Any]) -> GraphError:
     """Why an input cannot be computed: the first node after it that cannot be undone."""
     seen: set[str] = set()
     pending = [name]
-    lost: list[str] = []
     while pending:
         value = pending.pop(0)
         if value in seen:
@@ -148,14 +147,11 @@ def _obstacle(graph: Graph, name: str, values: dict[str, Any]) -> GraphError:
                     f"({reader.expression}{place}) is a boundary, which cannot be undone. "
                     "Use couplings and wiring all the way, or invert the part behind it."
                 )
-            if reader.kind == "coupling":
-                lost += [other for other in reader.others if other not in values and other in graph.inputs]
             pending += reader.outputs
-    if lost := [other for other in lost if other != name]:
-        return GraphError(
-            f"input {name!r} cannot be computed from the outputs alone: give {lost[0]!r}, which is on no "
-            f"output's stream, by name: net.inverse(..., {lost[0]}=...)"
-        )
+    unknown = [each for each in graph.inputs if each not in values]
     return GraphError(
-        f"input {name!r} cannot be computed from the outputs: it does not reach them by couplings"
+        f"input {name!r} cannot be computed from the outputs alone; unknown are "
+        f"{', '.join(map(repr, unknown))}. "
+        f"Give those that are on no output's stream (a mask, a condition) by name: "
+        f"net.inverse(..., {unknown[-1]}=...)"
     )

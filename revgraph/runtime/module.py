@@ -35,12 +35,18 @@ class ReversibleModule(nn.Module):
         super().__init__()
         for table in SHARED:
             self.__dict__[table] = model.__dict__[table]
+        self.__dict__["_model"] = model  # not a submodule: its parameters are this module's own
         self.training = model.training
         self._is_full_backward_hook = model._is_full_backward_hook
         self._program = program
         self._script: Script
         self._probe: Probe | None = None
         self.plan = plan(program.graph)
+
+    def train(self, mode: bool = True) -> ReversibleModule:
+        """Set training or evaluation mode, of the model too."""
+        self.__dict__["_model"].training = mode
+        return super().train(mode)
 
     @property
     def graph(self) -> Graph:

@@ -96,7 +96,7 @@ def write_script(program: Program, plan: Plan) -> Script:
 
 def modules_of(net: nn.Module, step: Step) -> list[nn.Module]:
     """Every module that a step calls, with submodules, and those whose own attributes it reads, once each."""
-    found = [module_at(net, path) for path in step.owners]
+    found = [module_at(net, path) if path else net for path in step.owners]
     for path in step.modules:
         _collect(module_at(net, path), found)
     return list(dict.fromkeys(found)) if len(step.modules) > 1 or step.owners else found

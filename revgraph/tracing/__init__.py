@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from revgraph.couplings import Coupling
+from revgraph.couplings import Boundary, Coupling
 from revgraph.errors import RevgraphError, TraceError
 from revgraph.isolation import untouched
 from revgraph.program import Program
@@ -19,6 +19,7 @@ from revgraph.tracing.finding import find, refine
 from revgraph.tracing.lowering import lower
 from revgraph.tracing.shadows import place_of
 from revgraph.tracing.tracer import Tracer
+from revgraph.wiring import Wiring
 
 __all__ = ["trace"]
 
@@ -98,6 +99,9 @@ def _trace(
 
     def call(proxies: list[Any]) -> Any:
         given = dict(zip(named, proxies, strict=True))
+        if isinstance(model, (Boundary, Coupling, Wiring)):
+            arguments = fill_form(form, given)
+            return call_with(lambda *args, **kwargs: tracer.call_root(args, kwargs), arguments, model.forward)
         return call_with(model.forward, fill_form(form, given))
 
     with untouched(model, faked=fake_mode is not None):

@@ -55,9 +55,9 @@ def bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, 
         raise TraceError(f"the model's forward does not take these arguments: {error}") from None
 
 
-def call_with(forward: Any, arguments: dict[str, Any]) -> Any:
-    """The forward called with arguments that `bind` named."""
-    bound = inspect.signature(forward).bind_partial()
+def call_with(forward: Any, arguments: dict[str, Any], like: Any = None) -> Any:
+    """The forward called with arguments that `bind` named, for the signature of `like` or its own."""
+    bound = inspect.signature(like or forward).bind_partial()
     bound.arguments.update(arguments)
     return forward(*bound.args, **bound.kwargs)
 

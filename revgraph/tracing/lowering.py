@@ -111,14 +111,14 @@ class _Lowering:
         state = [self.ledger.name_of(stream) for stream in streams]
         many = len(module.names) > 1
         for index, function in enumerate(module.names or ("",)):
-            place = f"{path}.{function}" if function else path
+            place = ".".join(part for part in (path, function) if part)
             others = [*state[:index], *state[index + 1 :]] if function else []
             if function:
                 term, extras = phrase_function(place, len(others), node, where)
             else:
                 term, extras = expression((), 0, ()), ()
             reads = (*others, *(self.ledger.name_of(extra) for extra in extras))
-            name = self.ledger.unique(place)
+            name = self.ledger.unique(place or type(module).__name__.lower())
             self.ledger.add_value(name, self._shadow_like(streams[index]))
             text = f"{place}({', '.join(self.ledger.only_values(reads))})"
             self.ledger.add_coupling(name, state[index], term, reads, law, place, text, where[node])
@@ -138,7 +138,7 @@ class _Lowering:
     def _call(self, node: fx.Node) -> None:
         """A call that is no half-step: a boundary, a wiring, or one that only makes numbers."""
         module = self.modules[str(node.target)] if node.op == "call_module" else None
-        if isinstance(module, Coupling) and _is_invertible_call(node, module):
+        if isinstance(module, Coupling) and _is_invertible_call(node, module, self.tracer.shadows):
             self._coupling_module(node, module)
             return
         shadows = self.tracer.shadows
@@ -155,7 +155,8 @@ class _Lowering:
             self.ledger.operations.append(Operation("", run, reads, makes))
             return
         path = str(node.target) if module is not None else ""
-        name = self.ledger.unique(path or self._scoped(node, verb(node)))
+        spoken = type(module).__name__.lower() if module is not None else verb(node)
+        name = self.ledger.unique(path or self._scoped(node, spoken))
         makes = tuple(
             self._make(output, name if len(outputs) == 1 else f"{name}.{index}")
             for index, output in enumerate(outputs)
@@ -188,7 +189,11 @@ class _Lowering:
         return f"{scope}.{name}" if scope else name
 
 
-def _is_invertible_call(node: fx.Node, module: Coupling) -> bool:
-    """Whether a coupling is called on streams that differ from each other, all of them traced values."""
+def _is_invertible_call(node: fx.Node, module: Coupling, shadows: Mapping[fx.Node, Any]) -> bool:
+    """Whether a coupling is called on traced values that differ, and gives each target back in its shape."""
     traced = [arg for arg in node.args if isinstance(arg, fx.Node) and arg.op != "get_attr"]
-    return len(traced) == len(node.args) == len(set(traced))
+    made = shadows[node] if len(module.names) > 1 else (shadows[node],)
+    return len(traced) == len(node.args) == len(set(traced)) and all(
+        before.shape == after.shape
+        for before, after in zip((shadows[arg] for arg in traced), made, strict=False)
+    )

@@ -169,6 +169,10 @@ class Tracer(fx.Tracer):
         self.scopes.append(scope)
         return result
 
+    def call_root(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The model itself as one call, where it is a coupling, a wiring or a boundary."""
+        return self.create_proxy("call_module", "", args, kwargs)
+
     @contextmanager
     def _training_as_value(self, m: nn.Module, path: str) -> Iterator[None]:
         """While `m.training` is read it is a traced value: it may change after the trace."""

@@ -234,7 +234,7 @@ def test_in_place_addition_to_slices() -> None:
     def body(net: Any, x1: Tensor, x2: Tensor) -> Any:
         x = x1 * 1.0
         a, b = x[:, :2], x[:, 2:]
-        a += net.f(b)
+        a += net.f(b * 1.0)
         b = b + net.g(a)
         return torch.cat([a, b], 1)
 

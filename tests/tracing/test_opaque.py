@@ -361,10 +361,6 @@ def test_in_place_writes_to_buffers_happen_once_a_step() -> None:
             return x1 + self.f(x2), x2
 
     agree(Around(Counting()), *pair(), couplings=2)
-    if body is grad_of_inside:  # the error names the node to keep
-        with pytest.raises(rg.ReplayError, match="differentiates inside its own forward"):
-            agree(Half(), *pair())
-        return
     agree(Half(), *pair())
 
 
@@ -387,10 +383,6 @@ def test_buffers_assigned_anew_are_kept_once_a_step() -> None:
             return x1 + self.f(x2), x2
 
     agree(Around(Assigning()), *pair(), couplings=2)
-    if body is grad_of_inside:  # the error names the node to keep
-        with pytest.raises(rg.ReplayError, match="differentiates inside its own forward"):
-            agree(Half(), *pair())
-        return
     agree(Half(), *pair())
 
 
@@ -527,7 +519,7 @@ def test_results_of_opaque_modules_are_taken_apart(form: str) -> None:
             y = take(self.leaf(x1))
             return y, x2 + self.g(y)
 
-    agree(Net(), *pair(), couplings=2)
+    agree(Net(), *pair(), couplings=3 if form == "nested" else 2)  # the items are added up there
 
 
 @pytest.mark.parametrize("form", ["dataclass", "nested", "none"])

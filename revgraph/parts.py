@@ -1,0 +1,164 @@
+"""The parts of a graph as data: values, nodes and what they cost; and how they are read from JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+Kind = Literal["input", "coupling", "boundary", "wiring", "output"]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A tensor between nodes.
+
+    `storage` names the value that owns the memory: the value itself, or the one it is a view of.
+    `nbytes` are the bytes of that storage.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    storage: str
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one node costs; bytes count storages that are neither values nor parameters.
+
+    `saved_bytes`: internals that autograd holds from forward to backward when the node is kept.
+    `saved_values`: the values (by storage) that autograd holds besides.
+    `peak_bytes`: the most a forward evaluation holds at once, saved internals included.
+    `backward_bytes`: the most its backward holds at once beyond the internals and output gradients.
+    `flops`: of one forward evaluation; `backward_flops` of its backward.
+    """
+
+    saved_bytes: int = 0
+    saved_values: tuple[str, ...] = ()
+    peak_bytes: int = 0
+    backward_bytes: int = 0
+    flops: int = 0
+    backward_flops: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One evaluation in the network.
+
+    A coupling computes its one output from its `target` and the remaining inputs, the others;
+    given the output and the others it gives back the target. `module` is the path of the module
+    that the node calls ("" where it calls none, or several); `expression` is the node as a person
+    would write it; `where` is the line of the user's code or spec that made it.
+    """
+
+    name: str
+    kind: Kind
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    module: str = ""
+    target: str | None = None
+    expression: str = ""
+    where: str = ""
+    cost: Cost = field(default_factory=Cost)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The inputs that a coupling reads besides its target."""
+        return tuple(name for name in self.inputs if name != self.target)
+
+
+def value_from(item: Any) -> Value:
+    """The value in a JSON object.
+
+    Raises:
+        ValueError: a field is missing, unknown or of the wrong type.
+    """
+    return Value(**_checked(Value, item, VALUE_FORMS))
+
+
+def node_from(item: Any) -> Node:
+    """The node in a JSON object.
+
+    Raises:
+        ValueError: a field is missing, unknown or of the wrong type.
+    """
+    return Node(**_checked(Node, item, NODE_FORMS))
+
+
+def _checked(kind: type[Any], item: Any, forms: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
+    known = [each.name for each in fields(kind)]
+    if not isinstance(item, dict):
+        raise ValueError(f"a {kind.__name__} is an object, not {item!r}")
+    for key in item:
+        if key not in known:
+            raise ValueError(f"a {kind.__name__} has no field {key!r}; it has {', '.join(known)}")
+    try:
+        return {key: forms[key](value) for key, value in item.items()}
+    except ValueError as error:
+        raise ValueError(f"{kind.__name__} {item.get('name', '')!r}: {error}") from None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} should be text")
+    return value
+
+
+def _name(value: Any) -> str:
+    if not _text(value):
+        raise ValueError("a name cannot be empty")
+    return value
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{value!r} should be a whole number of at least 0")
+    return value
+
+
+def _kind(value: Any) -> Any:
+    if value not in KINDS:
+        raise ValueError(f"{value!r} is no kind of node; the kinds are {', '.join(KINDS)}")
+    return value
+
+
+def _several(form: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
+    def read(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise ValueError(f"{value!r} should be a list")
+        return tuple(form(item) for item in value)
+
+    return read
+
+
+COST_FORMS: dict[str, Callable[[Any], Any]] = {
+    "saved_bytes": _count,
+    "saved_values": _several(_name),
+    "peak_bytes": _count,
+    "backward_bytes": _count,
+    "flops": _count,
+    "backward_flops": _count,
+}
+VALUE_FORMS: dict[str, Callable[[Any], Any]] = {
+    "name": _name,
+    "shape": _several(_count),
+    "dtype": _name,
+    "nbytes": _count,
+    "storage": _name,
+    "device": _name,
+}
+NODE_FORMS: dict[str, Callable[[Any], Any]] = {
+    "name": _name,
+    "kind": _kind,
+    "inputs": _several(_name),
+    "outputs": _several(_name),
+    "module": _text,
+    "target": lambda value: None if value is None else _name(value),
+    "expression": _text,
+    "where": _text,
+    "cost": lambda value: Cost(**_checked(Cost, value, COST_FORMS)),
+}
