@@ -27,8 +27,8 @@ from revgraph.training.progress import Bar
 from revgraph.training.recipe import Recipe
 
 TARGET = 0.97
-# A small batch makes many steps of the few images that a short run sees. Weights decay ten times faster than in
-# the paper's run, which is 125 times as long.
+# A small batch makes many steps of the few images that a short run sees. Weights decay ten times faster than
+# in the paper's run, which is 125 times as long.
 RECIPE = Recipe(steps=640, batch=16, warmup=20, weight_decay=2e-3)
 
 
