@@ -14,7 +14,7 @@ import networkx as nx
 from revgraph.errors import GraphError
 from revgraph.parts import KINDS, Cost, Kind, Node, Value, node_from, value_from
 
-__all__ = ["KINDS", "Cost", "Graph", "Kind", "Node", "Value", "table", "verify"]
+__all__ = ["KINDS", "Cost", "Graph", "Kind", "Node", "Value", "clipped", "table", "verify"]
 
 FORMAT = 1
 WIDEST_CELL = 48
@@ -132,7 +132,7 @@ class Graph:
             f"{count['wiring']} wirings"
         )
         rows = [
-            (node.name, node.kind, node.expression, _shapes(self, node.outputs))
+            tuple(map(clipped, (node.name, node.kind, node.expression, _shapes(self, node.outputs))))
             for node in self.nodes
             if node.kind not in ("input", "output")
         ]
@@ -181,7 +181,7 @@ def verify(graph: Graph) -> Graph:
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     """Rows as aligned plain text under a head."""
-    lines = [tuple(_clipped(cell) for cell in line) for line in (head, *rows)]
+    lines = [head, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -189,7 +189,8 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     )
 
 
-def _clipped(cell: str) -> str:
+def clipped(cell: str) -> str:
+    """A cell of a table, cut where it would make every line long."""
     return cell if len(cell) <= WIDEST_CELL else cell[: WIDEST_CELL - 3] + "..."
 
 

@@ -32,6 +32,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
+            sys.stdout.flush()
         except RevgraphError as error:
             raise _refusal(str(error)) from error
         except ModuleNotFoundError as error:

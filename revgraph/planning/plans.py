@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from revgraph.errors import PlanError
-from revgraph.graph import Graph, table
+from revgraph.graph import Graph, clipped, table
 
 Decision = Literal["keep", "invert", "recompute"]
 DECISIONS: tuple[str, ...] = get_args(Decision)
@@ -69,10 +69,10 @@ class Plan:
         )
         rows = [
             (
-                node.name,
+                clipped(node.name),
                 self.decisions[node.name],
                 human_bytes(node.cost.saved_bytes),
-                ", ".join(name for name in node.inputs if name in self.stored),
+                clipped(", ".join(name for name in node.inputs if name in self.stored)),
             )
             for node in self.graph.planned
         ]
