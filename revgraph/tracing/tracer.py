@@ -17,22 +17,10 @@ from revgraph.couplings import Boundary, Coupling
 from revgraph.errors import RevgraphError, TraceError
 from revgraph.expressions import Register, leaves, map_leaves
 from revgraph.tracing.evaluating import Evaluator
+from revgraph.tracing.in_place import is_same, out_of_place, replaced, stands_for_tensor
 from revgraph.tracing.patches import patched
 from revgraph.tracing.shadows import ShadowProxy, Untraceable, caller, holds_tensors, is_tensor, overlaps
 from revgraph.wiring import Wiring
-
-OUT_OF_PLACE: dict[Any, Any] = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-    operator.ifloordiv: operator.floordiv,
-    operator.imod: operator.mod,
-    operator.ipow: operator.pow,
-    operator.iand: operator.and_,
-    operator.ior: operator.or_,
-    operator.ixor: operator.xor,
-}
 
 
 @dataclass
@@ -241,8 +229,8 @@ class Tracer(fx.Tracer):
             return self._record(kind, target, args, kwargs, name, None)
         if target is not operator.getitem and target is not getattr:
             args, kwargs = self._unpacked(args), self._unpacked(kwargs)
-        target, args, kwargs, changed = self._without_in_place(kind, target, args, kwargs)
-        tensors = [leaf for leaf in leaves((args, kwargs)) if _holds_tensor(leaf)]
+        target, args, kwargs, changed = out_of_place(kind, target, args, kwargs)
+        tensors = [leaf for leaf in leaves((args, kwargs)) if stands_for_tensor(leaf)]
         versions = [proxy.shadow._version for proxy in tensors]
         self.check_random()
         shadow = self._evaluate(kind, target, args, kwargs)
@@ -250,9 +238,9 @@ class Tracer(fx.Tracer):
         edited = [proxy for proxy, version in pairs if proxy.shadow._version != version]
         if edited:
             copy = self._copy_of(kind, target, edited)
-            args, kwargs = _replaced((args, kwargs), edited[0], copy)
+            args, kwargs = replaced((args, kwargs), edited[0], copy)
             shadow = self._evaluate(kind, target, args, kwargs)
-            if not is_tensor(shadow) or not _is_same(shadow, copy.shadow):
+            if not is_tensor(shadow) or not is_same(shadow, copy.shadow):
                 raise Untraceable(f"{target} edits its input in place and returns something else")
             changed = edited[0]
         proxy = self._record(kind, target, args, kwargs, name, shadow)
@@ -285,22 +273,6 @@ class Tracer(fx.Tracer):
             scope.nodes.append(proxy.node)
         return proxy
 
-    def _without_in_place(
-        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any, tuple[Any, ...], dict[str, Any], ShadowProxy | None]:
-        """The call in its out-of-place form, and the proxy that it would have changed."""
-        if kind == "call_function" and target in OUT_OF_PLACE:
-            return OUT_OF_PLACE[target], args, kwargs, args[0] if _holds_tensor(args[0]) else None
-        if kind == "call_method" and target.endswith("_") and not target.endswith("__"):
-            if args[0].node.op == "get_attr" or not callable(getattr(Tensor, target[:-1], None)):
-                raise Untraceable(f"{target} changes a tensor in place")
-            return target[:-1], args, kwargs, args[0]
-        if kind == "call_function" and (twin := _out_of_place(target)) and _holds_tensor(args[0]):
-            return twin, args, kwargs, args[0]
-        if kind == "call_function" and kwargs.get("inplace"):
-            return target, args, {**kwargs, "inplace": False}, args[0]
-        return target, args, kwargs, None
-
     def _copy_of(self, kind: str, target: Any, edited: list[ShadowProxy]) -> ShadowProxy:
         """A copy of the tensor that a module edits in place, for it to be called on."""
         if kind != "call_module":
@@ -312,26 +284,6 @@ class Tracer(fx.Tracer):
                 "(nn.ReLU() for nn.ReLU(inplace=True))."
             )
         return self.create_proxy("call_method", "clone", (edited[0],), {})
-
-
-def _replaced(tree: Any, old: ShadowProxy, new: ShadowProxy) -> Any:
-    return map_leaves(lambda leaf: new if leaf is old else leaf, tree)
-
-
-def _is_same(one: Tensor, two: Tensor) -> bool:
-    return one.shape == two.shape and one.untyped_storage()._cdata == two.untyped_storage()._cdata
-
-
-def _out_of_place(function: Any) -> Any:
-    """The function of the same name without the underscore behind it, where there is one."""
-    name = getattr(function, "__name__", "")
-    if not name.endswith("_") or name.endswith("__"):
-        return None
-    return getattr(torch, name[:-1], None) or getattr(nn.functional, name[:-1], None)
-
-
-def _holds_tensor(arg: Any) -> bool:
-    return issubclass(type(arg), ShadowProxy) and is_tensor(arg.shadow)
 
 
 def _random_state() -> tuple[Any, ...]:

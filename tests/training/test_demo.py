@@ -20,8 +20,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "RECIPE", replace(demo.RECIPE, steps=2, warmup=1, batch=4))
 
 
-def test_demo_that_misses_its_accuracy_says_so_and_exits_with_1(
-    short: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_demo_says_whether_its_accuracy_is_reached_and_can_be_run_again(
+    short: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert demo.main(["--out", str(tmp_path)]) == 1
     out = capsys.readouterr().out
@@ -32,14 +32,9 @@ def test_demo_that_misses_its_accuracy_says_so_and_exits_with_1(
     for file in ("plan.svg", "metrics.csv", "checkpoints/step-00000002"):
         assert (tmp_path / file).exists() and str(tmp_path / file) in out
     assert [row.step for row in read_rows(tmp_path)] == [1, 2]
-
-
-def test_demo_can_be_run_again_and_exits_with_0_at_its_accuracy(
-    short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setattr(demo, "TARGET", 0.0)
     assert demo.main(["--out", str(tmp_path)]) == 0
-    assert demo.main(["--out", str(tmp_path)]) == 0
+    assert "promises" not in capsys.readouterr().out
 
 
 def test_demo_that_cannot_write_is_bad_input(
@@ -53,7 +48,7 @@ def test_demo_that_cannot_write_is_bad_input(
 def test_comparison_is_measured_on_one_net_and_leaves_it(inverted: Callable[[], rg.ReversibleModule]) -> None:
     net = inverted()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    images = torch.randn(20, 3, 32, 32)
+    images = torch.randn(20, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     told: list[str] = []
     found = compare(net, images, repeats=2, progress=told.append)
     assert found.inverted.plan == net.plan and found.stored.plan == rg.keep_all(net.graph)

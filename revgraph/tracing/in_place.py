@@ -1,0 +1,69 @@
+"""In-place calls on traced values, and the out-of-place ones that say the same."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from revgraph.expressions import map_leaves
+from revgraph.tracing.shadows import ShadowProxy, Untraceable, is_tensor
+
+OPERATORS: dict[Any, Any] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    operator.ifloordiv: operator.floordiv,
+    operator.imod: operator.mod,
+    operator.ipow: operator.pow,
+    operator.iand: operator.and_,
+    operator.ior: operator.or_,
+    operator.ixor: operator.xor,
+}
+
+
+def out_of_place(
+    kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, tuple[Any, ...], dict[str, Any], ShadowProxy | None]:
+    """A call in its out-of-place form, and the proxy whose tensor it would have edited (None: no such).
+
+    Raises:
+        Untraceable: it edits in place and has no such form.
+    """
+    if kind == "call_function" and target in OPERATORS:
+        return OPERATORS[target], args, kwargs, args[0] if stands_for_tensor(args[0]) else None
+    if kind == "call_method" and target.endswith("_") and not target.endswith("__"):
+        if args[0].node.op == "get_attr" or not callable(getattr(Tensor, target[:-1], None)):
+            raise Untraceable(f"{target} edits a tensor in place")
+        return target[:-1], args, kwargs, args[0]
+    if kind == "call_function" and (twin := _twin(target)) and stands_for_tensor(args[0]):
+        return twin, args, kwargs, args[0]
+    if kind == "call_function" and kwargs.get("inplace"):
+        return target, args, {**kwargs, "inplace": False}, args[0]
+    return target, args, kwargs, None
+
+
+def replaced(tree: Any, old: ShadowProxy, new: ShadowProxy) -> Any:
+    """Arguments with one proxy in place of another."""
+    return map_leaves(lambda leaf: new if leaf is old else leaf, tree)
+
+
+def is_same(one: Tensor, two: Tensor) -> bool:
+    """Whether two tensors are the same whole memory."""
+    return one.shape == two.shape and one.untyped_storage()._cdata == two.untyped_storage()._cdata
+
+
+def stands_for_tensor(arg: Any) -> bool:
+    """Whether an argument is a proxy for a tensor."""
+    return issubclass(type(arg), ShadowProxy) and is_tensor(arg.shadow)
+
+
+def _twin(function: Any) -> Any:
+    """The function of the same name without the underscore behind it, where there is one."""
+    name = getattr(function, "__name__", "")
+    if not name.endswith("_") or name.endswith("__"):
+        return None
+    return getattr(torch, name[:-1], None) or getattr(nn.functional, name[:-1], None)
