@@ -17,6 +17,8 @@ from revgraph.tracing.evaluating import Evaluator
 from revgraph.tracing.shadows import ShadowProxy, Untraceable, is_tensor
 
 FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "randint", "zeros")
+# In these a proxy may stand where C++ expects a number or a tuple; older releases of torch refuse that.
+STRICT = ("add", "sub", "cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack")
 
 
 @contextmanager
@@ -29,7 +31,7 @@ def patched(evaluator: Evaluator) -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(patch.object(builtins, "isinstance", _is_instance(builtins.isinstance)))
-        for name in FACTORIES:
+        for name in (*FACTORIES, *STRICT):
             stack.enter_context(patch.object(torch, name, _recording(getattr(torch, name))))
         apply: Any = Function.__dict__["apply"]
         stack.enter_context(patch.object(Function, "apply", classmethod(_recording_apply(apply))))
