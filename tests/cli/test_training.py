@@ -128,6 +128,8 @@ def test_ctrl_c_saves_and_exits_with_130(tiny: Path, tmp_path: Path) -> None:
             "--no-tensorboard",
             "--evaluate-every",
             "100000",
+            "--learning-rate",
+            "0.001",  # the net is linear all through, and would diverge before a slow reader stops it
         ],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
