@@ -122,7 +122,9 @@ class NodeReplay(Replay):
         self.target_flag = target is not None and target.requires_grad
         given = inputs if target is None else [*inputs, target]
         self.storages = {
-            value.untyped_storage()._cdata for value in given if type(value) is nn.Parameter or is_view(value)
+            value.untyped_storage()._cdata
+            for value in given
+            if type(value) is nn.Parameter or _is_view(value)
         }
         self.plain = {
             name: value
@@ -290,7 +292,7 @@ class WiringReplay(Replay):
             on.put(name, value, self)
 
 
-def is_view(value: Any) -> bool:
+def _is_view(value: Any) -> bool:
     """Whether an input is a view of a parameter."""
     return isinstance(value, Tensor) and type(value._base) is nn.Parameter
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ class Slot:
         return self.value
 
 
-class Replay:
+class Replay(ABC):
     """What can be done again in backward: `needs` are the slots it reads; `made` those it may give."""
 
     __slots__ = ("is_ready", "made", "needs")
@@ -55,8 +56,9 @@ class Replay:
     needs: tuple[Slot, ...]
     made: dict[str, weakref.ref[Slot]]
 
+    @abstractmethod
     def run(self, on: Pass) -> None:
-        raise NotImplementedError
+        """Do it again, and put what it makes on the pass."""
 
 
 class Tape:

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from revgraph.errors import TraceError
 from revgraph.program import Named
 
-MISSING = object()
-
 
 def form_of(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
