@@ -159,8 +159,8 @@ class Operation:
     """How one node is run: from the values `reads` (in this order) to the values `makes`.
 
     A coupling's expression gives its term from the others, and `law` joins it with the target. A wiring's
-    `rearrangement` undoes it. An operation that makes no tensors (shapes, sizes) has no node: `node` is "", and
-    its results are kept beside the graph's values.
+    `rearrangement` undoes it. An operation that makes no tensors (shapes, sizes) has no node: `node` is "",
+    and its results are kept beside the graph's values.
     """
 
     node: str
