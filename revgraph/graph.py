@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import cast
 
@@ -30,6 +31,7 @@ class Graph:
     nodes: tuple[Node, ...]
     values: tuple[Value, ...]
     name: str = "graph"
+    loss: Node | None = field(default=None, repr=False)
 
     @cached_property
     def node(self) -> Mapping[str, Node]:
@@ -69,6 +71,12 @@ class Graph:
     def planned(self) -> tuple[Node, ...]:
         """The nodes that a plan decides on: couplings and boundaries, in order."""
         return tuple(node for node in self.nodes if node.kind in ("coupling", "boundary"))
+
+    def own_bytes(self, name: str) -> int:
+        """The bytes of a value's own elements, which a view has fewer of than its storage."""
+        value, whole = self.value[name], self.value[self.value[name].storage]
+        count = math.prod(whole.shape)
+        return min(value.nbytes, value.nbytes * math.prod(value.shape) // count) if count else 0
 
     def digraph(self) -> nx.DiGraph[str]:
         """The nodes as a networkx graph; an edge lists the values that pass along it."""

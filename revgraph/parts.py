@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from revgraph.courses import Course
+
 Kind = Literal["input", "coupling", "boundary", "wiring", "output"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
@@ -31,18 +33,20 @@ class Cost:
     """What one node costs; bytes count storages that are neither values nor parameters.
 
     `saved_bytes`: internals that autograd holds from forward to backward when the node is kept.
-    `saved_values`: the values (by storage) that autograd holds besides.
-    `peak_bytes`: the most a forward evaluation holds at once, saved internals included.
-    `backward_bytes`: the most its backward holds at once beyond the internals and output gradients.
+    `saved_values`: the values that autograd holds besides.
     `flops`: of one forward evaluation; `backward_flops` of its backward.
+    `frees`: the values that the forward lets go of after this node.
+    `shared`: the node's parameters that other nodes use too.
+    `courses`: how its memory runs, by decision.
     """
 
     saved_bytes: int = 0
     saved_values: tuple[str, ...] = ()
-    peak_bytes: int = 0
-    backward_bytes: int = 0
     flops: int = 0
     backward_flops: int = 0
+    frees: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+    courses: Mapping[str, Course] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +142,11 @@ def _several(form: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
 COST_FORMS: dict[str, Callable[[Any], Any]] = {
     "saved_bytes": _count,
     "saved_values": _several(_name),
-    "peak_bytes": _count,
-    "backward_bytes": _count,
     "flops": _count,
     "backward_flops": _count,
+    "frees": _several(_name),
+    "shared": _several(_name),
+    "courses": lambda value: value,
 }
 VALUE_FORMS: dict[str, Callable[[Any], Any]] = {
     "name": _name,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import cast
 
 from revgraph.errors import PlanError
 from revgraph.graph import Graph, Node
 from revgraph.planning.plans import DECISIONS, Decision, Plan
-from revgraph.planning.predicting import predict
+from revgraph.planning.simulating import simulate
 from revgraph.planning.sources import sources_of
 
 
@@ -20,24 +21,21 @@ def plan(graph: Graph) -> Plan:
     The last couplings before the output are kept as well, as many as do not raise the predicted peak: their
     internals are needed there anyway, and they are then not evaluated twice.
     """
-    decisions: dict[str, Decision] = {node.name: _natural(node) for node in graph.planned}
     inverted = [node.name for node in graph.planned if node.kind == "coupling"]
-    least = predict(graph, decisions, *sources_of(graph, decisions)).peak_bytes
 
-    def with_last_kept(count: int) -> dict[str, Decision]:
-        return {**decisions, **dict.fromkeys(inverted[len(inverted) - count :], "keep")}
+    def with_last_kept(count: int) -> Plan:
+        return decide(graph, dict.fromkeys(inverted[len(inverted) - count :], "keep"))
+
+    least = with_last_kept(0).peak_bytes
 
     def raises_peak(count: int) -> bool:
-        trial = with_last_kept(count)
-        return predict(graph, trial, *sources_of(graph, trial)).peak_bytes > least
+        return with_last_kept(count).peak_bytes > least
 
     beyond = 1
     while beyond <= len(inverted) and not raises_peak(beyond):
         beyond *= 2
     count = bisect_left(range(1, min(beyond, len(inverted) + 1)), True, lo=beyond // 2, key=raises_peak)
-    decisions, kept = with_last_kept(count), set(inverted[len(inverted) - count :])
-    reasons = {node.name: _reason(node, decisions[node.name], node.name in kept) for node in graph.planned}
-    return _plan(graph, decisions, (), reasons)
+    return with_last_kept(count)
 
 
 def keep_all(graph: Graph) -> Plan:
@@ -81,17 +79,38 @@ def _plan(
     graph: Graph, decisions: Mapping[str, Decision], anchors: tuple[str, ...], reasons: Mapping[str, str]
 ) -> Plan:
     stored, sources = sources_of(graph, decisions, anchors)
-    predicted = predict(graph, decisions, stored, sources)
-    return Plan(
-        graph=graph,
-        decisions=dict(decisions),
-        stored=stored,
-        sources=sources,
-        reasons=dict(reasons),
-        peak_bytes=predicted.peak_bytes,
-        held_bytes=predicted.held_bytes,
-        peak_at=predicted.peak_at,
-        flops_ratio=predicted.flops_ratio,
+    return finished(
+        Plan(
+            graph=graph,
+            decisions=dict(decisions),
+            stored=stored,
+            sources=sources,
+            reasons=dict(reasons),
+            peak_bytes=0,
+            held_bytes=0,
+            peak_at="",
+            flops_ratio=1.0,
+        )
+    )
+
+
+def finished(plan: Plan) -> Plan:
+    """The plan with what its simulation gives: bytes at the peak and at the turn, and FLOPs.
+
+    Raises:
+        PlanError: a step of its schedule reads what is not in memory.
+    """
+    moments = simulate(plan)
+    top = max(moments, key=lambda moment: moment.peak_bytes)
+    turn = next((index for index, moment in enumerate(moments) if moment.step.action == "loss"), -1)
+    plain = sum(node.cost.flops + node.cost.backward_flops for node in plan.graph.nodes)
+    flops = sum(moment.flops for moment in moments)
+    return replace(
+        plan,
+        peak_bytes=top.peak_bytes,
+        held_bytes=moments[turn].live_bytes,
+        peak_at=f"{top.step.action} of {top.step.node}",
+        flops_ratio=flops / plain if plain else 1.0,
     )
 
 

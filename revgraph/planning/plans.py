@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from revgraph.courses import Course
 from revgraph.errors import PlanError
-from revgraph.graph import Graph, clipped, table
+from revgraph.graph import Graph, Node, clipped, table
 
 Decision = Literal["keep", "invert", "recompute"]
 DECISIONS: tuple[str, ...] = get_args(Decision)
@@ -48,6 +49,18 @@ class Plan:
     flops_ratio: float
     status: Literal["optimal", "feasible"] = "feasible"
     bound: int = 0
+    results: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    holds: Mapping[str, str] = field(default_factory=dict)
+    drops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def course(self, node: Node) -> Course:
+        """How the node's memory runs under this plan; an empty course where that is not known."""
+        return node.cost.courses.get(self.course_name(node), Course())
+
+    def course_name(self, node: Node) -> str:
+        """The node's decision, and the results that it keeps besides: `invert+0+2`."""
+        decision = self.decisions.get(node.name, "keep")
+        return decision + "".join(f"+{index}" for index in self.results.get(node.name, ()))
 
     def explain(self, name: str) -> str:
         """Why the node `name` is decided as it is, in a sentence.

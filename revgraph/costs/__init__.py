@@ -1,0 +1,103 @@
+"""Costs on fake tensors: the bytes and FLOPs of every node, without memory or arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from revgraph.costs.forms import Form
+from revgraph.costs.sweeping import Sweep
+from revgraph.courses import Course, own_bytes
+from revgraph.graph import Cost, Graph, Node
+from revgraph.isolation import untouched
+from revgraph.program import Program
+
+__all__ = ["with_costs"]
+
+
+def with_costs(program: Program, model: nn.Module) -> Graph:
+    """The program's graph with the cost of every node.
+
+    Each distinct node (same modules, same forms of inputs and gradients) runs once under each decision,
+    alone, through the engine, on tensors without memory. A node that cannot run so (its path depends on
+    values) has no courses, and counts nothing in predictions.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with untouched(model), _parameters_faked(model, mode), mode, torch.enable_grad():
+        sweep = Sweep(program, model)
+        sweep.forward()
+        loss = sweep.backward()
+        costs = {node.name: _cost(node, sweep) for node in program.graph.nodes if node.name in sweep.situations}
+    frees = _frees(program)
+    nodes = tuple(
+        replace(node, cost=replace(costs[node.name], frees=frees[node.name])) if node.name in costs else node
+        for node in program.graph.nodes
+    )
+    return replace(program.graph, nodes=nodes, loss=loss)
+
+
+def _cost(node: Node, sweep: Sweep) -> Cost:
+    at = sweep.situations[node.name]
+    courses: dict[str, Course] = {}
+    for name in _decisions(node):
+        recorded = sweep.record(at, name)
+        if recorded is not None:
+            courses[name] = recorded.course
+    if "keep" not in courses:
+        return Cost()
+    keep = courses["keep"]
+    dropped = {event[1] for event in keep.forward if event[0] == "drop"}
+    names = [*((f"in{index}", name) for index, name in enumerate(node.inputs))]
+    names += [(f"out{index}", name) for index, name in enumerate(node.outputs)]
+    pinned = [name for label, name in names if label not in dropped and isinstance(sweep.forms[name], Form)]
+    return Cost(
+        saved_bytes=max(0, own_bytes(keep.forward)),
+        saved_values=tuple(pinned),
+        flops=keep.flops,
+        backward_flops=keep.backward_flops,
+        courses=courses,
+    )
+
+
+def _decisions(node: Node) -> tuple[str, ...]:
+    if node.kind == "coupling":
+        return "keep", "invert", "recompute"
+    return ("keep", "recompute") if node.kind == "boundary" else ("keep",)
+
+
+def _frees(program: Program) -> dict[str, tuple[str, ...]]:
+    """For each node the values that the forward lets go of once it and the plain operations after it ran."""
+    graph = program.graph
+    last: dict[str, str] = {}
+    at = ""
+    for operation in program.operations:
+        at = operation.node or at
+        reads = operation.reads if operation.target is None else (*operation.reads, operation.target)
+        last.update(dict.fromkeys((*reads, *operation.makes), at))
+    frees: dict[str, list[str]] = {operation.node: [] for operation in program.operations if operation.node}
+    for name, node in last.items():
+        if name in graph.value and name not in graph.outputs and node:
+            frees[node].append(name)
+    return {node: tuple(names) for node, names in frees.items()}
+
+
+@contextmanager
+def _parameters_faked(model: nn.Module, mode: FakeTensorMode) -> Iterator[None]:
+    """Run with parameters without memory in the place of all of the model's."""
+    held: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
+    try:
+        for module in model.modules():
+            table = module.__dict__["_parameters"]
+            for name, parameter in table.items():
+                if parameter is not None:
+                    held.append((table, name, parameter))
+                    table[name] = mode.from_tensor(parameter, static_shapes=True)
+        yield
+    finally:
+        for table, name, parameter in held:
+            table[name] = parameter

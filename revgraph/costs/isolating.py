@@ -1,0 +1,232 @@
+"""Isolating: one node alone through the engine, forward and backward, as it would run inside its net."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from revgraph.costs.forms import Entry, Exit, Form, dense, form_of, tensors_of
+from revgraph.costs.recording import Recorder
+from revgraph.courses import Course
+from revgraph.graph import Graph, Node, Value
+from revgraph.planning.plans import Decision, Plan
+from revgraph.planning.sources import needs, sources_of
+from revgraph.program import Named, Operation, Program
+from revgraph.runtime.module import ReversibleModule
+from revgraph.runtime.probe import Probe
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """A node as it stands in its net.
+
+    `inputs` are what it reads, by name (a form, or what is no tensor); `gradients` the forms of its outputs'
+    gradients, None for an output that gets none; `tensors` the model's own that it uses, `shared` those of
+    them that other nodes use too.
+    """
+
+    operation: Operation
+    node: Node
+    inputs: Mapping[str, Any]
+    gradients: tuple[Form | None, ...] = ()
+    shared: tuple[Tensor, ...] = ()
+    tensors: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A node's course; the forms of its outputs (None for what is no tensor) and of what arrives as gradients
+    at its inputs, with the course's labels for storages."""
+
+    course: Course
+    outputs: tuple[Form | None, ...] = ()
+    arrivals: Mapping[int, Sequence[Form]] = field(default_factory=dict)
+
+
+def record(model: nn.Module, at: Situation, graph: Graph, decision: Decision) -> Recorded:
+    """The course of one node under a decision."""
+    net = _net_of(model, at, graph, decision)
+    recorder = Recorder(at.tensors)
+    watching = _Watching(recorder, at.node)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with recorder, torch.enable_grad(), net.watched_by(watching):
+            return _run(net, at, decision, recorder, watching)
+    finally:
+        for tensor in at.tensors:
+            tensor.grad = None
+        if collecting:
+            gc.enable()
+
+
+class _Watching(Probe):
+    """Marks where a replay begins and ends, and labels what it gives back."""
+
+    def __init__(self, recorder: Recorder, node: Node) -> None:
+        self.recorder = recorder
+        self.node = node
+        self.flops_before = 0
+        self.replay_flops = 0
+        self.in_backward = False
+
+    def evaluated(self, node: str) -> None:
+        if self.in_backward:
+            self.recorder.mark("replay")
+            self.flops_before = self.recorder.flops
+
+    def rebuilt(self, name: str, value: Tensor) -> None:
+        if name == self.node.target:
+            self.recorder.label(value, "target")
+        else:
+            self.recorder.label(value, f"out{self.node.outputs.index(name)}")
+
+    def replayed(self, node: str) -> None:
+        self.recorder.mark("done")
+        self.replay_flops += self.recorder.flops - self.flops_before
+
+
+def _net_of(model: nn.Module, at: Situation, graph: Graph, decision: Decision) -> ReversibleModule:
+    """A net of this node alone, under a plan with this decision."""
+    node = at.node
+    names = dict.fromkeys((*node.inputs, *node.outputs))
+    values = [graph.value.get(name) or Value(name, (), "float32", 4, name) for name in names]
+    nodes = (
+        Node("input", "input", (), tuple(dict.fromkeys(node.inputs))),
+        node,
+        Node("output", "output", node.outputs, ()),
+    )
+    alone = Graph(nodes, tuple(values), node.name)
+    program = Program(
+        graph=alone,
+        operations=(at.operation,),
+        arguments={},
+        results=tuple(Named(name) for name in at.operation.makes),
+        numbers={},
+        differentiable=frozenset(),
+        signature=inspect.Signature(),
+    )
+    return ReversibleModule(model, program, _plan_of(alone, node, decision))
+
+
+def _plan_of(alone: Graph, node: Node, decision: Decision) -> Plan:
+    decisions: Any = {node.name: decision} if node in alone.planned else {}
+    stored, sources = sources_of(alone, decisions)
+    return Plan(alone, decisions, stored, sources, {}, 0, 0, "", 1.0)
+
+
+def _run(
+    net: ReversibleModule, at: Situation, decision: Decision, recorder: Recorder, watching: _Watching
+) -> Recorded:
+    node = at.node
+    env, inputs = _inputs(at, recorder)
+    start = recorder.now
+    net._record(env)
+    flops = recorder.flops
+    outputs = [env.pop(name) for name in at.operation.makes]
+    env.clear()
+    made = dict(zip(at.operation.makes, outputs, strict=True))
+    for index, name in enumerate(node.outputs):
+        recorder.label(made[name], f"out{index}")
+    forms = tuple(
+        form_of(made[name], recorder.label_of(made[name])) if isinstance(made[name], Tensor) else None
+        for name in node.outputs
+    )
+    # The tape holds what the replay will read; that is no matter of the node itself.
+    given = {**dict(zip(node.inputs, inputs, strict=True)), **made}
+    lent = dict.fromkeys(label for name in needs(node, decision) for label in recorder.labels_of(given[name]))
+    leaving = _leave(at, recorder, [made[name] for name in node.outputs], inputs)
+    del made, outputs, inputs, given
+    turn = recorder.now
+    watching.in_backward = True
+    end = started = turn
+    if leaving is not None:
+        loss, starts = leaving
+        root = torch.zeros_like(loss)
+        recorder.leave_out(root)
+        loss.backward(root)
+        (started,) = starts
+        end = recorder.now
+        _label_parameters(at, recorder)
+    course = Course(
+        forward=(*recorder.events(start, turn), *(("drop", label) for label in lent)),
+        backward=tuple(recorder.events(started, end)),
+        flops=flops,
+        replay_flops=watching.replay_flops,
+        backward_flops=recorder.flops - flops - watching.replay_flops,
+    )
+    return Recorded(course, forms, dict(recorder.arrivals))
+
+
+def _inputs(at: Situation, recorder: Recorder) -> tuple[dict[str, Any], list[Tensor]]:
+    """The node's inputs by name, and its tensors in the order of the node's inputs."""
+    forms = {name: form for name, form in at.inputs.items() if isinstance(form, Form)}
+    live = {name: form for name, form in forms.items() if form.requires_grad}
+    env = {name: thing for name, thing in at.inputs.items() if not isinstance(thing, Form)}
+    made: dict[str, Tensor] = {}
+
+    def make() -> list[Tensor]:
+        made.update(zip(forms, tensors_of(list(forms.values())), strict=True))
+        return [made[name] for name in live]
+
+    if live:
+        root = torch.zeros((), requires_grad=True)
+        recorder.leave_out(root)
+        entered = Entry.apply(root, make)
+        made.update(zip(live, entered, strict=True))
+    else:
+        make()
+    inputs = [made[name] for name in at.node.inputs]
+    for index, tensor in enumerate(inputs):
+        recorder.label(tensor, f"in{index}", told=False)
+    env.update(made)
+    return env, inputs
+
+
+def _leave(
+    at: Situation, recorder: Recorder, outputs: list[Any], inputs: list[Tensor]
+) -> tuple[Tensor, list[int]] | None:
+    """A scalar whose backward starts the node's, and where the log stands once it has; None without any."""
+    roots = [
+        (index, output, form)
+        for index, (output, form) in enumerate(zip(outputs, at.gradients, strict=False))
+        if form is not None and output.requires_grad
+    ]
+    if not roots:
+        return None
+    live = [(index, tensor) for index, tensor in enumerate(inputs) if tensor.requires_grad]
+    firsts = [(index, dense(form_of(tensor, ("first", index)), ("first", index))) for index, tensor in live]
+    indices = [index for index, _, _ in roots]
+    forms = [form for _, _, form in roots]
+    starts: list[int] = []
+
+    def make() -> list[Tensor]:
+        gradients = tensors_of(forms)
+        for index, gradient in zip(indices, gradients, strict=True):
+            recorder.label(gradient, f"go{index}", told=False)
+        adding = tensors_of([form for _, form in firsts])
+        for (index, _), first in zip(firsts, adding, strict=True):
+            recorder.expect_gradients(index, first)
+        starts.append(recorder.now)
+        return [*gradients, *adding]
+
+    loss = Exit.apply(make, *(output for _, output, _ in roots), *(tensor for _, tensor in live))
+    recorder.leave_out(loss)
+    return loss, starts
+
+
+def _label_parameters(at: Situation, recorder: Recorder) -> None:
+    """Leave out the gradients of parameters, but for those of parameters that other nodes use too."""
+    shared = {id(parameter): index for index, parameter in enumerate(at.shared)}
+    for parameter in dict.fromkeys(at.tensors):
+        if parameter.grad is not None:
+            if id(parameter) in shared:
+                recorder.label(parameter.grad, f"parameter{shared[id(parameter)]}")
+            else:
+                recorder.leave_out(parameter.grad)

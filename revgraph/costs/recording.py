@@ -1,0 +1,125 @@
+"""Recording: every storage that comes and goes while a node runs, turned into the events of its course."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import flop_registry
+
+from revgraph.costs.forms import Form, form_of
+from revgraph.courses import Event
+from revgraph.storages import StorageTracker
+
+ADD = torch.ops.aten.add.Tensor
+
+
+class Recorder(StorageTracker):
+    """A storage tracker that knows storages by labels, sees gradients arrive, and counts FLOPs.
+
+    Autograd adds the gradients that reach one tensor as `old + new`; with a known first gradient each of
+    these sums is recognized. Sums of gradients are no concern of the node, and are left out.
+    """
+
+    def __init__(self, ignored: Iterable[Tensor]) -> None:
+        super().__init__(ignored)
+        self.flops = 0
+        self.arrivals: dict[int, list[Form]] = defaultdict(list)
+        self._labels: dict[int, list[str]] = defaultdict(list)
+        self._owned = 0
+        self._left_out: set[int] = set()
+        self._sums: dict[int, int] = {}
+        self._marks: list[tuple[int, Event]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        index = self._sums.get(self.birth_of(args[0])) if func is ADD else None
+        at = self.now
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        if index is not None:
+            self._arrive(index, args[1], result, at)
+        elif (count := flop_registry.get(func._overloadpacket)) is not None:
+            self.flops += count(*args, **(kwargs or {}), out_val=result)
+        return result
+
+    def mark(self, *event: Any) -> None:
+        """Put an event at this point."""
+        self._marks.append((self.now, event))
+
+    def label(self, tensor: Tensor, label: str, told: bool = True) -> None:
+        """Call a tensor's storage by this label; where it has one already, an event tells so."""
+        birth = self.birth_of(tensor)
+        if birth:
+            if told and self._labels[birth]:
+                self.mark("same", label, self._labels[birth][0])
+            self._labels[birth].append(label)
+
+    def label_of(self, tensor: Tensor) -> str:
+        """The first label of a tensor's storage, given to it where it has none; "" where it does not count."""
+        birth = self.birth_of(tensor)
+        if birth and not self._labels[birth]:
+            self._labels[birth].append(f"own{self._owned}")
+            self._owned += 1
+        return self._labels[birth][0] if birth else ""
+
+    def labels_of(self, tensor: Tensor) -> tuple[str, ...]:
+        """All labels of a tensor's storage."""
+        return tuple(self._labels.get(self.birth_of(tensor), ()))
+
+    def leave_out(self, tensor: Tensor) -> None:
+        """Tell nothing of this tensor's storage."""
+        self._left_out.add(self.birth_of(tensor))
+
+    def expect_gradients(self, index: int, first: Tensor) -> None:
+        """From now on what is added to `first` is a gradient for input `index`."""
+        self._sums[self.birth_of(first)] = index
+        self.leave_out(first)
+
+    def birth_of(self, tensor: Tensor) -> int:
+        """The number of a tensor's storage in the order they came up; 0 where it does not count."""
+        return self._alive.get(tensor.untyped_storage()._cdata, 0)
+
+    def events(self, since: int, until: int) -> Iterator[Event]:
+        """What happened between two points; storages without a label are summed up."""
+        own = most = 0
+        for event in self._single_events(since, until):
+            if isinstance(event, int):
+                own += event
+                most = max(most, own)
+                continue
+            if own or most:
+                yield "use", most, own
+                own = most = 0
+            yield event
+        if own or most:
+            yield "use", most, own
+
+    def _single_events(self, since: int, until: int) -> Iterator[Event | int]:
+        first: dict[int, int] = {}
+        for position, (birth, _) in enumerate(self._log[:until]):
+            first.setdefault(birth, position)
+        marks = [mark for mark in self._marks if since <= mark[0] <= until]
+        for position in range(since, until):
+            while marks and marks[0][0] <= position:
+                yield marks.pop(0)[1]
+            birth, size = self._log[position]
+            if birth in self._left_out:
+                continue
+            labels = self._labels.get(birth)
+            if not labels:
+                yield size
+            elif first[birth] == position:
+                yield "born", labels[0], size
+            else:
+                yield from (("drop", label) for label in labels)
+        yield from (event for _, event in marks)
+
+    def _arrive(self, index: int, gradient: Tensor, total: Tensor, at: int) -> None:
+        """Tell of a gradient, before the sum that autograd made with it, which stands in for both now."""
+        label = self.label_of(gradient)
+        self._marks.append((at, ("grad", index, label)))
+        self.arrivals[index].append(form_of(gradient, label))
+        self.leave_out(total)
+        self._sums[self.birth_of(total)] = index

@@ -1,0 +1,211 @@
+"""Sweeping: through the net forward for the forms of all values, and back for those of all gradients."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from revgraph.costs.forms import Form, dense, form_of, numbered, tensors_of
+from revgraph.costs.isolating import Recorded, Situation, record
+from revgraph.expressions import Call, Register, attribute_at, expression, leaves, module_at
+from revgraph.graph import Cost, Node
+from revgraph.looks import look_of
+from revgraph.losses import mean_squares
+from revgraph.program import CouplingLaw, Named, Operation, Program
+
+LOSS = "the loss"
+
+
+@dataclass
+class Sweep:
+    """Finds the situation of every node; what is recorded of one node holds for all that look alike."""
+
+    program: Program
+    model: nn.Module
+    situations: dict[str, Situation] = field(default_factory=dict)
+    forms: dict[str, Form | Any] = field(default_factory=dict)
+    _gradients: dict[str, Form] = field(default_factory=dict)
+    _recorded: dict[Hashable, Recorded | None] = field(default_factory=dict)
+
+    def forward(self) -> None:
+        """Find the forms of all values."""
+        shared = self._shared_parameters()
+        self.forms.update(self.program.numbers)
+        for name in self.program.graph.inputs:
+            self.forms[name] = self._dense(name, name in self.program.differentiable)
+        for operation in self.program.operations:
+            inputs = {name: self.forms.get(name) for name in _reads(operation)}
+            if not operation.node:
+                self._plain(operation, inputs)
+                continue
+            node = self.program.graph.node[operation.node]
+            tensors = _tensors(self.model, operation)
+            at = Situation(
+                operation, node, inputs, (), tuple(each for each in tensors if id(each) in shared), tensors
+            )
+            self.situations[node.name] = at
+            recorded = self.record(at, "keep")
+            self.forms.update(dict.fromkeys(operation.makes))
+            for index, name in enumerate(node.outputs):
+                form = recorded.outputs[index] if recorded is not None else None
+                self.forms[name] = self._dense(name, False) if form is None else _placed(form, name, at)
+
+    def backward(self) -> Node | None:
+        """Find the forms of all gradients, from the loss back. Returns the loss as a node, None without any."""
+        loss = self._loss()
+        recorded = self._arrive(loss) if loss is not None else None
+        for operation in reversed(self.program.operations):
+            if operation.node:
+                at = self.situations[operation.node]
+                at = replace(at, gradients=tuple(self._gradients.pop(name, None) for name in at.node.outputs))
+                self.situations[operation.node] = at
+                if any(at.gradients):
+                    self._arrive(at)
+        if loss is None or recorded is None:
+            return None
+        return replace(loss.node, cost=Cost(courses={"keep": recorded.course}))
+
+    def record(self, at: Situation, decision: str) -> Recorded | None:
+        """The course of a node under a decision; None where it cannot run without values."""
+        key = (self.look(at), decision)
+        if key not in self._recorded:
+            try:
+                self._recorded[key] = record(self.model, at, self.program.graph, decision)
+            except Exception:
+                self._recorded[key] = None
+        return self._recorded[key]
+
+    def look(self, at: Situation) -> Hashable:
+        """Equal for nodes whose courses are equal."""
+        names = list(at.inputs)
+        forms = [at.inputs[name] for name in at.node.inputs]
+        plain = tuple(repr(thing) for thing in at.inputs.values() if not isinstance(thing, Form))
+        read = tuple(names.index(name) for name in _reads(at.operation))
+        signature = _signature(self.model, at.operation)
+        positions = tuple(
+            index for index, each in enumerate(at.tensors) if any(each is one for one in at.shared)
+        )
+        return signature, plain, read, numbered(forms), numbered(at.gradients), positions
+
+    def _arrive(self, at: Situation) -> Recorded | None:
+        """Put the gradients that a node gives its inputs, added to those that are there."""
+        recorded = self.record(at, "keep")
+        for index, forms in (recorded.arrivals if recorded is not None else {}).items():
+            name = at.node.inputs[index]
+            for form in forms:
+                own = ("gradient", at.node.name, form.storage)
+                place = own
+                if isinstance(form.storage, str) and form.storage.startswith("go"):
+                    place = _some(at.gradients[int(form.storage[2:])]).storage
+                placed = replace(form, storage=place)
+                before = self._gradients.get(name)
+                self._gradients[name] = placed if before is None else _sum(before, placed, (*own, name))
+        return recorded
+
+    def _loss(self) -> Situation | None:
+        """The mean of squares of the outputs that require a gradient."""
+        names = [leaf.name for leaf in leaves(self.program.results) if isinstance(leaf, Named)]
+        forms = {name: self.forms.get(name) for name in names}
+        live = [name for name in names if isinstance(forms[name], Form) and forms[name].requires_grad]
+        if not live:
+            return None
+        inputs = tuple(dict.fromkeys(live))
+        call = Call("function", mean_squares, ([Register(inputs.index(name)) for name in live],), {}, len(inputs), ())
+        run = expression((call,), len(inputs), (len(inputs),))
+        operation = Operation(LOSS, run, inputs, (LOSS,))
+        node = Node(LOSS, "boundary", inputs, (LOSS,))
+        dtype = forms[live[0]].dtype if len(live) == 1 else torch.float32
+        gradient = Form((), (), 0, dtype, forms[live[0]].device, LOSS, dtype.itemsize)
+        return Situation(operation, node, {name: forms[name] for name in inputs}, (gradient,))
+
+    def _dense(self, name: str, requires_grad: bool) -> Form:
+        value = self.program.graph.value[name]
+        dtype = getattr(torch, value.dtype)
+        form = Form(value.shape, (), 0, dtype, torch.device(value.device), name, 0, requires_grad)
+        return dense(form, name)
+
+    def _plain(self, operation: Operation, inputs: dict[str, Any]) -> None:
+        """Put an operation's results that are no tensors; None where they depend on values."""
+        given = [tensors_of([each])[0] if isinstance(each, Form) else each for each in inputs.values()]
+        try:
+            made = operation.expression.run(self.model, given)
+        except Exception:
+            made = (None,) * len(operation.makes)
+        self.forms.update(zip(operation.makes, made, strict=True))
+
+    def _shared_parameters(self) -> set[int]:
+        """The parameters that several nodes use, by identity."""
+        uses = Counter(
+            id(tensor)
+            for operation in self.program.operations
+            if operation.node
+            for tensor in {id(each): each for each in _tensors(self.model, operation)}.values()
+        )
+        return {key for key, count in uses.items() if count > 1}
+
+
+def _placed(form: Form, name: str, at: Situation) -> Form:
+    """An output's form with its storage named for the net: its own, or that of the input it is a view of."""
+    label = form.storage
+    if isinstance(label, str) and label.startswith("in"):
+        return replace(form, storage=at.inputs[at.node.inputs[int(label[2:])]].storage)
+    if isinstance(label, str) and label.startswith("out"):
+        return replace(form, storage=at.node.outputs[int(label[3:])])
+    return replace(form, storage=("fixed", name))
+
+
+def _sum(one: Form, two: Form, storage: Hashable) -> Form:
+    """The form of the sum of two tensors."""
+    with torch.no_grad():
+        total = tensors_of([one])[0] + tensors_of([two])[0]
+    return form_of(total, storage)
+
+
+def _some(form: Form | None) -> Form:
+    assert form is not None
+    return form
+
+
+def _reads(operation: Operation) -> tuple[str, ...]:
+    return operation.reads if operation.target is None else (*operation.reads, operation.target)
+
+
+def _tensors(model: nn.Module, operation: Operation) -> tuple[Tensor, ...]:
+    """The parameters, buffers and other tensors of the model that an operation uses."""
+    found: list[Tensor] = []
+    for module in _modules(model, operation):
+        found += [*module.parameters(), *module.buffers()]
+    if isinstance(operation.law, CouplingLaw):
+        own = module_at(model, operation.law.path)
+        found += [*own.parameters(recurse=False), *own.buffers(recurse=False)]
+    for path in operation.expression.attribute_paths:
+        value = attribute_at(model, path)
+        if isinstance(value, Tensor):
+            found.append(value)
+    return tuple(found)
+
+
+def _modules(model: nn.Module, operation: Operation) -> list[nn.Module]:
+    paths = list(operation.expression.module_paths)
+    if isinstance(operation.law, CouplingLaw) and not paths:
+        paths.append(operation.law.path)
+    return [module_at(model, path) for path in paths]
+
+
+def _signature(model: nn.Module, operation: Operation) -> Hashable:
+    """Equal for operations that run alike on equal inputs."""
+    calls = tuple(
+        (
+            call.kind,
+            "" if call.kind in ("module", "attribute") else call.target,
+            repr(call.args),
+            repr(call.kwargs),
+        )
+        for call in operation.expression.calls
+    )
+    return calls, type(operation.law), tuple(look_of(module) for module in _modules(model, operation))

@@ -1,0 +1,88 @@
+"""Courses: how the memory of one node runs, forward and backward, as a list of events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+# What an event says; the words after it are its operands.
+#   use PEAK NET     storages of the node's own come and go: PEAK bytes more at most, NET bytes more at the end
+#   born LABEL SIZE  a storage that others may hold begins, held by the node
+#   same LABEL OTHER LABEL is the storage OTHER
+#   drop LABEL       the node lets go of a storage
+#   grad INPUT LABEL a gradient for the input of this index, which lies in the storage LABEL
+#   parameter NAME LABEL  the same for a parameter that several nodes share
+#   replay           the values that a replay reads must be there from here on
+#   done             the replay has ended
+Event = tuple[Any, ...]
+OPERANDS: dict[str, tuple[type, ...]] = {
+    "use": (int, int),
+    "born": (str, int),
+    "same": (str, str),
+    "drop": (str,),
+    "grad": (int, str),
+    "parameter": (str, str),
+    "replay": (),
+    "done": (),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """The events of a node's forward and backward under one decision, with their FLOPs.
+
+    Labels name storages: `in0`, `out0`, `go0` are those of the node's inputs, outputs and output gradients
+    by index (of the first, where several share one), `target` is a rebuilt target, other labels are the
+    node's own. What the node holds past its forward has no `drop` in `forward`. `replay_flops` are part
+    of neither `flops`, those of the forward, nor `backward_flops`.
+    """
+
+    forward: tuple[Event, ...] = ()
+    backward: tuple[Event, ...] = ()
+    flops: int = 0
+    replay_flops: int = 0
+    backward_flops: int = 0
+
+    @property
+    def replays(self) -> bool:
+        """Whether the backward asks for a replay by itself."""
+        return ("replay",) in self.backward
+
+
+def own_bytes(events: Iterable[Event]) -> int:
+    """Bytes of the node's own storages that stay when these events are over."""
+    return sum(event[2] for event in events if event[0] == "use")
+
+
+def course_from(item: Any) -> Course:
+    """The course in a JSON object.
+
+    Raises:
+        ValueError: a field is missing, unknown or of the wrong type.
+    """
+    if not isinstance(item, dict) or set(item) != set(Course.__slots__):
+        raise ValueError(f"a Course is an object with {', '.join(Course.__slots__)}, not {item!r:.60}")
+    flops = [item[key] for key in ("flops", "replay_flops", "backward_flops")]
+    for count in flops:
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise ValueError(f"{count!r} should be a whole number of at least 0")
+    return Course(_events(item["forward"]), _events(item["backward"]), *flops)
+
+
+def _events(items: Any) -> tuple[Event, ...]:
+    if not isinstance(items, list):
+        raise ValueError(f"events should be a list, not {items!r:.60}")
+    return tuple(_event(item) for item in items)
+
+
+def _event(item: Any) -> Event:
+    if not isinstance(item, list) or not item or item[0] not in OPERANDS:
+        raise ValueError(f"{item!r:.60} is no event; events are {', '.join(OPERANDS)}")
+    kinds = OPERANDS[item[0]]
+    if len(item) != len(kinds) + 1 or any(
+        not isinstance(part, kind) or isinstance(part, bool)
+        for part, kind in zip(item[1:], kinds, strict=True)
+    ):
+        raise ValueError(f"event {item!r:.60} should have operands {', '.join(k.__name__ for k in kinds)}")
+    return tuple(item)

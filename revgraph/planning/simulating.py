@@ -1,0 +1,286 @@
+"""Simulating: the steps of a plan taken on paper, with every byte that is live after each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from revgraph.courses import Course, Event
+from revgraph.errors import PlanError
+from revgraph.graph import Graph, Node
+from revgraph.planning.plans import Plan
+from revgraph.planning.schedule import Step, schedule
+
+NOWHERE = 0
+REPLAY, DONE = ("replay",), ("done",)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A step of the schedule with the activation bytes live after it, the most while it ran, and its FLOPs."""
+
+    step: Step
+    live_bytes: int
+    peak_bytes: int
+    flops: int
+
+
+def simulate(plan: Plan) -> list[Moment]:
+    """A training step under a plan, step by step, with activation bytes and FLOPs.
+
+    The loss is the mean of squares of the outputs, as in `measure`; the caller holds outputs and loss.
+    Every operand must be live when it is read.
+
+    Raises:
+        PlanError: a step reads what is not in memory.
+    """
+    machine = _Machine(plan)
+    return [machine.take(step) for step in schedule(plan)]
+
+
+@dataclass
+class _Storages:
+    """Storages by number and how many hold each; `NOWHERE` stands for memory that does not count."""
+
+    live: int = 0
+    most: int = 0
+    sizes: dict[int, int] = field(default_factory=dict)
+    holders: Counter[int] = field(default_factory=Counter)
+    last: int = 0
+
+    def born(self, size: int) -> int:
+        self.last = number = self.last + 1
+        self.sizes[number] = size
+        self.holders[number] = 1
+        self.use(size, size)
+        return number
+
+    def use(self, most: int, net: int) -> None:
+        self.most = max(self.most, self.live + most)
+        self.live += net
+
+    def hold(self, number: int) -> int:
+        if number != NOWHERE:
+            self.holders[number] += 1
+        return number
+
+    def release(self, number: int) -> None:
+        if number == NOWHERE:
+            return
+        self.holders[number] -= 1
+        if self.holders[number] == 0:
+            self.live -= self.sizes.pop(number)
+            del self.holders[number]
+
+
+class _Machine:
+    """Takes steps; knows where every value, gradient and tape entry lies."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.graph: Graph = plan.graph
+        self.memory = _Storages()
+        self.env: dict[str, int] = dict.fromkeys(self.graph.inputs, NOWHERE)
+        self.tape: dict[str, int] = dict.fromkeys(self.graph.inputs, NOWHERE)
+        self.rebuilt: dict[str, int] = {}
+        self.gradients: dict[str, int] = {}
+        self.labels: dict[str, dict[str, int]] = {}
+        self.begun: set[str] = set()
+        self.sums: dict[str, int] = {}
+        self.parts = _contributors(plan)
+
+    def take(self, step: Step) -> Moment:
+        self.memory.most = self.memory.live
+        if step.action == "run":
+            flops = self._run(step)
+        elif step.action == "loss":
+            flops = self._loss()
+        elif step.action == "backward":
+            flops = self._backward(step)
+        else:
+            flops = self._rebuild(step)
+        return Moment(step, self.memory.live, self.memory.most, flops)
+
+    def _run(self, step: Step) -> int:
+        node = self.graph.node[step.node]
+        course = self.plan.course(node)
+        labels = {f"in{index}": self._held(self.env, name) for index, name in enumerate(node.inputs)}
+        self._follow(course.forward, node, labels, node.outputs, self.env)
+        for name in node.outputs:
+            self.env.setdefault(name, NOWHERE)
+        for name in step.stores:
+            self.tape[name] = self._held(self.env, name)
+        for name in step.frees:
+            self.memory.release(self.env.pop(name, NOWHERE))
+        self.labels[node.name] = labels
+        return course.flops
+
+    def _loss(self) -> int:
+        node = self.graph.loss
+        if node is None:
+            return 0
+        course = self.plan.course(node)
+        labels = {f"in{index}": self._held(self.env, name) for index, name in enumerate(node.inputs)}
+        self._follow(course.forward, node, labels, node.outputs, self.env)
+        self.labels[node.name] = labels
+        return course.flops
+
+    def _backward(self, step: Step) -> int:
+        node = self._node(step.node)
+        if node is self.graph.loss:
+            root = self.memory.born(self.memory.sizes[self.env[node.outputs[0]]])
+            self.gradients[node.outputs[0]] = self.memory.hold(root)  # the caller of backward holds one, too
+        self._begin(node)
+        labels = self.labels.pop(node.name)
+        self._follow(_after(self.plan.course(node)), node, labels)
+        for number in labels.values():
+            self.memory.release(number)
+        return self.plan.course(node).backward_flops
+
+    def _begin(self, node: Node) -> None:
+        """What a node's backward does before it first asks for what it needs."""
+        if node.name in self.begun:
+            return
+        self.begun.add(node.name)
+        labels = self.labels[node.name]
+        for index, name in enumerate(node.outputs):
+            if name in self.gradients:
+                labels[f"go{index}"] = self.gradients.pop(name)
+        self._follow(_before(self.plan.course(node)), node, labels)
+
+    def _rebuild(self, step: Step) -> int:
+        self._begin(self._node(step.stage))
+        node = self.graph.node[step.node]
+        replays = step.action in ("invert", "recompute")
+        labels = self.labels[node.name] if replays else {}
+        for prefix, names in (("in", node.inputs), ("out", node.outputs)):
+            for index, name in enumerate(names):
+                if name in step.reads:
+                    labels[f"{prefix}{index}"] = self._held(self._place(name, step), name)
+        course = self.plan.course(node) if replays else node.cost.courses.get(step.action, Course())
+        self._follow(_within(course) if replays else course.forward, node, labels, step.makes, self.rebuilt)
+        for name in step.makes:
+            self.rebuilt.setdefault(name, NOWHERE)  # by a node whose costs are not known
+        if not replays:
+            for number in labels.values():
+                self.memory.release(number)
+        for name in step.frees:
+            place = self.rebuilt if name in self.rebuilt else self.tape
+            self.memory.release(place.pop(name))
+        return course.replay_flops if replays else course.flops
+
+    def _follow(
+        self,
+        events: Iterable[Event],
+        node: Node,
+        labels: dict[str, int],
+        makes: Collection[str] = (),
+        place: dict[str, int] | None = None,
+    ) -> None:
+        """Take a node's events; storages of the values it makes are held at `place`, too."""
+        events = tuple(events)
+        for position, event in enumerate(events):
+            what = event[0]
+            if what == "use":
+                self.memory.use(event[1], event[2])
+            elif what == "drop":
+                self.memory.release(labels.pop(event[1], NOWHERE))
+            elif what == "grad":
+                follows = events[position + 1] if position + 1 < len(events) else None
+                passed_on = event[2].startswith("go") and follows != ("drop", event[2])
+                self._gradient(node.inputs[event[1]], labels.get(event[2], NOWHERE), passed_on)
+            elif what in ("born", "same"):
+                number = self.memory.born(event[2]) if what == "born" else self.memory.hold(labels[event[2]])
+                labels[event[1]] = number
+                name = _name_of(event[1], node)
+                if place is not None and name is not None and name in makes:
+                    place[name] = self.memory.hold(number)
+                elif event[1].startswith("parameter"):
+                    self._parameter(node.cost.shared[int(event[1][9:])], labels.pop(event[1]))
+
+    def _gradient(self, name: str, number: int, passed_on: bool) -> None:
+        """A gradient arrives for a value: the first is held as it is, a further one is added to a new sum."""
+        before = self.gradients.get(name)
+        size = self.graph.own_bytes(name)
+        if before is None:
+            self.gradients[name] = self.memory.hold(number)
+        else:
+            self.gradients[name] = self.memory.born(size)
+            self.memory.release(before)
+        self.parts[name] -= 1
+        if name in self.graph.inputs and not self.parts[name] and before is None and passed_on:
+            self.memory.release(self.gradients[name])
+            self.gradients[name] = self.memory.born(size)  # the caller's leaf takes a copy
+
+    def _parameter(self, name: str, number: int) -> None:
+        """A gradient of a parameter that several nodes use; the last sum is the parameter's own, and no
+        activation."""
+        before = self.sums.pop(name, None)
+        self.parts[name] -= 1
+        size = self.memory.sizes[number]
+        if before is not None:
+            self.memory.release(number)
+            self.memory.release(before)
+            number = NOWHERE
+            if self.parts[name]:
+                number = self.memory.born(size)
+        elif not self.parts[name]:
+            self.memory.release(number)
+            number = NOWHERE
+        self.sums[name] = number
+
+    def _held(self, place: Mapping[str, int], name: str) -> int:
+        return self.memory.hold(place[name])
+
+    def _place(self, name: str, step: Step) -> Mapping[str, int]:
+        """Where a value is that a step reads in backward."""
+        if name in self.tape:
+            return self.tape
+        if name in self.rebuilt:
+            return self.rebuilt
+        raise PlanError(
+            f"the plan is not sound: {step.action} of {step.node!r} for the backward of {step.stage!r} reads "
+            f"{name!r}, which is neither stored nor rebuilt by then"
+        )
+
+    def _node(self, name: str) -> Node:
+        loss = self.graph.loss
+        return loss if loss is not None and loss.name == name else self.graph.node[name]
+
+
+def _name_of(label: str, node: Node) -> str | None:
+    """The value that a label of something rebuilt stands for."""
+    if label == "target":
+        return node.target
+    names = node.inputs if label.startswith("in") else node.outputs if label.startswith("out") else ()
+    return names[int(label.lstrip("inout"))] if names else None
+
+
+def _contributors(plan: Plan) -> Counter[str]:
+    """How many gradients arrive at every value, and at every parameter that several nodes share."""
+    parts: Counter[str] = Counter()
+    for node in plan.graph.nodes:
+        for event in plan.course(node).backward:
+            if event[0] == "grad":
+                parts[node.inputs[event[1]]] += 1
+            elif event[0] == "born" and event[1].startswith("parameter"):
+                parts[node.cost.shared[int(event[1][9:])]] += 1
+    return parts
+
+
+def _before(course: Course) -> tuple[Event, ...]:
+    """The backward's events up to the replay; none where there is no replay."""
+    return course.backward[: course.backward.index(REPLAY)] if course.replays else ()
+
+
+def _within(course: Course) -> tuple[Event, ...]:
+    """The events of the replay."""
+    if not course.replays:
+        return ()
+    return course.backward[course.backward.index(REPLAY) + 1 : course.backward.index(DONE)]
+
+
+def _after(course: Course) -> tuple[Event, ...]:
+    """The backward's events after the replay, all of them where there is none."""
+    return course.backward[course.backward.index(DONE) + 1 :] if course.replays else course.backward
