@@ -48,6 +48,10 @@ def _cost(node: Node, sweep: Sweep) -> Cost:
         recorded = sweep.record(at, name)
         if recorded is not None:
             courses[name] = recorded.course
+    for name, backwards in (("rewire", True), ("wire", False)) if node.kind == "wiring" else ():
+        recorded = sweep.record_wiring(at, backwards)
+        if recorded is not None:
+            courses[name] = recorded.course
     if "keep" not in courses:
         return Cost()
     keep = courses["keep"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,14 +55,52 @@ def record(model: nn.Module, at: Situation, graph: Graph, decision: Decision) ->
     net = _net_of(model, at, graph, decision)
     recorder = Recorder(at.tensors)
     watching = _Watching(recorder, at.node)
-    collecting = gc.isenabled()
-    gc.disable()
     try:
-        with recorder, torch.enable_grad(), net.watched_by(watching):
+        with _uncollected(), recorder, torch.enable_grad(), net.watched_by(watching):
             return _run(net, at, decision, recorder, watching)
     finally:
         for tensor in at.tensors:
             tensor.grad = None
+
+
+def record_wiring(model: nn.Module, at: Situation, outputs: Sequence[Form], backwards: bool) -> Recorded:
+    """The course of a wiring that is run again in the backward pass: its inputs from its outputs, or forwards.
+
+    The recorded `outputs` are the forms of what it gives.
+    """
+    operation, node = at.operation, at.node
+    tensors = {name: form for name, form in at.inputs.items() if isinstance(form, Form)}
+    recorder = Recorder(at.tensors)
+    labels = ("out", "in") if backwards else ("in", "out")
+    with _uncollected(), recorder, torch.no_grad():
+        given = tensors_of(list(outputs if backwards else tensors.values()))
+        for index, tensor in enumerate(given):
+            recorder.label(tensor, f"{labels[0]}{index}", told=False)
+        start = recorder.now
+        if backwards:
+            assert operation.rearrangement is not None
+            shapes = [torch.Size(form.shape) for form in tensors.values()]
+            made = list(operation.rearrangement.inverse(model, given, shapes))
+        else:
+            plain = {**at.inputs, **dict(zip(tensors, given, strict=True))}
+            run = operation.expression.run(model, [plain[name] for name in operation.reads])
+            made = [thing for thing in run if isinstance(thing, Tensor)]
+            del plain, run
+        for index, tensor in enumerate(made):
+            recorder.label(tensor, f"{labels[1]}{index}")
+        forms = tuple(form_of(tensor, recorder.label_of(tensor)) for tensor in made)
+        events = tuple(recorder.events(start, recorder.now))
+    return Recorded(Course(forward=events), forms)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Run without the garbage collector: storages go when nothing refers to them, as in measuring."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
         if collecting:
             gc.enable()
 

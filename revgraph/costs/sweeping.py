@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from revgraph.costs.forms import Form, dense, form_of, numbered, tensors_of
-from revgraph.costs.isolating import Recorded, Situation, record
+from revgraph.costs.isolating import Recorded, Situation, record, record_wiring
 from revgraph.expressions import Call, Register, attribute_at, expression, leaves, module_at
 from revgraph.graph import Cost, Node
 from revgraph.looks import look_of
@@ -76,6 +76,17 @@ class Sweep:
         if key not in self._recorded:
             try:
                 self._recorded[key] = record(self.model, at, self.program.graph, decision)
+            except Exception:
+                self._recorded[key] = None
+        return self._recorded[key]
+
+    def record_wiring(self, at: Situation, backwards: bool) -> Recorded | None:
+        """The course of a wiring that the backward pass runs again."""
+        outputs = [self.forms[name] for name in at.node.outputs]
+        key = (self.look(at), numbered(outputs), backwards)
+        if key not in self._recorded:
+            try:
+                self._recorded[key] = record_wiring(self.model, at, outputs, backwards)
             except Exception:
                 self._recorded[key] = None
         return self._recorded[key]
