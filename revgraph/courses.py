@@ -10,9 +10,9 @@ from typing import Any
 #   use PEAK NET     storages of the node's own come and go: PEAK bytes more at most, NET bytes more at the end
 #   born LABEL SIZE  a storage that others may hold begins, held by the node
 #   same LABEL OTHER LABEL is the storage OTHER
+#   identity OUTPUT INPUT  an output is the very tensor of an input, by indices: they share their gradient
 #   drop LABEL       the node lets go of a storage
 #   grad INPUT LABEL a gradient for the input of this index, which lies in the storage LABEL
-#   parameter NAME LABEL  the same for a parameter that several nodes share
 #   replay           the values that a replay reads must be there from here on
 #   done             the replay has ended
 Event = tuple[Any, ...]
@@ -20,9 +20,9 @@ OPERANDS: dict[str, tuple[type, ...]] = {
     "use": (int, int),
     "born": (str, int),
     "same": (str, str),
+    "identity": (int, int),
     "drop": (str,),
     "grad": (int, str),
-    "parameter": (str, str),
     "replay": (),
     "done": (),
 }
@@ -33,8 +33,8 @@ class Course:
     """The events of a node's forward and backward under one decision, with their FLOPs.
 
     Labels name storages: `in0`, `out0`, `go0` are those of the node's inputs, outputs and output gradients
-    by index (of the first, where several share one), `target` is a rebuilt target, other labels are the
-    node's own. What the node holds past its forward has no `drop` in `forward`. `replay_flops` are part
+    by index, `target` is a rebuilt target, `parameter0` the gradient of a parameter that other nodes use
+    too, and other labels are the node's own. What the node holds past its forward has no `drop` in `forward`. `replay_flops` are part
     of neither `flops`, those of the forward, nor `backward_flops`.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -15,6 +15,7 @@ from revgraph.costs.sweeping import Sweep
 from revgraph.courses import Course, own_bytes
 from revgraph.graph import Cost, Graph, Node
 from revgraph.isolation import untouched
+from revgraph.planning.plans import Decision
 from revgraph.program import Program
 
 __all__ = ["with_costs"]
@@ -32,7 +33,8 @@ def with_costs(program: Program, model: nn.Module) -> Graph:
         sweep = Sweep(program, model)
         sweep.forward()
         loss = sweep.backward()
-        costs = {node.name: _cost(node, sweep) for node in program.graph.nodes if node.name in sweep.situations}
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        costs = {node.name: _cost(node, sweep, names) for node in program.graph.nodes if node.name in sweep.situations}
     frees = _frees(program)
     nodes = tuple(
         replace(node, cost=replace(costs[node.name], frees=frees[node.name])) if node.name in costs else node
@@ -41,7 +43,7 @@ def with_costs(program: Program, model: nn.Module) -> Graph:
     return replace(program.graph, nodes=nodes, loss=loss)
 
 
-def _cost(node: Node, sweep: Sweep) -> Cost:
+def _cost(node: Node, sweep: Sweep, names: Mapping[int, str]) -> Cost:
     at = sweep.situations[node.name]
     courses: dict[str, Course] = {}
     for name in _decisions(node):
@@ -52,23 +54,28 @@ def _cost(node: Node, sweep: Sweep) -> Cost:
         recorded = sweep.record_wiring(at, backwards)
         if recorded is not None:
             courses[name] = recorded.course
+    if "invert" in courses and not courses["invert"].replays:
+        recorded = sweep.record_undo(at)
+        if recorded is not None:
+            courses["undo"] = recorded.course
     if "keep" not in courses:
         return Cost()
     keep = courses["keep"]
     dropped = {event[1] for event in keep.forward if event[0] == "drop"}
-    names = [*((f"in{index}", name) for index, name in enumerate(node.inputs))]
-    names += [(f"out{index}", name) for index, name in enumerate(node.outputs)]
-    pinned = [name for label, name in names if label not in dropped and isinstance(sweep.forms[name], Form)]
+    labels = [*((f"in{index}", name) for index, name in enumerate(node.inputs))]
+    labels += [(f"out{index}", name) for index, name in enumerate(node.outputs)]
+    pinned = [name for label, name in labels if label not in dropped and isinstance(sweep.forms[name], Form)]
     return Cost(
         saved_bytes=max(0, own_bytes(keep.forward)),
         saved_values=tuple(pinned),
         flops=keep.flops,
         backward_flops=keep.backward_flops,
+        shared=tuple(names.get(id(tensor), "") for tensor in at.shared),
         courses=courses,
     )
 
 
-def _decisions(node: Node) -> tuple[str, ...]:
+def _decisions(node: Node) -> tuple[Decision, ...]:
     if node.kind == "coupling":
         return "keep", "invert", "recompute"
     return ("keep", "recompute") if node.kind == "boundary" else ("keep",)

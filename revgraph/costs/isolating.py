@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from revgraph.costs.forms import Entry, Exit, Form, dense, form_of, tensors_of
 from revgraph.costs.recording import Recorder
-from revgraph.courses import Course
+from revgraph.courses import Course, Event
 from revgraph.graph import Graph, Node, Value
 from revgraph.planning.plans import Decision, Plan
 from revgraph.planning.sources import needs, sources_of
 from revgraph.program import Named, Operation, Program
 from revgraph.runtime.module import ReversibleModule
 from revgraph.runtime.probe import Probe
+from revgraph.runtime.tape import Pass, Replay
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,27 @@ def record(model: nn.Module, at: Situation, graph: Graph, decision: Decision) ->
     finally:
         for tensor in at.tensors:
             tensor.grad = None
+
+
+def record_undo(model: nn.Module, at: Situation, graph: Graph) -> Recorded:
+    """The course of a coupling's inversion by itself, where its backward asks for none."""
+    net = _net_of(model, at, graph, "invert")
+    recorder = Recorder(at.tensors)
+    watching = _Watching(recorder, at.node)
+    with _uncollected(), recorder, torch.enable_grad(), net.watched_by(watching):
+        env, inputs = _inputs(at, recorder)
+        net._record(env)
+        output = env[at.node.outputs[0]]
+        recorder.label(output, "out0")
+        env.clear()
+        del inputs, output
+        start = recorder.now
+        replay = watching.replay
+        assert replay is not None
+        watching.in_backward = True
+        Pass({}, frees_graph=True).replay(replay)
+        events = [event for event in recorder.events(start, recorder.now) if event[0] not in ("replay", "done")]
+    return Recorded(Course(forward=tuple(events), flops=watching.replay_flops))
 
 
 def record_wiring(model: nn.Module, at: Situation, outputs: Sequence[Form], backwards: bool) -> Recorded:
@@ -114,11 +136,15 @@ class _Watching(Probe):
         self.flops_before = 0
         self.replay_flops = 0
         self.in_backward = False
+        self.replay: Replay | None = None
 
     def evaluated(self, node: str) -> None:
         if self.in_backward:
             self.recorder.mark("replay")
             self.flops_before = self.recorder.flops
+
+    def left(self, node: str, replay: Replay) -> None:
+        self.replay = replay
 
     def rebuilt(self, name: str, value: Tensor) -> None:
         if name == self.node.target:
@@ -173,6 +199,8 @@ def _run(
     made = dict(zip(at.operation.makes, outputs, strict=True))
     for index, name in enumerate(node.outputs):
         recorder.label(made[name], f"out{index}")
+        for position in [number for number, each in enumerate(inputs) if made[name] is each]:
+            recorder.mark("identity", index, position)
     forms = tuple(
         form_of(made[name], recorder.label_of(made[name])) if isinstance(made[name], Tensor) else None
         for name in node.outputs
@@ -182,6 +210,7 @@ def _run(
     lent = dict.fromkeys(label for name in needs(node, decision) for label in recorder.labels_of(given[name]))
     leaving = _leave(at, recorder, [made[name] for name in node.outputs], inputs)
     del made, outputs, inputs, given
+    watching.replay = None
     turn = recorder.now
     watching.in_backward = True
     end = started = turn
@@ -195,7 +224,7 @@ def _run(
         _label_parameters(at, recorder)
     course = Course(
         forward=(*recorder.events(start, turn), *(("drop", label) for label in lent)),
-        backward=tuple(recorder.events(started, end)),
+        backward=_with_needs_dropped(recorder.events(started, end)),
         flops=flops,
         replay_flops=watching.replay_flops,
         backward_flops=recorder.flops - flops - watching.replay_flops,
@@ -253,9 +282,9 @@ def _leave(
         for (index, _), first in zip(firsts, adding, strict=True):
             recorder.expect_gradients(index, first)
         starts.append(recorder.now)
-        return [*gradients, *adding]
+        return [*adding, *gradients]
 
-    loss = Exit.apply(make, *(output for _, output, _ in roots), *(tensor for _, tensor in live))
+    loss = Exit.apply(make, *(tensor for _, tensor in live), *(output for _, output, _ in roots))
     recorder.leave_out(loss)
     return loss, starts
 
@@ -269,3 +298,18 @@ def _label_parameters(at: Situation, recorder: Recorder) -> None:
                 recorder.label(parameter.grad, f"parameter{shared[id(parameter)]}")
             else:
                 recorder.leave_out(parameter.grad)
+
+
+def _with_needs_dropped(events: Iterable[Event]) -> tuple[Event, ...]:
+    """The events with the end of the replay after what it lets go of: the tape's hold on what it read ends
+    with it."""
+    before: list[Event] = []
+    after: list[Event] = []
+    for event in events:
+        if event == ("done",):
+            after.append(event)
+        elif after and event[0] == "drop" and len(after) == 1 and event[1].startswith(("in", "out")):
+            before.append(event)
+        else:
+            (after if after else before).append(event)
+    return (*before, *after)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,14 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from revgraph.costs.forms import Form, dense, form_of, numbered, tensors_of
-from revgraph.costs.isolating import Recorded, Situation, record, record_wiring
+from revgraph.costs.isolating import Recorded, Situation, record, record_undo, record_wiring
 from revgraph.expressions import Call, Register, attribute_at, expression, leaves, module_at
 from revgraph.graph import Cost, Node
 from revgraph.looks import look_of
 from revgraph.losses import mean_squares
+from revgraph.planning.plans import Decision
 from revgraph.program import CouplingLaw, Named, Operation, Program
 
 LOSS = "the loss"
+import os
+STRICT = "STRICT" in os.environ
 
 
 @dataclass
@@ -29,6 +32,7 @@ class Sweep:
     model: nn.Module
     situations: dict[str, Situation] = field(default_factory=dict)
     forms: dict[str, Form | Any] = field(default_factory=dict)
+    _same: dict[str, str] = field(default_factory=dict)
     _gradients: dict[str, Form] = field(default_factory=dict)
     _recorded: dict[Hashable, Recorded | None] = field(default_factory=dict)
 
@@ -45,12 +49,15 @@ class Sweep:
                 continue
             node = self.program.graph.node[operation.node]
             tensors = _tensors(self.model, operation)
-            at = Situation(
-                operation, node, inputs, (), tuple(each for each in tensors if id(each) in shared), tensors
-            )
+            common = tuple(each for each in tensors if id(each) in shared)
+            at = Situation(operation, node, inputs, (), common, tensors)
             self.situations[node.name] = at
             recorded = self.record(at, "keep")
             self.forms.update(dict.fromkeys(operation.makes))
+            for event in recorded.course.forward if recorded is not None else ():
+                if event[0] == "identity":
+                    name = node.inputs[event[2]]
+                    self._same[node.outputs[event[1]]] = self._same.get(name, name)
             for index, name in enumerate(node.outputs):
                 form = recorded.outputs[index] if recorded is not None else None
                 self.forms[name] = self._dense(name, False) if form is None else _placed(form, name, at)
@@ -70,24 +77,27 @@ class Sweep:
             return None
         return replace(loss.node, cost=Cost(courses={"keep": recorded.course}))
 
-    def record(self, at: Situation, decision: str) -> Recorded | None:
+    def record(self, at: Situation, decision: Decision) -> Recorded | None:
         """The course of a node under a decision; None where it cannot run without values."""
-        key = (self.look(at), decision)
-        if key not in self._recorded:
-            try:
-                self._recorded[key] = record(self.model, at, self.program.graph, decision)
-            except Exception:
-                self._recorded[key] = None
-        return self._recorded[key]
+        return self._once((self.look(at), decision), lambda: record(self.model, at, self.program.graph, decision))
+
+    def record_undo(self, at: Situation) -> Recorded | None:
+        """The course of an inversion by itself."""
+        return self._once((self.look(at), "undo"), lambda: record_undo(self.model, at, self.program.graph))
 
     def record_wiring(self, at: Situation, backwards: bool) -> Recorded | None:
         """The course of a wiring that the backward pass runs again."""
         outputs = [self.forms[name] for name in at.node.outputs]
         key = (self.look(at), numbered(outputs), backwards)
+        return self._once(key, lambda: record_wiring(self.model, at, outputs, backwards))
+
+    def _once(self, key: Hashable, make: Callable[[], Recorded]) -> Recorded | None:
         if key not in self._recorded:
             try:
-                self._recorded[key] = record_wiring(self.model, at, outputs, backwards)
+                self._recorded[key] = make()
             except Exception:
+                if STRICT:
+                    raise
                 self._recorded[key] = None
         return self._recorded[key]
 
@@ -108,6 +118,7 @@ class Sweep:
         recorded = self.record(at, "keep")
         for index, forms in (recorded.arrivals if recorded is not None else {}).items():
             name = at.node.inputs[index]
+            name = self._same.get(name, name)
             for form in forms:
                 own = ("gradient", at.node.name, form.storage)
                 place = own
@@ -155,7 +166,7 @@ class Sweep:
             id(tensor)
             for operation in self.program.operations
             if operation.node
-            for tensor in {id(each): each for each in _tensors(self.model, operation)}.values()
+            for tensor in _tensors(self.model, operation)
         )
         return {key for key, count in uses.items() if count > 1}
 
@@ -188,7 +199,7 @@ def _reads(operation: Operation) -> tuple[str, ...]:
 
 def _tensors(model: nn.Module, operation: Operation) -> tuple[Tensor, ...]:
     """The parameters, buffers and other tensors of the model that an operation uses."""
-    found: list[Tensor] = []
+    found: list[Any] = []
     for module in _modules(model, operation):
         found += [*module.parameters(), *module.buffers()]
     if isinstance(operation.law, CouplingLaw):
@@ -198,7 +209,7 @@ def _tensors(model: nn.Module, operation: Operation) -> tuple[Tensor, ...]:
         value = attribute_at(model, path)
         if isinstance(value, Tensor):
             found.append(value)
-    return tuple(found)
+    return tuple({id(tensor): tensor for tensor in found}.values())
 
 
 def _modules(model: nn.Module, operation: Operation) -> list[nn.Module]:

@@ -9,15 +9,17 @@ from typing import Literal
 from revgraph.graph import Node
 from revgraph.planning.plans import Plan, Source
 from revgraph.planning.sources import needs, rule_needs
+from revgraph.planning.uses import uses_of
 
-Action = Literal["run", "loss", "invert", "recompute", "rerun", "rewire", "wire", "backward"]
+Action = Literal["run", "free", "loss", "invert", "recompute", "rerun", "rewire", "wire", "backward"]
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """One thing that happens in a training step.
 
-    `run` is a node's forward, `loss` the loss and the turn, `backward` a node's backward. In between, `invert`
+    `run` is a node's forward, `free` lets go of what was stored for nothing, `loss` is the loss and the turn,
+    `backward` a node's backward. In between, `invert`
     and `recompute` replay a node and capture its internals, `rerun` does it without, `rewire` and `wire`
     run a wiring backwards or forwards. `stage` is the node whose backward asks for it. `reads` must be in
     memory, `makes` are rebuilt values that are held on, `stores` go on the tape, `frees` go afterwards.
@@ -49,14 +51,10 @@ class _Scheduling:
         self.captured: set[str] = set()
         self.rebuilt: set[str] = set()
         self.stored = {*self.plan.stored, *graph.inputs}
-        self.uses: Counter[str] = Counter()
+        silent = [node.name for node in graph.planned if node.cost.courses and not self.plan.course(node).replays]
+        self.uses = uses_of(graph, self.plan.decisions, sources, silent)
+        self.stored -= {name for name in self.plan.stored if not self.uses[name]}
         self.counted: set[tuple[str, str]] = set()
-        for node in graph.planned:
-            self.uses.update(needs(node, self.plan.decisions[node.name]))
-        for how, name in {(source.how, source.node) for source in sources.values()}:
-            if how in ("rewired", "wired"):
-                node = graph.node[name]
-                self.uses.update(node.outputs if how == "rewired" else node.inputs)
 
     def steps(self) -> list[Step]:
         graph, plan = self.plan.graph, self.plan
@@ -68,6 +66,9 @@ class _Scheduling:
             )
         if graph.loss is not None:
             name = graph.loss.name
+            unread = tuple(value for value in plan.stored if value not in self.stored)
+            if unread:
+                self.done.append(Step("free", "", frees=unread))
             self.done += [Step("loss", name, "", graph.loss.inputs), Step("backward", name, name)]
         for node in reversed(run):
             course = plan.course(node)

@@ -88,6 +88,7 @@ class _Machine:
         self.labels: dict[str, dict[str, int]] = {}
         self.begun: set[str] = set()
         self.sums: dict[str, int] = {}
+        self.same: dict[str, str] = {}
         self.parts = _contributors(plan)
 
     def take(self, step: Step) -> Moment:
@@ -96,6 +97,10 @@ class _Machine:
             flops = self._run(step)
         elif step.action == "loss":
             flops = self._loss()
+        elif step.action == "free":
+            flops = 0
+            for name in step.frees:
+                self.memory.release(self.tape.pop(name))
         elif step.action == "backward":
             flops = self._backward(step)
         else:
@@ -152,13 +157,15 @@ class _Machine:
     def _rebuild(self, step: Step) -> int:
         self._begin(self._node(step.stage))
         node = self.graph.node[step.node]
-        replays = step.action in ("invert", "recompute")
+        course = self.plan.course(node)
+        replays = step.action in ("invert", "recompute") and course.replays
+        if not replays:
+            course = node.cost.courses.get("undo" if step.action == "invert" else step.action, Course())
         labels = self.labels[node.name] if replays else {}
         for prefix, names in (("in", node.inputs), ("out", node.outputs)):
             for index, name in enumerate(names):
                 if name in step.reads:
                     labels[f"{prefix}{index}"] = self._held(self._place(name, step), name)
-        course = self.plan.course(node) if replays else node.cost.courses.get(step.action, Course())
         self._follow(_within(course) if replays else course.forward, node, labels, step.makes, self.rebuilt)
         for name in step.makes:
             self.rebuilt.setdefault(name, NOWHERE)  # by a node whose costs are not known
@@ -190,6 +197,9 @@ class _Machine:
                 follows = events[position + 1] if position + 1 < len(events) else None
                 passed_on = event[2].startswith("go") and follows != ("drop", event[2])
                 self._gradient(node.inputs[event[1]], labels.get(event[2], NOWHERE), passed_on)
+            elif what == "identity":
+                name = node.inputs[event[2]]
+                self.same[node.outputs[event[1]]] = self.same.get(name, name)
             elif what in ("born", "same"):
                 number = self.memory.born(event[2]) if what == "born" else self.memory.hold(labels[event[2]])
                 labels[event[1]] = number
@@ -201,6 +211,7 @@ class _Machine:
 
     def _gradient(self, name: str, number: int, passed_on: bool) -> None:
         """A gradient arrives for a value: the first is held as it is, a further one is added to a new sum."""
+        name = self.same.get(name, name)
         before = self.gradients.get(name)
         size = self.graph.own_bytes(name)
         if before is None:
@@ -260,10 +271,16 @@ def _name_of(label: str, node: Node) -> str | None:
 def _contributors(plan: Plan) -> Counter[str]:
     """How many gradients arrive at every value, and at every parameter that several nodes share."""
     parts: Counter[str] = Counter()
+    same: dict[str, str] = {}
     for node in plan.graph.nodes:
+        for event in plan.course(node).forward:
+            if event[0] == "identity":
+                name = node.inputs[event[2]]
+                same[node.outputs[event[1]]] = same.get(name, name)
         for event in plan.course(node).backward:
             if event[0] == "grad":
-                parts[node.inputs[event[1]]] += 1
+                name = node.inputs[event[1]]
+                parts[same.get(name, name)] += 1
             elif event[0] == "born" and event[1].startswith("parameter"):
                 parts[node.cost.shared[int(event[1][9:])]] += 1
     return parts

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +14,9 @@ from revgraph.errors import ReplayError
 DEVICES = ("cpu", "cuda")
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
+
+# States of generators are tensors to torch, but not to those who watch or fake what a node does.
+unseen: Callable[[], AbstractContextManager[None]] = getattr(torch._C, "_DisableTorchDispatch")
 
 Autocast = tuple[torch.dtype | None, ...]
 NO_AUTOCAST: Autocast = (None,) * len(DEVICES)
@@ -50,10 +53,11 @@ class RandomStream:
         self.state: tuple[bytes, ...] | None = None
 
     def read(self) -> tuple[bytes, ...]:
-        cpu = torch.default_generator.get_state().numpy().tobytes()
-        if not self.devices:
-            return (cpu,)
-        return (cpu, *(torch.cuda.get_rng_state(index).numpy().tobytes() for index in self.devices))
+        with unseen():
+            cpu = torch.default_generator.get_state().numpy().tobytes()
+            if not self.devices:
+                return (cpu,)
+            return (cpu, *(torch.cuda.get_rng_state(index).numpy().tobytes() for index in self.devices))
 
     def before(self) -> tuple[bytes, ...]:
         if self.state is None:
@@ -68,11 +72,17 @@ class RandomStream:
 @contextmanager
 def random_restored(state: tuple[bytes, ...], devices: list[int]) -> Iterator[None]:
     """Run with the generators as they were; afterwards they are as before."""
-    with torch.random.fork_rng(devices):
+    with unseen():
+        fork = torch.random.fork_rng(devices)
+        fork.__enter__()
         torch.default_generator.set_state(_tensor(state[0]))
         for index, part in zip(devices, state[1:], strict=True):
             torch.cuda.set_rng_state(_tensor(part), index)
+    try:
         yield
+    finally:
+        with unseen():
+            fork.__exit__(None, None, None)
 
 
 def _tensor(state: bytes) -> Tensor:

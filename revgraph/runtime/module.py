@@ -31,7 +31,7 @@ class ReversibleModule(nn.Module):
     takes effect at the next forward. Get one from `rg.trace` or `rg.load`.
     """
 
-    def __init__(self, model: nn.Module, program: Program) -> None:
+    def __init__(self, model: nn.Module, program: Program, chosen: Plan | None = None) -> None:
         super().__init__()
         for table in SHARED:
             self.__dict__[table] = model.__dict__[table]
@@ -41,7 +41,7 @@ class ReversibleModule(nn.Module):
         self._program = program
         self._script: Script
         self._probe: Probe | None = None
-        self.plan = plan(program.graph)
+        self.plan = chosen or plan(program.graph)
 
     def train(self, mode: bool = True) -> ReversibleModule:
         """Set training or evaluation mode, of the model too."""
@@ -106,7 +106,8 @@ class ReversibleModule(nn.Module):
     def _record(self, env: dict[str, Any]) -> None:
         """With gradients: nodes that are not kept leave a replay in place of their saved tensors."""
         script = self._script
-        tape = Tape(self, list(env.values()), script.uses, self._probe)
+        tape = Tape(self, list(env.values()), self._probe)
+        silent: list[str] = []
         slots: dict[str, Slot] = {}
         for name in script.tracked_inputs:
             slots[name] = Slot(name)
@@ -125,8 +126,13 @@ class ReversibleModule(nn.Module):
             self._track(step, env, slots)
             for replay in replays:
                 self._connect(replay, slots)
+                if self._probe is not None:
+                    self._probe.left(step.node, replay)
+                if isinstance(replay, NodeReplay) and not replay.count:
+                    silent.append(step.node)
             for name in step.frees:
                 del env[name]
+        tape.uses = script.uses(frozenset(silent))
 
     def _track(self, step: Step, env: dict[str, Any], slots: dict[str, Slot]) -> None:
         for name in step.tracked:

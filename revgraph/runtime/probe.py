@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from revgraph.runtime.tape import Replay
 
 
 class Probe:
@@ -14,5 +19,11 @@ class Probe:
     def made(self, name: str, value: Tensor) -> None:
         """The forward made a value."""
 
+    def left(self, node: str, replay: Replay) -> None:
+        """A node's forward left this replay, which it needs to be rebuilt."""
+
     def rebuilt(self, name: str, value: Tensor) -> None:
         """The backward rebuilt a value."""
+
+    def replayed(self, node: str) -> None:
+        """A node was evaluated again in the backward; all but what it captured and rebuilt is gone."""

@@ -162,6 +162,11 @@ class NodeReplay(Replay):
         return results
 
     def run(self, on: Pass) -> None:
+        self._replay(on)
+        if self.tape.probe is not None:
+            self.tape.probe.replayed(self.step.node)
+
+    def _replay(self, on: Pass) -> None:
         step, net = self.step, self.tape.net
         given = {slot.name: on.get(slot) for slot in self.needs}
         inputs = [

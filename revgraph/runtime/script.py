@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -11,6 +10,7 @@ from revgraph.expressions import Expression, leaves, module_at
 from revgraph.graph import Graph
 from revgraph.planning.plans import Plan
 from revgraph.planning.sources import needs
+from revgraph.planning.uses import uses_of
 from revgraph.program import CouplingLaw, Law, Named, Operation, Program, Rearrangement
 
 GIVES = ("rewired", "wired")
@@ -51,11 +51,19 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """Steps in order; `uses` counts how often replays read each value in one backward pass."""
+    """Steps in order, and the caller's inputs that replays read."""
 
     steps: tuple[Step, ...]
-    uses: dict[str, int]
+    plan: Plan
     tracked_inputs: tuple[str, ...]
+    _uses: dict[frozenset[str], dict[str, int]] = field(default_factory=dict)
+
+    def uses(self, silent: frozenset[str]) -> dict[str, int]:
+        """How often replays read each value in a backward pass, where `silent` nodes saved nothing."""
+        if silent not in self._uses:
+            plan = self.plan
+            self._uses[silent] = dict(uses_of(plan.graph, plan.decisions, plan.sources, silent))
+        return self._uses[silent]
 
 
 def write_script(program: Program, plan: Plan) -> Script:
@@ -84,14 +92,7 @@ def write_script(program: Program, plan: Plan) -> Script:
         )
         for index, op in enumerate(program.operations)
     )
-    uses: Counter[str] = Counter()
-    for step in steps:
-        uses.update(step.needs)
-        if "rewired" in step.gives:
-            uses.update(graph.node[step.node].outputs)
-        if "wired" in step.gives:
-            uses.update(graph.node[step.node].inputs)
-    return Script(steps, dict(uses), tuple(name for name in graph.inputs if name in plan.sources))
+    return Script(steps, plan, tuple(name for name in graph.inputs if name in plan.sources))
 
 
 def modules_of(net: nn.Module, step: Step) -> list[nn.Module]:

@@ -66,14 +66,12 @@ class Tape:
 
     __slots__ = ("autocast", "net", "passes", "probe", "random", "uses")
 
-    def __init__(
-        self, net: nn.Module, inputs: Sequence[Any], uses: dict[str, int], probe: Probe | None
-    ) -> None:
+    def __init__(self, net: nn.Module, inputs: Sequence[Any], probe: Probe | None) -> None:
         self.net = net
         self.probe = probe
         self.autocast = autocast_state()
         self.random = RandomStream(inputs)
-        self.uses = uses
+        self.uses: dict[str, int] = {}
         self.passes: weakref.WeakValueDictionary[int, Pass] = weakref.WeakValueDictionary()
 
     def current_pass(self) -> Pass:
