@@ -80,7 +80,10 @@ def record_undo(model: nn.Module, at: Situation, graph: Graph) -> Recorded:
         replay = watching.replay
         assert replay is not None
         watching.in_backward = True
-        Pass({}, frees_graph=True).replay(replay)
+        passing = Pass({}, frees_graph=True)  # which holds what is captured to its end
+        passing.replay(replay)
+        del replay
+        watching.replay = None
         events = [event for event in recorder.events(start, recorder.now) if event[0] not in ("replay", "done")]
     return Recorded(Course(forward=tuple(events), flops=watching.replay_flops))
 

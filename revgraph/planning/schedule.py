@@ -91,9 +91,8 @@ class _Scheduling:
         drops = self.plan.drops.get(node.name, ())
         for index, (action, other, reads, makes) in enumerate(order):
             passing = [name for name in dict.fromkeys((*reads, *makes)) if last.get(name, index) <= index]
-            self._take(
-                action, other, node.name, reads, makes, tuple(name for name in passing if name in drops)
-            )
+            passing = tuple(name for name in passing if name in drops)
+            self._take(action, other, node.name, reads, makes, passing, tuple(last))
         if node.name not in self.captured:
             decision = self.plan.decisions[node.name]
             action = "invert" if decision == "invert" else "recompute"
@@ -121,7 +120,7 @@ class _Scheduling:
             action = self._action(source, stage)
             makes = self._gives(node, source.how)
             order.append((action, node, reads, makes))
-            at_hand.update(makes)
+            at_hand.update(name for name in makes if self.uses[name] > 0 or name == pending[-1])
         return order
 
     def _action(self, source: Source, stage: str) -> Action:
@@ -130,11 +129,9 @@ class _Scheduling:
         return "invert" if source.how == "inverted" else "rewire" if source.how == "rewired" else "wire"
 
     def _gives(self, node: Node, how: str) -> tuple[str, ...]:
-        """The values that come back by a node in this way, as far as anything asks for them."""
+        """The values that a node gives in this way."""
         names = (node.target,) if how == "inverted" else node.inputs if how == "rewired" else node.outputs
-        return tuple(
-            name for name in names if name is not None and self.plan.sources.get(name) == Source(how, node.name)
-        )
+        return tuple(name for name in names if name is not None)
 
     def _take(
         self,
@@ -144,9 +141,11 @@ class _Scheduling:
         reads: tuple[str, ...],
         makes: tuple[str, ...],
         drops: tuple[str, ...],
+        wanted: tuple[str, ...] = (),
     ) -> None:
         """One derivation or replay, and what goes after it."""
-        makes = tuple(name for name in makes if name not in self.stored and name not in self.rebuilt)
+        at_hand = self.stored | self.rebuilt
+        makes = tuple(name for name in makes if name not in at_hand and (self.uses[name] > 0 or name in wanted))
         self.rebuilt.update(makes)
         frees: list[str] = []
         first = (action, node.name) not in self.counted

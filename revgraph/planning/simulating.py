@@ -35,12 +35,12 @@ def simulate(plan: Plan) -> list[Moment]:
     Raises:
         PlanError: a step reads what is not in memory.
     """
-    machine = _Machine(plan)
+    machine = Machine(plan)
     return [machine.take(step) for step in schedule(plan)]
 
 
 @dataclass
-class _Storages:
+class Storages:
     """Storages by number and how many hold each; `NOWHERE` stands for memory that does not count."""
 
     live: int = 0
@@ -74,13 +74,13 @@ class _Storages:
             del self.holders[number]
 
 
-class _Machine:
+class Machine:
     """Takes steps; knows where every value, gradient and tape entry lies."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.graph: Graph = plan.graph
-        self.memory = _Storages()
+        self.memory = Storages()
         self.env: dict[str, int] = dict.fromkeys(self.graph.inputs, NOWHERE)
         self.tape: dict[str, int] = dict.fromkeys(self.graph.inputs, NOWHERE)
         self.rebuilt: dict[str, int] = {}
@@ -91,7 +91,12 @@ class _Machine:
         self.same: dict[str, str] = {}
         self.parts = _contributors(plan)
 
+    def gradient_bytes(self) -> int:
+        """The bytes of all gradients that have arrived and are not used yet."""
+        return sum(self.memory.sizes.get(number, 0) for number in set(self.gradients.values()))
+
     def take(self, step: Step) -> Moment:
+        """Take the next step."""
         self.memory.most = self.memory.live
         if step.action == "run":
             flops = self._run(step)
@@ -138,7 +143,7 @@ class _Machine:
             self.gradients[node.outputs[0]] = self.memory.hold(root)  # the caller of backward holds one, too
         self._begin(node)
         labels = self.labels.pop(node.name)
-        self._follow(_after(self.plan.course(node)), node, labels)
+        self._follow(after_replay(self.plan.course(node)), node, labels)
         for number in labels.values():
             self.memory.release(number)
         return self.plan.course(node).backward_flops
@@ -152,7 +157,7 @@ class _Machine:
         for index, name in enumerate(node.outputs):
             if name in self.gradients:
                 labels[f"go{index}"] = self.gradients.pop(name)
-        self._follow(_before(self.plan.course(node)), node, labels)
+        self._follow(before_replay(self.plan.course(node)), node, labels)
 
     def _rebuild(self, step: Step) -> int:
         self._begin(self._node(step.stage))
@@ -166,10 +171,10 @@ class _Machine:
             for index, name in enumerate(names):
                 if name in step.reads:
                     labels[f"{prefix}{index}"] = self._held(self._place(name, step), name)
-        self._follow(_within(course) if replays else course.forward, node, labels, step.makes, self.rebuilt)
+        self._follow(in_replay(course) if replays else course.forward, node, labels, step.makes, self.rebuilt)
         for name in step.makes:
             self.rebuilt.setdefault(name, NOWHERE)  # by a node whose costs are not known
-        if not replays:
+        if step.action not in ("invert", "recompute"):  # those two hold what they captured to the end
             for number in labels.values():
                 self.memory.release(number)
         for name in step.frees:
@@ -286,18 +291,18 @@ def _contributors(plan: Plan) -> Counter[str]:
     return parts
 
 
-def _before(course: Course) -> tuple[Event, ...]:
+def before_replay(course: Course) -> tuple[Event, ...]:
     """The backward's events up to the replay; none where there is no replay."""
     return course.backward[: course.backward.index(REPLAY)] if course.replays else ()
 
 
-def _within(course: Course) -> tuple[Event, ...]:
+def in_replay(course: Course) -> tuple[Event, ...]:
     """The events of the replay."""
     if not course.replays:
         return ()
     return course.backward[course.backward.index(REPLAY) + 1 : course.backward.index(DONE)]
 
 
-def _after(course: Course) -> tuple[Event, ...]:
+def after_replay(course: Course) -> tuple[Event, ...]:
     """The backward's events after the replay, all of them where there is none."""
     return course.backward[course.backward.index(DONE) + 1 :] if course.replays else course.backward

@@ -17,9 +17,9 @@ from revgraph.planning import Plan, Source, plan
 from revgraph.program import Named, Program
 from revgraph.runtime.inverting import invert
 from revgraph.runtime.probe import Probe
-from revgraph.runtime.replaying import NodeReplay, WiringReplay
+from revgraph.runtime.replaying import NodeReplay, Rerun, WiringReplay
 from revgraph.runtime.script import Script, Step, write_script
-from revgraph.runtime.tape import Slot, Tape
+from revgraph.runtime.tape import Replay, Slot, Tape
 from revgraph.tracing.arguments import bind, read_form
 
 
@@ -106,33 +106,33 @@ class ReversibleModule(nn.Module):
     def _record(self, env: dict[str, Any]) -> None:
         """With gradients: nodes that are not kept leave a replay in place of their saved tensors."""
         script = self._script
-        tape = Tape(self, list(env.values()), self._probe)
+        tape = Tape(self, list(env.values()), script, self._probe)
         silent: list[str] = []
         slots: dict[str, Slot] = {}
         for name in script.tracked_inputs:
             slots[name] = Slot(name)
             slots[name].store(env[name])
         for step in script.steps:
-            replays: list[NodeReplay | WiringReplay]
+            replays: list[Replay]
             if step.decision in ("keep", "wire"):
                 replays = [WiringReplay(tape, step, way == "rewired", env) for way in step.gives]
                 self._evaluate(step, env)
                 tape.random.state = None
             else:
-                replay = NodeReplay(tape, step)
-                replays = [replay]
+                own = NodeReplay(tape, step)
+                replays = [own, Rerun(own.evaluation)] if "recomputed" in step.gives else [own]
                 self._tell_evaluated(step)
-                self._put(step, env, replay.forward(env))
+                self._put(step, env, own.forward(env))
             self._track(step, env, slots)
             for replay in replays:
                 self._connect(replay, slots)
                 if self._probe is not None:
                     self._probe.left(step.node, replay)
-                if isinstance(replay, NodeReplay) and not replay.count:
+                if isinstance(replay, NodeReplay) and replay.is_silent:
                     silent.append(step.node)
             for name in step.frees:
                 del env[name]
-        tape.uses = script.uses(frozenset(silent))
+        tape.uses, tape.stored = script.uses(frozenset(silent)), script.stored
 
     def _track(self, step: Step, env: dict[str, Any], slots: dict[str, Slot]) -> None:
         for name in step.tracked:
@@ -140,21 +140,15 @@ class ReversibleModule(nn.Module):
             if name in step.stored:
                 slots[name].store(env[name])
 
-    def _connect(self, replay: NodeReplay | WiringReplay, slots: dict[str, Slot]) -> None:
-        """Give a replay the slots that it reads, and itself to those that it makes."""
+    def _connect(self, replay: Replay, slots: dict[str, Slot]) -> None:
+        """Give a replay the slots that it reads and may fill, and itself to those that it is to fill."""
         step = replay.step
-        if isinstance(replay, NodeReplay):
-            needs, gives, how = step.needs, (step.target,) if step.target is not None else (), "inverted"
-        elif replay.backwards:
-            needs, gives, how = step.makes, step.tensors, "rewired"
-        else:
-            needs, gives, how = step.tensors, step.makes, "wired"
-        replay.needs = tuple([slots[name] for name in needs])
+        replay.needs = tuple([slots[name] for name in replay.reads])
+        replay.gives = {name: weakref.ref(slots[name]) for name in replay.makes if name in slots}
         replay.is_ready = True
-        for name in gives:
-            if self._plan.sources.get(name) == Source(how, step.node):
+        for name in replay.gives:
+            if self._plan.sources.get(name) == Source(replay.how, step.node):
                 slots[name].maker = replay
-                replay.made[name] = weakref.ref(slots[name])
 
     def _evaluate(self, step: Step, env: dict[str, Any]) -> None:
         """Run a step as plain code."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -9,11 +11,11 @@ from torch import nn
 from revgraph.expressions import Expression, leaves, module_at
 from revgraph.graph import Graph
 from revgraph.planning.plans import Plan
-from revgraph.planning.sources import needs
+from revgraph.planning.sources import needs, rule_needs
 from revgraph.planning.uses import uses_of
 from revgraph.program import CouplingLaw, Law, Named, Operation, Program, Rearrangement
 
-GIVES = ("rewired", "wired")
+GIVES = ("rewired", "wired", "recomputed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +23,10 @@ class Step:
     """One operation under its plan.
 
     `decision` is "keep", "invert", "recompute", or "wire" for what is never dropped. `needs` are the values a
-    replay reads; `tracked` those it makes that any replay asks for. `gives` says which way a wiring serves
-    replays: "inputs", "outputs" or "". `frees` are the names that nothing later reads.
+    replay reads; `tracked` those it makes that any replay asks for. `gives` says in which ways of `GIVES` it
+    serves replays besides its own. `frees` are the names that nothing later reads. `held_from`, `drops` and
+    `results` are what the plan says of the node. `undoes_input` is its target if that is the caller's: it is
+    rebuilt, though nothing reads it, to show how far the reconstruction has drifted by then.
     """
 
     index: int
@@ -43,6 +47,10 @@ class Step:
     frees: tuple[str, ...]
     modules: tuple[str, ...]
     owners: tuple[str, ...]
+    held_from: str
+    drops: frozenset[str]
+    results: tuple[int, ...]
+    undoes_input: str | None
 
     def describe(self) -> str:
         """The node, and where it is declared."""
@@ -51,10 +59,21 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """Steps in order, and the caller's inputs that replays read."""
+    """Steps in order, and the caller's inputs that replays read.
+
+    `clients` are, for each value that may be read more often than `uses` counts (others are derived from it
+    that are rerun, or dropped and derived again), the values derived from it. `drops` are the values to drop
+    after stages, by step and latest first.
+    """
 
     steps: tuple[Step, ...]
     plan: Plan
+<<<<<<< dev/revgraph/runtime/script.py
+    clients: Mapping[str, tuple[str, ...]]
+    drops: tuple[tuple[int, frozenset[str]], ...]
+=======
+    stored: frozenset[str]
+>>>>>>> next/revgraph/runtime/script.py
     tracked_inputs: tuple[str, ...]
     _uses: dict[frozenset[str], dict[str, int]] = field(default_factory=dict)
 
@@ -92,7 +111,18 @@ def write_script(program: Program, plan: Plan) -> Script:
         )
         for index, op in enumerate(program.operations)
     )
-    return Script(steps, plan, tuple(name for name in graph.inputs if name in plan.sources))
+<<<<<<< dev/revgraph/runtime/script.py
+    return Script(
+        steps=steps,
+        plan=plan,
+        clients=_clients(graph, plan),
+        drops=tuple((step.index, step.drops) for step in reversed(steps) if step.drops),
+        tracked_inputs=tuple(name for name in graph.inputs if name in plan.sources),
+    )
+=======
+    tracked = tuple(name for name in graph.inputs if name in plan.sources)
+    return Script(steps, plan, frozenset(stored), tracked)
+>>>>>>> next/revgraph/runtime/script.py
 
 
 def modules_of(net: nn.Module, step: Step) -> list[nn.Module]:
@@ -140,7 +170,27 @@ def _step(
         frees=frees,
         modules=op.expression.module_paths,
         owners=_owners(op),
+        held_from=plan.holds.get(op.node, ""),
+        drops=frozenset(plan.drops.get(op.node, ())),
+        results=tuple(plan.results.get(op.node, ())),
+        undoes_input=op.target if decision == "invert" and op.target in graph.inputs else None,
     )
+
+
+def _clients(graph: Graph, plan: Plan) -> dict[str, tuple[str, ...]]:
+    derived = defaultdict[str, list[str]](list)
+    for name, source in plan.sources.items():
+        for other in rule_needs(graph, source):
+            derived[other].append(name)
+    again = {name for name, source in plan.sources.items() if source.how == "recomputed"}
+    pending = [*again, *(name for names in plan.drops.values() for name in names if name in plan.sources)]
+    found: dict[str, tuple[str, ...]] = {}
+    while pending:
+        name = pending.pop()
+        if name not in found:
+            found[name] = tuple(derived[name])
+            pending += rule_needs(graph, plan.sources[name])
+    return found
 
 
 def _all_reads(op: Operation) -> tuple[str, ...]:

@@ -1,93 +1,71 @@
-"""The tape: the values that a forward stores for its backward passes, and what each pass rebuilds."""
+"""The tape: what one forward of a net leaves for its backward passes."""
 
 from __future__ import annotations
 
 import weakref
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from revgraph.errors import ReplayError
 from revgraph.runtime.context import RandomStream, autocast_state
+from revgraph.runtime.deriving import Pass, Replay, Slot
 from revgraph.runtime.probe import Probe
+from revgraph.runtime.script import Script
 
-
-class Slot:
-    """Where a value of one forward is found in backward: stored here, or made by `maker`."""
-
-    __slots__ = ("__weakref__", "maker", "name", "released", "value", "version")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.value: Tensor | None = None
-        self.version = 0
-        self.maker: Replay | None = None
-        self.released = False
-
-    def store(self, value: Tensor) -> None:
-        self.value = value.detach()
-        self.version = value._version
-
-    def release(self) -> None:
-        """Let a stored value go: the graph of all that reads it is being freed."""
-        self.value = None
-        self.released = True
-
-    def stored(self) -> Tensor:
-        assert self.value is not None
-        if self.value._version != self.version:
-            raise ReplayError(
-                f"value {self.name!r}, stored for the backward pass, was edited in place after the forward "
-                f"(version {self.value._version}, stored at {self.version}). Edit a clone of it instead, or "
-                "edit it after backward."
-            )
-        return self.value
-
-
-class Replay(ABC):
-    """What can be done again in backward: `needs` are the slots it reads; `made` those it may give."""
-
-    __slots__ = ("is_ready", "made", "needs")
-
-    is_ready: bool
-    needs: tuple[Slot, ...]
-    made: dict[str, weakref.ref[Slot]]
-
-    @abstractmethod
-    def run(self, on: Pass) -> None:
-        """Do it again, and put what it makes on the pass."""
+__all__ = ["Pass", "Replay", "Slot", "Tape"]
 
 
 class Tape:
     """What one forward leaves for its backward passes; held alive by autograd's graph alone."""
 
-    __slots__ = ("autocast", "net", "passes", "probe", "random", "uses")
+<<<<<<< dev/revgraph/runtime/tape.py
+    __slots__ = ("autocast", "net", "passes", "probe", "random", "script", "uses")
+=======
+    __slots__ = ("autocast", "net", "passes", "probe", "random", "stored", "uses")
+>>>>>>> next/revgraph/runtime/tape.py
 
-    def __init__(self, net: nn.Module, inputs: Sequence[Any], probe: Probe | None) -> None:
+    def __init__(self, net: nn.Module, inputs: Sequence[Any], script: Script, probe: Probe | None) -> None:
         self.net = net
         self.probe = probe
         self.autocast = autocast_state()
         self.random = RandomStream(inputs)
+<<<<<<< dev/revgraph/runtime/tape.py
+        self.script = script
+        self.uses = script.uses(frozenset())
+=======
+        self.stored: frozenset[str] = frozenset()
         self.uses: dict[str, int] = {}
+>>>>>>> next/revgraph/runtime/tape.py
         self.passes: weakref.WeakValueDictionary[int, Pass] = weakref.WeakValueDictionary()
 
     def current_pass(self) -> Pass:
         """The state of the backward pass that is running."""
         task = torch._C._current_graph_task_id()
         if task == -1:  # asked for outside of any backward: nothing to share with
-            return Pass(self.uses, frees_graph=False)
+<<<<<<< dev/revgraph/runtime/tape.py
+            return self._new_pass(frees_graph=False)
+=======
+            return Pass(self.uses, frees_graph=False, stored=self.stored)
+>>>>>>> next/revgraph/runtime/tape.py
         running = self.passes.get(task)
         if running is None:
             autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
             frees_graph = not autograd._get_current_graph_task_keep_graph()
-            running = self.passes[task] = Pass(self.uses, frees_graph)
+<<<<<<< dev/revgraph/runtime/tape.py
+            running = self.passes[task] = self._new_pass(frees_graph)
+=======
+            running = self.passes[task] = Pass(self.uses, frees_graph, self.stored)
+>>>>>>> next/revgraph/runtime/tape.py
             # The callback alone keeps the pass, so that it ends with the task even where that fails.
             torch.autograd.Variable._execution_engine.queue_callback(running.close)
         return running
 
+<<<<<<< dev/revgraph/runtime/tape.py
+    def _new_pass(self, frees_graph: bool) -> Pass:
+        return Pass(self.uses, frees_graph, self.script.clients, self.script.drops)
+=======
 
 class Pass:
     """One backward pass: values rebuilt so far, how often each is yet to be read, and captured tensors.
@@ -96,9 +74,10 @@ class Pass:
     stored values go with their last reader, and what it has rebuilt but not used up takes their place.
     """
 
-    __slots__ = ("__weakref__", "captured", "frees_graph", "slots", "uses", "values", "wanted")
+    __slots__ = ("__weakref__", "captured", "frees_graph", "slots", "stored", "uses", "values", "wanted")
 
-    def __init__(self, uses: dict[str, int], frees_graph: bool) -> None:
+    def __init__(self, uses: dict[str, int], frees_graph: bool, stored: frozenset[str] = frozenset()) -> None:
+        self.stored = stored
         self.values: dict[str, Tensor] = {}
         self.slots: dict[str, weakref.ref[Slot]] = {}
         self.uses = dict(uses)
@@ -113,7 +92,7 @@ class Pass:
         return slot.stored() if slot.value is not None else self.values[slot.name]
 
     def put(self, name: str, value: Tensor, replay: Replay) -> None:
-        if self.uses.get(name, 0) > 0 or name == self.wanted:
+        if name not in self.stored and (self.uses.get(name, 0) > 0 or name == self.wanted):
             self.values[name] = value
             if name in replay.made:
                 self.slots[name] = replay.made[name]
@@ -162,3 +141,4 @@ def _lost(slot: Slot) -> ReplayError:
             "with retain_graph=True, as several backward passes through one graph need."
         )
     return ReplayError(f"value {slot.name!r} is neither stored nor can it be rebuilt")
+>>>>>>> next/revgraph/runtime/tape.py
