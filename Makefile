@@ -6,11 +6,14 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The libraries that revgraph is compared with have an environment of their own.
+PEERS := .venv-peers
+PEERS_READY := $(PEERS)/.ready
 
 # The documentation's theme otherwise advertises its successor on every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test check docs clean
+.PHONY: demo test check docs bench-peers clean
 
 demo: $(READY)
 	$(BIN)/python -m revgraph.training.demo --out runs/demo
@@ -29,8 +32,11 @@ docs: $(READY)
 	$(BIN)/mkdocs build --strict
 	@echo "The documentation is in site/index.html"
 
+bench-peers: $(PEERS_READY)
+	$(PEERS)/bin/python -m benchmarks.peers
+
 clean:
-	rm -rf $(VENV) site dist runs .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS) site dist runs .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp goes first and comes back last: a set-up that was interrupted starts again from an empty .venv,
@@ -40,4 +46,14 @@ $(READY): constraints.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt hatchling
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		--no-build-isolation --editable '.[train,draw,docs,dev]'
+	@touch $@
+
+$(PEERS_READY): benchmarks/peers-requirements.txt constraints.txt pyproject.toml
+	rm -rf $(PEERS) && $(PYTHON) -m venv $(PEERS)
+	@echo '*' > $(PEERS)/.gitignore
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt hatchling setuptools
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		--no-build-isolation --editable '.[bench]'
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+		-r benchmarks/peers-requirements.txt
 	@touch $@

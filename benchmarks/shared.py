@@ -1,0 +1,87 @@
+"""What benchmarks share: the machine described, Markdown tables, files written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+CPUINFO = Path("/proc/cpuinfo")
+LIBRARIES = ("revgraph", "torch", "numpy", "scipy", "networkx")
+
+
+def machine(*libraries: str) -> dict[str, Any]:
+    """What figures depend on: `cpu`, `cores`, `system`, `python`, and the versions in `libraries`.
+
+    The versions are those of revgraph and what it stands on, and of the distributions named; None marks one
+    that is not installed.
+    """
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "libraries": {name: version(name) for name in dict.fromkeys((*LIBRARIES, *libraries))},
+    }
+
+
+def version(distribution: str) -> str | None:
+    """The installed version of a distribution, or None."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, also straight as plain text: the first column flush left, the others right.
+
+    Example:
+        >>> print(markdown_table(["", "bytes"], [["plain", "303,108"]]))
+        |       |   bytes |
+        |:------|--------:|
+        | plain | 303,108 |
+    """
+    table = [[_cell(text) for text in row] for row in (head, *rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(head))]
+    lines = ["| " + " | ".join(_padded(row, widths)) + " |" for row in table]
+    rules = [":" + "-" * (widths[0] + 1), *("-" * (width + 1) + ":" for width in widths[1:])]
+    return "\n".join([lines[0], "|" + "|".join(rules) + "|", *lines[1:]])
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file under a temporary name beside `path` and rename it, so that `path` is old or new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, as `write_text` does; infinity and what is no number are errors."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _cpu() -> str:
+    if CPUINFO.exists():
+        for line in CPUINFO.read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or "unknown"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _padded(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    first, *others = [text.rjust(width) for text, width in zip(row, widths, strict=True)]
+    return [row[0].ljust(len(first)), *others]
