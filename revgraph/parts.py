@@ -56,7 +56,8 @@ class Node:
     A coupling computes its one output from its `target` and the remaining inputs, the others;
     given the output and the others it gives back the target. `module` is the path of the module
     that the node calls ("" where it calls none, or several); `expression` is the node as a person
-    would write it; `where` is the line of the user's code or spec that made it.
+    would write it; `where` is the line of the user's code or spec that made it. An `additive` coupling
+    only adds or subtracts, which saves nothing for its backward: to recompute it takes no target.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Node:
     expression: str = ""
     where: str = ""
     cost: Cost = field(default_factory=Cost)
+    additive: bool = False
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -124,6 +126,12 @@ def _count(value: Any) -> int:
     return value
 
 
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} should be true or false")
+    return value
+
+
 def _kind(value: Any) -> Any:
     if value not in KINDS:
         raise ValueError(f"{value!r} is no kind of node; the kinds are {', '.join(KINDS)}")
@@ -166,4 +174,5 @@ NODE_FORMS: dict[str, Callable[[Any], Any]] = {
     "expression": _text,
     "where": _text,
     "cost": lambda value: Cost(**_checked(Cost, value, COST_FORMS)),
+    "additive": _flag,
 }

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from revgraph.costs.forms import Form
+from revgraph.costs.isolating import Way
 from revgraph.costs.sweeping import Sweep
 from revgraph.courses import Course, own_bytes
 from revgraph.graph import Cost, Graph, Node
@@ -54,10 +55,10 @@ def _cost(node: Node, sweep: Sweep, names: Mapping[int, str]) -> Cost:
         recorded = sweep.record_wiring(at, backwards)
         if recorded is not None:
             courses[name] = recorded.course
-    if "invert" in courses and not courses["invert"].replays:
-        recorded = sweep.record_undo(at)
+    for way in _ways(node, courses):
+        recorded = sweep.record_again(at, way)
         if recorded is not None:
-            courses["undo"] = recorded.course
+            courses[way] = recorded.course
     if "keep" not in courses:
         return Cost()
     keep = courses["keep"]
@@ -79,6 +80,12 @@ def _decisions(node: Node) -> tuple[Decision, ...]:
     if node.kind == "coupling":
         return "keep", "invert", "recompute"
     return ("keep", "recompute") if node.kind == "boundary" else ("keep",)
+
+
+def _ways(node: Node, courses: Mapping[str, Course]) -> tuple[Way, ...]:
+    if node.kind == "wiring":
+        return ()
+    return ("rerun", "hold") if node.kind == "boundary" else ("rerun", "hold", "undo")
 
 
 def _frees(program: Program) -> dict[str, tuple[str, ...]]:

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,16 @@ from revgraph.costs.forms import Entry, Exit, Form, dense, form_of, tensors_of
 from revgraph.costs.recording import Recorder
 from revgraph.courses import Course, Event
 from revgraph.graph import Graph, Node, Value
-from revgraph.planning.plans import Decision, Plan
+from revgraph.planning.plans import Decision, Plan, Source
 from revgraph.planning.sources import needs, sources_of
 from revgraph.program import Named, Operation, Program
 from revgraph.runtime.module import ReversibleModule
 from revgraph.runtime.probe import Probe
-from revgraph.runtime.tape import Pass, Replay
+from revgraph.runtime.tape import Replay
+
+
+LATER = "a later stage"
+Way = Literal["undo", "rerun", "hold"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +55,11 @@ class Recorded:
     arrivals: Mapping[int, Sequence[Form]] = field(default_factory=dict)
 
 
-def record(model: nn.Module, at: Situation, graph: Graph, decision: Decision) -> Recorded:
-    """The course of one node under a decision."""
-    net = _net_of(model, at, graph, decision)
+def record(
+    model: nn.Module, at: Situation, graph: Graph, decision: Decision, results: tuple[int, ...] = ()
+) -> Recorded:
+    """The course of one node under a decision, with heavy results kept besides."""
+    net = _net_of(model, at, graph, decision, results)
     recorder = Recorder(at.tensors)
     watching = _Watching(recorder, at.node)
     try:
@@ -64,26 +70,34 @@ def record(model: nn.Module, at: Situation, graph: Graph, decision: Decision) ->
             tensor.grad = None
 
 
-def record_undo(model: nn.Module, at: Situation, graph: Graph) -> Recorded:
-    """The course of a coupling's inversion by itself, where its backward asks for none."""
-    net = _net_of(model, at, graph, "invert")
+def record_again(model: nn.Module, at: Situation, graph: Graph, way: Way) -> Recorded:
+    """The course of a node that is run again by itself, not for its own backward.
+
+    `undo` gives an inverted coupling's target back, `rerun` gives the outputs again, and `hold` captures
+    besides.
+    """
+    node = at.node
+    net = _net_of(model, at, graph, "invert" if way == "undo" else "recompute", again=way != "undo")
     recorder = Recorder(at.tensors)
-    watching = _Watching(recorder, at.node)
+    watching = _Watching(recorder, node)
     with _uncollected(), recorder, torch.enable_grad(), net.watched_by(watching):
         env, inputs = _inputs(at, recorder)
         net._record(env)
-        output = env[at.node.outputs[0]]
-        recorder.label(output, "out0")
+        for index, name in enumerate(node.outputs if way == "undo" else ()):
+            recorder.label(env[name], f"out{index}")
         env.clear()
-        del inputs, output
+        del inputs
         start = recorder.now
-        replay = watching.replay
-        assert replay is not None
         watching.in_backward = True
-        passing = Pass({}, frees_graph=True)  # which holds what is captured to its end
-        passing.replay(replay)
-        del replay
-        watching.replay = None
+        replay = watching.replays[-1]
+        on = replay.tape.current_pass()  # which holds what is captured to its end
+        on.stage = LATER if way == "hold" else ""
+        made = replay.run(on, set(replay.makes))
+        for name in made if way != "undo" else ():
+            recorder.label(made[name], f"out{node.outputs.index(name)}")
+        made.clear()
+        for slot in replay.needs:
+            slot.release()
         events = [event for event in recorder.events(start, recorder.now) if event[0] not in ("replay", "done")]
     return Recorded(Course(forward=tuple(events), flops=watching.replay_flops))
 
@@ -139,7 +153,7 @@ class _Watching(Probe):
         self.flops_before = 0
         self.replay_flops = 0
         self.in_backward = False
-        self.replay: Replay | None = None
+        self.replays: list[Replay] = []
 
     def evaluated(self, node: str) -> None:
         if self.in_backward:
@@ -147,7 +161,7 @@ class _Watching(Probe):
             self.flops_before = self.recorder.flops
 
     def left(self, node: str, replay: Replay) -> None:
-        self.replay = replay
+        self.replays.append(replay)
 
     def rebuilt(self, name: str, value: Tensor) -> None:
         if name == self.node.target:
@@ -160,8 +174,15 @@ class _Watching(Probe):
         self.replay_flops += self.recorder.flops - self.flops_before
 
 
-def _net_of(model: nn.Module, at: Situation, graph: Graph, decision: Decision) -> ReversibleModule:
-    """A net of this node alone, under a plan with this decision."""
+def _net_of(
+    model: nn.Module,
+    at: Situation,
+    graph: Graph,
+    decision: Decision,
+    results: tuple[int, ...] = (),
+    again: bool = False,
+) -> ReversibleModule:
+    """A net of this node alone, under a plan with this decision, where it can be run `again` if need be."""
     node = at.node
     names = dict.fromkeys((*node.inputs, *node.outputs))
     values = [graph.value.get(name) or Value(name, (), "float32", 4, name) for name in names]
@@ -180,13 +201,18 @@ def _net_of(model: nn.Module, at: Situation, graph: Graph, decision: Decision) -
         differentiable=frozenset(),
         signature=inspect.Signature(),
     )
-    return ReversibleModule(model, program, _plan_of(alone, node, decision))
+    return ReversibleModule(model, program, _plan_of(alone, node, decision, results, again))
 
 
-def _plan_of(alone: Graph, node: Node, decision: Decision) -> Plan:
-    decisions: Any = {node.name: decision} if node in alone.planned else {}
+def _plan_of(alone: Graph, node: Node, decision: Decision, results: tuple[int, ...], again: bool) -> Plan:
+    decisions: dict[str, Decision] = {node.name: decision} if node in alone.planned else {}
     stored, sources = sources_of(alone, decisions)
-    return Plan(alone, decisions, stored, sources, {}, 0, 0, "", 1.0)
+    kept = {node.name: results} if results else {}
+    holds = {node.name: LATER} if again else {}
+    if again:
+        sources.update((name, Source("stored")) for name in node.inputs)
+        sources.update((name, Source("recomputed", node.name)) for name in node.outputs)
+    return Plan(alone, decisions, stored, sources, {}, 0, 0, "", 1.0, results=kept, holds=holds)
 
 
 def _run(
@@ -213,7 +239,7 @@ def _run(
     lent = dict.fromkeys(label for name in needs(node, decision) for label in recorder.labels_of(given[name]))
     leaving = _leave(at, recorder, [made[name] for name in node.outputs], inputs)
     del made, outputs, inputs, given
-    watching.replay = None
+    watching.replays.clear()
     turn = recorder.now
     watching.in_backward = True
     end = started = turn
@@ -311,7 +337,7 @@ def _with_needs_dropped(events: Iterable[Event]) -> tuple[Event, ...]:
     for event in events:
         if event == ("done",):
             after.append(event)
-        elif after and event[0] == "drop" and len(after) == 1 and event[1].startswith(("in", "out")):
+        elif after and event[0] == "drop" and len(after) == 1 and event[1].startswith(("in", "out", "target")):
             before.append(event)
         else:
             (after if after else before).append(event)

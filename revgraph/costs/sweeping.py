@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from revgraph.costs.forms import Form, dense, form_of, numbered, tensors_of
-from revgraph.costs.isolating import Recorded, Situation, record, record_undo, record_wiring
+from revgraph.costs.isolating import Recorded, Situation, Way, record, record_again, record_wiring
 from revgraph.expressions import Call, Register, attribute_at, expression, leaves, module_at
 from revgraph.graph import Cost, Node
 from revgraph.looks import look_of
@@ -77,13 +77,15 @@ class Sweep:
             return None
         return replace(loss.node, cost=Cost(courses={"keep": recorded.course}))
 
-    def record(self, at: Situation, decision: Decision) -> Recorded | None:
+    def record(self, at: Situation, decision: Decision, results: tuple[int, ...] = ()) -> Recorded | None:
         """The course of a node under a decision; None where it cannot run without values."""
-        return self._once((self.look(at), decision), lambda: record(self.model, at, self.program.graph, decision))
+        graph = self.program.graph
+        key = (self.look(at), decision, results)
+        return self._once(key, lambda: record(self.model, at, graph, decision, results))
 
-    def record_undo(self, at: Situation) -> Recorded | None:
-        """The course of an inversion by itself."""
-        return self._once((self.look(at), "undo"), lambda: record_undo(self.model, at, self.program.graph))
+    def record_again(self, at: Situation, way: Way) -> Recorded | None:
+        """The course of a node that is run again by itself."""
+        return self._once((self.look(at), way), lambda: record_again(self.model, at, self.program.graph, way))
 
     def record_wiring(self, at: Situation, backwards: bool) -> Recorded | None:
         """The course of a wiring that the backward pass runs again."""

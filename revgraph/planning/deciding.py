@@ -10,9 +10,9 @@ from typing import cast
 
 from revgraph.errors import PlanError
 from revgraph.graph import Graph, Node
-from revgraph.planning.plans import DECISIONS, Decision, Plan
+from revgraph.planning.plans import DECISIONS, TERM, Decision, Plan
 from revgraph.planning.simulating import simulate
-from revgraph.planning.sources import sources_of
+from revgraph.planning.sources import sources_from, sources_of
 
 
 def plan(graph: Graph) -> Plan:
@@ -43,20 +43,40 @@ def keep_all(graph: Graph) -> Plan:
     return decide(graph, dict.fromkeys((node.name for node in graph.planned), "keep"))
 
 
-def decide(graph: Graph, decisions: Mapping[str, Decision], anchors: Iterable[str] = ()) -> Plan:
+def decide(
+    graph: Graph,
+    decisions: Mapping[str, Decision],
+    anchors: Iterable[str] = (),
+    stored: Iterable[str] | None = None,
+    reruns: Iterable[str] = (),
+    holds: Mapping[str, str] | None = None,
+    drops: Mapping[str, Iterable[str]] | None = None,
+    results: Mapping[str, Iterable[int]] | None = None,
+) -> Plan:
     """A plan by hand: `decisions` for any nodes, the others as `plan` would start (invert couplings).
 
-    `anchors` are values to store on top of what the decisions need.
+    `anchors` are values to store on top of what the decisions need; `stored` are in place of both exactly the
+    values to store. `reruns` are nodes whose outputs come back by running them again, where nothing cheaper
+    gives them. `holds`, `drops` and `results` are those of the `Plan`.
 
     Raises:
-        PlanError: a name is no node that a plan decides on, or a decision does not fit its node.
+        PlanError: a name is not in the graph, what is asked for does not fit the node, or a value that a
+            replay reads could not come back.
+
+    Example:
+        >>> import torch, revgraph as rg
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(4)))
+        >>> net = rg.trace(model, torch.ones(2, 4))
+        >>> once_more = {name: "recompute" for name in "0123"}
+        >>> rg.decide(net.graph, once_more).stored
+        ('0', '1', '2')
+        >>> segment = rg.decide(net.graph, once_more, stored=["1"], reruns=["0", "2"], holds={"2": "3"})
+        >>> segment.sources["2"]
+        Source(how='recomputed', node='2')
     """
     chosen: dict[str, Decision] = {node.name: _natural(node) for node in graph.planned}
     for name, decision in decisions.items():
-        if name not in chosen:
-            close = difflib.get_close_matches(name, chosen, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise PlanError(f"the graph has no coupling or boundary named {name!r}{hint}")
+        _check_node(name, chosen)
         if decision not in DECISIONS:
             raise PlanError(
                 f"{decision!r} is no decision for {name!r}; the decisions are {', '.join(DECISIONS)}"
@@ -68,30 +88,116 @@ def decide(graph: Graph, decisions: Mapping[str, Decision], anchors: Iterable[st
     for name in anchors:
         if name not in graph.value:
             raise PlanError(f"anchor {name!r} is no value of the graph")
+    reruns = tuple(dict.fromkeys(reruns))
+    holds = dict(holds or {})
+    _check_reruns(graph, chosen, reruns, holds)
+    if stored is None:
+        stored, sources = sources_of(graph, chosen, anchors, reruns)
+    else:
+        stored = _exactly(graph, stored, anchors)
+        sources = sources_from(graph, chosen, stored, reruns)
     reasons = {
         node.name: "as asked" if node.name in decisions else _reason(node, chosen[node.name], False)
         for node in graph.planned
     }
-    return _plan(graph, chosen, anchors, reasons)
-
-
-def _plan(
-    graph: Graph, decisions: Mapping[str, Decision], anchors: tuple[str, ...], reasons: Mapping[str, str]
-) -> Plan:
-    stored, sources = sources_of(graph, decisions, anchors)
     return finished(
         Plan(
             graph=graph,
-            decisions=dict(decisions),
+            decisions=chosen,
             stored=stored,
             sources=sources,
-            reasons=dict(reasons),
+            reasons=reasons,
             peak_bytes=0,
             held_bytes=0,
             peak_at="",
             flops_ratio=1.0,
+            results=_checked_results(graph, chosen, results or {}),
+            holds=holds,
+            drops=_checked_drops(graph, chosen, stored, drops or {}),
         )
     )
+
+
+def _check_node(name: str, chosen: Mapping[str, Decision]) -> None:
+    if name not in chosen:
+        close = difflib.get_close_matches(name, chosen, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise PlanError(f"the graph has no coupling or boundary named {name!r}{hint}")
+
+
+def _exactly(graph: Graph, stored: Iterable[str], anchors: tuple[str, ...]) -> tuple[str, ...]:
+    """The values to store, in the graph's order and without the caller's inputs, which are always there."""
+    if anchors:
+        raise PlanError(
+            "anchors come on top of what the decisions need, and `stored` is exactly what to store: give one "
+            "of the two"
+        )
+    names = set(stored)
+    for name in names - graph.value.keys():
+        raise PlanError(f"{name!r}, to be stored, is no value of the graph")
+    return tuple(value.name for value in graph.values if value.name in names - set(graph.inputs))
+
+
+def _check_reruns(
+    graph: Graph, chosen: Mapping[str, Decision], reruns: tuple[str, ...], holds: Mapping[str, str]
+) -> None:
+    place = {node.name: index for index, node in enumerate(graph.planned)}
+    for name in reruns:
+        _check_node(name, chosen)
+        if chosen[name] == "keep":
+            raise PlanError(f"{name!r} is kept, so it is never rerun: recompute it, or take it out of reruns")
+    for name, stage in holds.items():
+        _check_node(name, chosen)
+        _check_node(stage, chosen)
+        if name not in reruns:
+            raise PlanError(f"{name!r} cannot be held from the stage of {stage!r}, for it is not in reruns")
+        if place[stage] <= place[name]:
+            raise PlanError(
+                f"{name!r} cannot be held from the stage of {stage!r}, which is not before its own"
+            )
+        if chosen[stage] == "keep" or stage in holds:
+            why = "is kept" if chosen[stage] == "keep" else f"is held itself, from that of {holds[stage]!r}"
+            raise PlanError(
+                f"{name!r} cannot be held from the stage of {stage!r}: nothing is derived there, for "
+                f"{stage!r} {why}"
+            )
+
+
+def _checked_drops(
+    graph: Graph, chosen: Mapping[str, Decision], stored: tuple[str, ...], drops: Mapping[str, Iterable[str]]
+) -> dict[str, tuple[str, ...]]:
+    checked: dict[str, tuple[str, ...]] = {}
+    for stage, names in drops.items():
+        _check_node(stage, chosen)
+        checked[stage] = tuple(dict.fromkeys(names))
+        for name in checked[stage]:
+            if name not in graph.value:
+                raise PlanError(f"{name!r}, to be dropped after {stage!r}, is no value of the graph")
+            if name in stored or name in graph.inputs:
+                raise PlanError(
+                    f"{name!r} cannot be dropped after {stage!r}, for it is stored: only rebuilt values can"
+                )
+    return checked
+
+
+def _checked_results(
+    graph: Graph, chosen: Mapping[str, Decision], results: Mapping[str, Iterable[int]]
+) -> dict[str, tuple[int, ...]]:
+    checked: dict[str, tuple[int, ...]] = {}
+    for name, indices in results.items():
+        _check_node(name, chosen)
+        indices = tuple(indices)
+        for index in indices:
+            if not isinstance(index, int) or isinstance(index, bool) or index < TERM:
+                raise PlanError(
+                    f"{index!r} is no result of {name!r}: results are counted from 0, and the term is {TERM}"
+                )
+            if index == TERM and graph.node[name].kind != "coupling":
+                raise PlanError(f"boundary {name!r} has no term to keep: results are counted from 0")
+        if indices and chosen[name] == "keep":
+            raise PlanError(f"{name!r} is kept with all its internals: it has no use for kept results")
+        checked[name] = tuple(sorted(set(indices)))
+    return checked
 
 
 def finished(plan: Plan) -> Plan:

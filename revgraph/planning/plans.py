@@ -13,6 +13,7 @@ from revgraph.graph import Graph, Node, clipped, table
 
 Decision = Literal["keep", "invert", "recompute"]
 DECISIONS: tuple[str, ...] = get_args(Decision)
+TERM = -1  # among kept results: what a coupling's function returns
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Source:
 
     `how` is "stored", "inverted" (by the coupling `node`, of which it is the target), "rewired" (by the
     wiring `node`, from its outputs), "wired" (by the wiring `node`, from its inputs) or "recomputed" (by
-    `node`).
+    running `node` again).
     """
 
     how: Literal["stored", "inverted", "rewired", "wired", "recomputed"]
@@ -36,6 +37,13 @@ class Plan:
     pass asks for how it comes back. Bytes are activation bytes: live storages without parameters, buffers,
     gradients of parameters and the caller's inputs. `flops_ratio` is a training step's FLOPs over those of
     ordinary autograd.
+
+    The stage of a node is the time in backward when it is replayed, and what that asks for is derived.
+    `holds` names for a node that is rerun the later node in whose stage its rerun captures its internals,
+    so that it needs no replay of its own. `drops` names for a node the rebuilt values that go at the end of
+    its stage although they are asked for again: they are then derived again. `results` gives for an inverted
+    or recomputed node the results of its function that are kept from the forward: those of heavy operators
+    by index, in the order they run, and `TERM` for a coupling's term.
     """
 
     graph: Graph
@@ -58,9 +66,19 @@ class Plan:
         return node.cost.courses.get(self.course_name(node), Course())
 
     def course_name(self, node: Node) -> str:
-        """The node's decision, and the results that it keeps besides: `invert+0+2`."""
+        """The node's decision, and the results that it keeps besides: `invert+0+2`.
+
+        The replay of a sum whose target nobody asks for stops before the sum, as if it were recomputed.
+        """
         decision = self.decisions.get(node.name, "keep")
+        if decision == "invert" and node.additive and not self._rebuilds(node.target):
+            decision = "recompute"
         return decision + "".join(f"+{index}" for index in self.results.get(node.name, ()))
+
+    def _rebuilds(self, target: str | None) -> bool:
+        """Whether a replay gives this target back; the caller's own are, to see how far they drift."""
+        source = self.sources.get(target or "")
+        return target in self.graph.inputs or (source is not None and source.how != "stored")
 
     def explain(self, name: str) -> str:
         """Why the node `name` is decided as it is, in a sentence.

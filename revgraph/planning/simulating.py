@@ -87,6 +87,7 @@ class Machine:
         self.gradients: dict[str, int] = {}
         self.labels: dict[str, dict[str, int]] = {}
         self.begun: set[str] = set()
+        self.held_again: set[str] = set()
         self.sums: dict[str, int] = {}
         self.same: dict[str, str] = {}
         self.parts = _contributors(plan)
@@ -143,10 +144,15 @@ class Machine:
             self.gradients[node.outputs[0]] = self.memory.hold(root)  # the caller of backward holds one, too
         self._begin(node)
         labels = self.labels.pop(node.name)
-        self._follow(after_replay(self.plan.course(node)), node, labels)
+        course = self._backward_course(node)
+        self._follow(after_replay(course), node, labels)
         for number in labels.values():
             self.memory.release(number)
-        return self.plan.course(node).backward_flops
+        return course.backward_flops
+
+    def _backward_course(self, node: Node) -> Course:
+        """The course that tells a node's backward: where a rerun captured for it, as if it had been kept."""
+        return node.cost.courses["keep"] if node.name in self.held_again else self.plan.course(node)
 
     def _begin(self, node: Node) -> None:
         """What a node's backward does before it first asks for what it needs."""
@@ -157,30 +163,34 @@ class Machine:
         for index, name in enumerate(node.outputs):
             if name in self.gradients:
                 labels[f"go{index}"] = self.gradients.pop(name)
-        self._follow(before_replay(self.plan.course(node)), node, labels)
+        self._follow(before_replay(self._backward_course(node)), node, labels)
 
     def _rebuild(self, step: Step) -> int:
         self._begin(self._node(step.stage))
         node = self.graph.node[step.node]
-        course = self.plan.course(node)
-        replays = step.action in ("invert", "recompute") and course.replays
-        if not replays:
-            course = node.cost.courses.get("undo" if step.action == "invert" else step.action, Course())
-        labels = self.labels[node.name] if replays else {}
+        own = self.plan.course(node)
+        captures = step.action in ("invert", "recompute", "hold")
+        replays = captures and step.action != "hold" and own.replays
+        name = step.action if step.action not in ("invert", "again") else "undo"
+        events = in_replay(own) if replays else node.cost.courses.get(name, Course()).forward
+        flops = own.replay_flops if replays else node.cost.courses.get(name, Course()).flops
+        if step.action == "hold":
+            self.held_again.add(node.name)
+        labels = self.labels.get(node.name, {}) if captures else {}
         for prefix, names in (("in", node.inputs), ("out", node.outputs)):
             for index, name in enumerate(names):
                 if name in step.reads:
                     labels[f"{prefix}{index}"] = self._held(self._place(name, step), name)
-        self._follow(in_replay(course) if replays else course.forward, node, labels, step.makes, self.rebuilt)
+        self._follow(events, node, labels, step.makes, self.rebuilt)
         for name in step.makes:
             self.rebuilt.setdefault(name, NOWHERE)  # by a node whose costs are not known
-        if step.action not in ("invert", "recompute"):  # those two hold what they captured to the end
+        if not captures:
             for number in labels.values():
                 self.memory.release(number)
         for name in step.frees:
             place = self.rebuilt if name in self.rebuilt else self.tape
             self.memory.release(place.pop(name))
-        return course.replay_flops if replays else course.flops
+        return flops
 
     def _follow(
         self,

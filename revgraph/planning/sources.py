@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from revgraph.errors import PlanError
 from revgraph.graph import Graph, Node
 from revgraph.planning.plans import Decision, Source
 
@@ -16,65 +17,89 @@ def needs(node: Node, decision: Decision) -> tuple[str, ...]:
         return ()
     if decision == "invert":
         return (*node.others, *node.outputs)
-    return tuple(dict.fromkeys(node.inputs))
+    return tuple(dict.fromkeys(node.others if node.additive else node.inputs))
+
+
+def rule_needs(graph: Graph, source: Source) -> tuple[str, ...]:
+    """The values that a source takes to give its own."""
+    if source.how == "stored":
+        return ()
+    node = graph.node[source.node]
+    if source.how == "inverted":
+        return needs(node, "invert")
+    return node.outputs if source.how == "rewired" else tuple(dict.fromkeys(node.inputs))
 
 
 def sources_of(
-    graph: Graph, decisions: Mapping[str, Decision], anchors: tuple[str, ...] = ()
+    graph: Graph,
+    decisions: Mapping[str, Decision],
+    anchors: Iterable[str] = (),
+    reruns: Iterable[str] = (),
 ) -> tuple[tuple[str, ...], dict[str, Source]]:
     """What to store, and how every value that a replay asks for comes back.
 
     In backward order, a value that cannot be rebuilt from what is stored already is stored: a value that
-    inversion or wiring gives back never is. `anchors` are stored on top. The caller's inputs are always at
-    hand.
+    inversion or wiring gives back never is, nor one that a node in `reruns` gives when it is run again.
+    `anchors` are stored on top. The caller's inputs are always at hand.
     """
-    reach = _Reach(graph, decisions)
-    for name in (*graph.inputs, *anchors):
-        reach.add(name, Source("stored"))
+    reruns = frozenset(reruns)
+    given = (*graph.inputs, *anchors)
+    reach = _reach(graph, decisions, reruns, given)
     for node in reversed(graph.planned):
         for name in needs(node, decisions[node.name]):
             if name not in reach.sources:
-                reach.add(_storing_place(graph, name), Source("stored"))
-    reach = _pruned(graph, decisions, anchors, reach)
-    wanted = _wanted(graph, decisions, reach.sources)
-    sources = {name: reach.sources[name] for name in wanted}
-    stored = tuple(
-        value.name
-        for value in graph.values
-        if value.name in anchors or (value.name in sources and sources[value.name].how == "stored")
-    )
-    return tuple(name for name in stored if name not in graph.inputs), sources
+                reach.add(_storing_place(graph, name))
+                reach.rerun()
+    reach = _pruned(graph, decisions, reruns, given, reach)
+    if reruns:  # what was stored late may give by inversion or wiring what was rerun until then
+        reach = _reach(graph, decisions, reruns, (*given, *reach.stored))
+    sources = _wanted(graph, decisions, reach.sources)
+    stored = {*anchors, *(name for name, source in sources.items() if source.how == "stored")}
+    stored.difference_update(graph.inputs)
+    return tuple(value.name for value in graph.values if value.name in stored), sources
 
 
-def _pruned(
-    graph: Graph, decisions: Mapping[str, Decision], anchors: tuple[str, ...], reach: _Reach
-) -> _Reach:
-    """The reach without values that were stored early and follow from others stored later."""
-    needed = {name for node in graph.planned for name in needs(node, decisions[node.name])}
-    given = {*graph.inputs, *anchors}
-    stored = [name for name, source in reach.sources.items() if source.how == "stored" and name not in given]
-    for name in [name for name in stored if reach.has_other_source(name)]:
-        trial = _Reach(graph, decisions)
-        for other in (*given, *(each for each in stored if each != name)):
-            trial.add(other, Source("stored"))
-        if needed <= trial.sources.keys():
-            reach, stored = trial, [each for each in stored if each != name]
-    return reach
+def sources_from(
+    graph: Graph, decisions: Mapping[str, Decision], stored: Iterable[str], reruns: Iterable[str] = ()
+) -> dict[str, Source]:
+    """How every value that a replay asks for comes back when exactly the values `stored` are stored.
+
+    Raises:
+        PlanError: a value cannot come back; the text names it and the node that asks for it.
+    """
+    reach = _Reach(graph, decisions, frozenset(reruns))
+    reach.store((*graph.inputs, *stored))
+    reach.rerun()
+    for node in reversed(graph.planned):
+        for name in needs(node, decisions[node.name]):
+            if name not in reach.sources:
+                raise PlanError(
+                    f"value {name!r} cannot come back for {node.name!r}, which is to be "
+                    f"{'inverted' if decisions[node.name] == 'invert' else 'recomputed'}: it is not stored, "
+                    f"and does not follow from what is. Store it, or rerun {graph.producer[name].name!r}, "
+                    f"which makes it, or keep {node.name!r}."
+                )
+    return _wanted(graph, decisions, reach.sources)
 
 
 @dataclass
 class _Reach:
-    """The values that can be rebuilt, kept up to date as more are stored: unit propagation over rules."""
+    """The values that can be rebuilt, kept up to date as more are stored: unit propagation over rules.
+
+    What only a rerun gives waits until `rerun` is called, so that inversion and wiring go first.
+    """
 
     graph: Graph
     decisions: Mapping[str, Decision]
+    reruns: frozenset[str]
     sources: dict[str, Source] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rules: list[tuple[Source, tuple[str, ...]]] = []
         self.missing: list[int] = []
         self.watching: dict[str, list[int]] = defaultdict(list)
-        for source, given, made in _rules(self.graph, self.decisions):
+        self.waiting: deque[int] = deque()
+        for source, given, made in _rules(self.graph, self.decisions, self.reruns):
             index = len(self.rules)
             self.rules.append((source, made))
             self.missing.append(len(given))
@@ -82,21 +107,28 @@ class _Reach:
                 self.watching[name].append(index)
         for index, count in enumerate(self.missing):
             if count == 0:
-                for name in self.rules[index][1]:
-                    self.add(name, self.rules[index][0])
+                self._propagate(self._fire(index))
 
-    def add(self, name: str, source: Source) -> None:
-        pending = [(name, source)]
-        while pending:
-            name, source = pending.pop()
-            if name in self.sources:
-                continue
-            self.sources[name] = source
-            for index in self.watching[name]:
-                self.missing[index] -= 1
-                if self.missing[index] == 0:
-                    rule, made = self.rules[index]
-                    pending += [(each, rule) for each in made]
+    @property
+    def stored(self) -> list[str]:
+        return [name for name, source in self.sources.items() if source.how == "stored"]
+
+    def add(self, name: str) -> None:
+        """Store a value, unless it can be rebuilt already."""
+        self._propagate([(name, Source("stored"))])
+
+    def store(self, names: Iterable[str]) -> None:
+        """Store values, whether or not they could be rebuilt from each other."""
+        names = [name for name in dict.fromkeys(names) if name not in self.sources]
+        self.sources.update((name, Source("stored")) for name in names)
+        for name in names:
+            self._propagate(self._follow(name))
+
+    def rerun(self) -> None:
+        """Add what reruns give, one at a time and each with all that follows from it."""
+        while self.waiting:
+            rule, made = self.rules[self.waiting.popleft()]
+            self._propagate([(name, rule) for name in made])
 
     def has_other_source(self, name: str) -> bool:
         """Whether a rule whose values are all at hand gives this value too."""
@@ -104,19 +136,75 @@ class _Reach:
             count == 0 and name in made for (_, made), count in zip(self.rules, self.missing, strict=True)
         )
 
+    def _propagate(self, pending: list[tuple[str, Source]]) -> None:
+        while pending:
+            name, source = pending.pop()
+            if name not in self.sources:
+                self.sources[name] = source
+                pending += self._follow(name)
+
+    def _follow(self, name: str) -> list[tuple[str, Source]]:
+        """What rules give, now that this value is at hand too."""
+        found: list[tuple[str, Source]] = []
+        for index in self.watching[name]:
+            self.missing[index] -= 1
+            if self.missing[index] == 0:
+                found += self._fire(index)
+        return found
+
+    def _fire(self, index: int) -> list[tuple[str, Source]]:
+        rule, made = self.rules[index]
+        if rule.how == "recomputed":
+            self.waiting.append(index)
+            return []
+        return [(name, rule) for name in made]
+
+
+def _reach(
+    graph: Graph, decisions: Mapping[str, Decision], reruns: frozenset[str], stored: Iterable[str]
+) -> _Reach:
+    """What can be rebuilt when these values are stored, as far as they do not follow from each other."""
+    reach = _Reach(graph, decisions, reruns)
+    for name in stored:
+        reach.add(name)
+    reach.rerun()
+    return reach
+
+
+def _pruned(
+    graph: Graph,
+    decisions: Mapping[str, Decision],
+    reruns: frozenset[str],
+    given: tuple[str, ...],
+    reach: _Reach,
+) -> _Reach:
+    """The reach without values that were stored early and follow from others stored later."""
+    needed = {name for node in graph.planned for name in needs(node, decisions[node.name])}
+    stored = [name for name in reach.stored if name not in given]
+    for name in [name for name in stored if reach.has_other_source(name)]:
+        rest = [each for each in stored if each != name]
+        trial = _reach(graph, decisions, reruns, (*given, *rest))
+        if needed <= trial.sources.keys():
+            reach, stored = trial, rest
+    return reach
+
 
 def _rules(
-    graph: Graph, decisions: Mapping[str, Decision]
+    graph: Graph, decisions: Mapping[str, Decision], reruns: frozenset[str]
 ) -> Iterator[tuple[Source, tuple[str, ...], tuple[str, ...]]]:
     """How values follow from others: (source, the values it takes, the values it gives)."""
     for node in graph.nodes:
+        given: list[tuple[Source, tuple[str, ...]]] = []
         if node.kind == "coupling" and decisions[node.name] == "invert":
             assert node.target is not None
-            given = tuple(dict.fromkeys((*node.others, *node.outputs)))
-            yield Source("inverted", node.name), given, (node.target,)
+            given.append((Source("inverted", node.name), (node.target,)))
         elif node.kind == "wiring":
-            yield Source("rewired", node.name), node.outputs, node.inputs
-            yield Source("wired", node.name), node.inputs, node.outputs
+            given.append((Source("rewired", node.name), node.inputs))
+            given.append((Source("wired", node.name), node.outputs))
+        if node.name in reruns:
+            given.append((Source("recomputed", node.name), node.outputs))
+        for source, made in given:
+            yield source, tuple(dict.fromkeys(rule_needs(graph, source))), made
 
 
 def _storing_place(graph: Graph, name: str) -> str:
@@ -131,24 +219,13 @@ def _storing_place(graph: Graph, name: str) -> str:
 
 def _wanted(
     graph: Graph, decisions: Mapping[str, Decision], sources: Mapping[str, Source]
-) -> dict[str, None]:
-    """The values that replays ask for, directly or to rebuild another."""
-    wanted: dict[str, None] = {}
+) -> dict[str, Source]:
+    """The sources of the values that replays ask for, directly or to rebuild another."""
+    wanted: dict[str, Source] = {}
     pending = [name for node in graph.planned for name in needs(node, decisions[node.name])]
     while pending:
         name = pending.pop()
-        if name in wanted:
-            continue
-        wanted[name] = None
-        pending += rule_needs(graph, sources[name])
+        if name not in wanted:
+            wanted[name] = sources[name]
+            pending += rule_needs(graph, sources[name])
     return wanted
-
-
-def rule_needs(graph: Graph, source: Source) -> tuple[str, ...]:
-    """The values that a source takes to give its own."""
-    if source.how == "stored":
-        return ()
-    node = graph.node[source.node]
-    if source.how == "inverted":
-        return needs(node, "invert")
-    return node.outputs if source.how == "rewired" else node.inputs

@@ -132,7 +132,7 @@ class ReversibleModule(nn.Module):
                     silent.append(step.node)
             for name in step.frees:
                 del env[name]
-        tape.uses, tape.stored = script.uses(frozenset(silent)), script.stored
+        tape.uses = script.uses(frozenset(silent))
 
     def _track(self, step: Step, env: dict[str, Any], slots: dict[str, Slot]) -> None:
         for name in step.tracked:

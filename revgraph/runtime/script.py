@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,8 +10,8 @@ from torch import nn
 from revgraph.expressions import Expression, leaves, module_at
 from revgraph.graph import Graph
 from revgraph.planning.plans import Plan
-from revgraph.planning.sources import needs, rule_needs
-from revgraph.planning.uses import uses_of
+from revgraph.planning.sources import needs
+from revgraph.planning.uses import clients_of, uses_of
 from revgraph.program import CouplingLaw, Law, Named, Operation, Program, Rearrangement
 
 GIVES = ("rewired", "wired", "recomputed")
@@ -68,12 +67,8 @@ class Script:
 
     steps: tuple[Step, ...]
     plan: Plan
-<<<<<<< dev/revgraph/runtime/script.py
     clients: Mapping[str, tuple[str, ...]]
     drops: tuple[tuple[int, frozenset[str]], ...]
-=======
-    stored: frozenset[str]
->>>>>>> next/revgraph/runtime/script.py
     tracked_inputs: tuple[str, ...]
     _uses: dict[frozenset[str], dict[str, int]] = field(default_factory=dict)
 
@@ -111,18 +106,13 @@ def write_script(program: Program, plan: Plan) -> Script:
         )
         for index, op in enumerate(program.operations)
     )
-<<<<<<< dev/revgraph/runtime/script.py
     return Script(
         steps=steps,
         plan=plan,
-        clients=_clients(graph, plan),
+        clients=clients_of(graph, plan.sources, plan.drops),
         drops=tuple((step.index, step.drops) for step in reversed(steps) if step.drops),
         tracked_inputs=tuple(name for name in graph.inputs if name in plan.sources),
     )
-=======
-    tracked = tuple(name for name in graph.inputs if name in plan.sources)
-    return Script(steps, plan, frozenset(stored), tracked)
->>>>>>> next/revgraph/runtime/script.py
 
 
 def modules_of(net: nn.Module, step: Step) -> list[nn.Module]:
@@ -175,22 +165,6 @@ def _step(
         results=tuple(plan.results.get(op.node, ())),
         undoes_input=op.target if decision == "invert" and op.target in graph.inputs else None,
     )
-
-
-def _clients(graph: Graph, plan: Plan) -> dict[str, tuple[str, ...]]:
-    derived = defaultdict[str, list[str]](list)
-    for name, source in plan.sources.items():
-        for other in rule_needs(graph, source):
-            derived[other].append(name)
-    again = {name for name, source in plan.sources.items() if source.how == "recomputed"}
-    pending = [*again, *(name for names in plan.drops.values() for name in names if name in plan.sources)]
-    found: dict[str, tuple[str, ...]] = {}
-    while pending:
-        name = pending.pop()
-        if name not in found:
-            found[name] = tuple(derived[name])
-            pending += rule_needs(graph, plan.sources[name])
-    return found
 
 
 def _all_reads(op: Operation) -> tuple[str, ...]:

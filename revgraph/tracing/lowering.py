@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from revgraph.couplings import Coupling
+from revgraph.couplings import Additive, Coupling
 from revgraph.expressions import expression, fill, leaves
 from revgraph.graph import Graph, Node, verify
 from revgraph.program import CouplingLaw, Named, Operation, Program, Rearrangement, WiringModule
@@ -103,6 +103,9 @@ class _Lowering:
             text = f"F({', '.join(self.ledger.only_values(reads))})"
         self.ledger.names[node] = self.ledger.add_value(name, self.tracer.shadows[node])
         self.ledger.add_coupling(name, target, term, reads, half_step.law, module, text, where[node])
+        shadows = self.tracer.shadows
+        if shadows[half_step.term].dtype == shadows[half_step.target].dtype == shadows[node].dtype:
+            self._mark_additive()
 
     def _coupling_module(self, node: fx.Node, module: Coupling) -> None:
         """The half-steps of one call of a coupling module."""
@@ -122,12 +125,18 @@ class _Lowering:
             self.ledger.add_value(name, self._shadow_like(streams[index]))
             text = f"{place}({', '.join(self.ledger.only_values(reads))})"
             self.ledger.add_coupling(name, state[index], term, reads, law, place, text, where[node])
+            if type(module) is Additive:
+                self._mark_additive()
             state[index] = name
         if not many:
             self.ledger.names[node] = state[0]
         for user in node.users if many else ():
             if user.target is operator.getitem and isinstance(user.args[1], int):
                 self.ledger.names[user] = state[user.args[1]]
+
+    def _mark_additive(self) -> None:
+        """Note of the coupling written last that joining its target and term saves nothing."""
+        self.ledger.nodes[-1] = replace(self.ledger.nodes[-1], additive=True)
 
     def _shadow_like(self, stream: fx.Node) -> Tensor:
         """A shadow of its own for a half-step's output, which has its target's form."""

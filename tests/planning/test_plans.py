@@ -118,10 +118,12 @@ def test_keep_all_is_ordinary_autograd(graph: rg.Graph) -> None:
 
 
 def test_all_inverted_costs_a_forward_of_each_coupling(graph: rg.Graph) -> None:
+    """But for the first's last product, for nobody asks for its target."""
     plan = rg.decide(graph, {})
     plain = sum(node.cost.flops + node.cost.backward_flops for node in graph.planned)
     again = sum(node.cost.flops for node in graph.planned if node.kind == "coupling")
-    assert plan.flops_ratio == pytest.approx(1 + again / plain, rel=1e-12)
+    last_product = 2 * 5 * 32 * 8
+    assert plan.flops_ratio == pytest.approx(1 + (again - last_product) / plain, rel=1e-12)
     assert 1.2 < plan.flops_ratio < 1.34
 
 
@@ -184,12 +186,13 @@ def test_plan_of_another_graph_is_refused() -> None:
 
 
 def asked_for(graph: rg.Graph, plan: rg.Plan) -> Iterator[str]:
-    """What replays read: an inverted node its output and others, a recomputed one its inputs."""
+    """What replays read: an inverted node its output and others, a recomputed one its inputs (of a sum, the
+    others)."""
     for node in graph.planned:
         if plan.decisions[node.name] == "invert":
             yield from (*node.others, *node.outputs)
         elif plan.decisions[node.name] == "recompute":
-            yield from node.inputs
+            yield from node.others if node.additive else node.inputs
 
 
 def takes(graph: rg.Graph, source: Any) -> tuple[str, ...]:

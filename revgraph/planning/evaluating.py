@@ -1,0 +1,142 @@
+"""Evaluating: what a solution of a planning problem holds at its peak and computes again."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Literal
+
+from revgraph.planning.problem import Problem, Solution
+from revgraph.planning.rebuilding import IllegalSolution, Rebuilding, Stage, rebuild
+
+__all__ = ["Evaluation", "IllegalSolution", "evaluate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A solution's peak, where it is (`item` is -1 at the turn), bytes at the turn, FLOPs computed again."""
+
+    peak_bytes: int
+    flops: int
+    item: int
+    phase: Literal["forward", "turn", "backward"]
+    turn_bytes: int
+
+
+def evaluate(problem: Problem, solution: Solution) -> Evaluation:
+    """Peak bytes and FLOPs of a training step under this solution, by a walk over its forward and backward.
+
+    Raises:
+        IllegalSolution: it reads a value that it neither stores nor rebuilds.
+    """
+    rebuilding = rebuild(problem, solution)
+    ledger = _Ledger(problem, solution, rebuilding)
+    ledger.forward()
+    ledger.note("turn", -1, problem.loss_bytes)
+    turn = ledger.live
+    ledger.release_unread()
+    for stage in rebuilding.stages:
+        ledger.backward(stage)
+    return Evaluation(ledger.peak, ledger.flops, ledger.item, ledger.phase, turn)
+
+
+class _Ledger:
+    """Live bytes: each storage counts once while anything holds it."""
+
+    def __init__(self, problem: Problem, solution: Solution, rebuilding: Rebuilding) -> None:
+        self.problem = problem
+        self.solution = solution
+        self.live = self.peak = self.flops = 0
+        self.item = -1
+        self.phase: Literal["forward", "turn", "backward"] = "turn"
+        self.holders = [0] * len(problem.storage_bytes)
+        self.begins: defaultdict[int, list[int]] = defaultdict(list)
+        self.ends: defaultdict[int, list[int]] = defaultdict(list)
+        for value, spans in rebuilding.spans.items():
+            for made, read in spans:
+                if read > made:  # otherwise nothing reads it once it is there
+                    self.begins[made].append(value)
+                    self.ends[read].append(value)
+        self.unread = [value for value in solution.stored if rebuilding.spans[value][0] == (-1, -1)]
+        self.captured: dict[int, int] = {}
+
+    def forward(self) -> None:
+        problem = self.problem
+        last = {value: i for i, item in enumerate(problem.items) for value in item.inputs}
+        results = set(problem.results)
+        for i, item in enumerate(problem.items):
+            before = self.live
+            for value in item.outputs:
+                self._hold(value)
+                if value in results:
+                    self._hold(value)
+                if value in self.solution.stored:
+                    self._hold(value)
+            if self.solution.options[i] >= 0:
+                option = item.options[self.solution.options[i]]
+                self.note("forward", i, before + option.forward_peak - self.live)
+                self.live += option.held_bytes
+                for value in option.pinned:
+                    self._hold(value)
+            self.note("forward", i, 0)
+            for value in {*item.inputs, *(each for each in item.outputs if each not in last)}:
+                if last.get(value, i) == i:
+                    self._release(value)
+
+    def release_unread(self) -> None:
+        for value in self.unread:
+            self._release(value)
+
+    def backward(self, stage: Stage) -> None:
+        j = stage.item
+        item, option = self.problem.items[j], self.problem.items[j].options[self.solution.options[j]]
+        time, own = stage.first, False
+        for move in stage.moves:
+            if move.how == "replay":
+                replayed = self.problem.items[move.item]
+                chosen = replayed.options[self.solution.options[move.item]]
+                own = move.item == j
+                self.note("backward", j, item.gradient_bytes + chosen.backward_peak)
+                self.flops += chosen.flops
+                if not own:
+                    self._capture(move.item, chosen.captured_bytes)
+            elif move.how == "rerun":
+                rerun = self.problem.items[move.item]
+                self.note("backward", j, item.gradient_bytes + rerun.rerun_peak)
+                self.flops += rerun.rerun_flops
+                if move.captures:
+                    self._capture(move.item, rerun.captured_bytes)
+            for value in self.begins[time]:
+                self._hold(value)
+            if not own:
+                self.note("backward", j, item.gradient_bytes)
+            for value in self.ends[time]:
+                self._release(value)
+            time += 1
+        if not own:
+            captured = self.captured.pop(j, 0)
+            self.note("backward", j, item.gradient_bytes + max(0, option.backward_peak - captured))
+            self.live -= captured
+        self.live -= option.held_bytes
+        for value in option.pinned:
+            self._release(value)
+
+    def note(self, phase: Literal["forward", "turn", "backward"], item: int, extra: int) -> None:
+        if self.live + extra > self.peak:
+            self.peak, self.phase, self.item = self.live + extra, phase, item
+
+    def _capture(self, k: int, count: int) -> None:
+        self.captured[k] = count
+        self.live += count
+
+    def _hold(self, value: int) -> None:
+        storage = self.problem.storage_of[value]
+        self.holders[storage] += 1
+        if self.holders[storage] == 1:
+            self.live += self.problem.storage_bytes[storage]
+
+    def _release(self, value: int) -> None:
+        storage = self.problem.storage_of[value]
+        self.holders[storage] -= 1
+        if not self.holders[storage]:
+            self.live -= self.problem.storage_bytes[storage]

@@ -1,0 +1,204 @@
+"""The planning problem as a mixed integer programme: an option for each item, values stored, items rerun."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from math import gcd
+
+from revgraph.planning.columns import Programme
+from revgraph.planning.events import Events
+from revgraph.planning.memory import Memory
+from revgraph.planning.problem import Problem
+
+
+class Formulation:
+    """Columns by what they decide, with the rows that make a solution of them legal.
+
+    `option[k, c]`: item k is under its option c. `captured[k, j]`: it is captured by a rerun in stage j instead.
+    `rerun[k, j]`: item k is run again in stage j. `at[v, j]`: value v is at hand when stage j replays;
+    `carried[v, n]`: it stays from v's event n - 1 (the turn for n = 0) to its event n. `peak` is the budget.
+    `ties` names for an item another one that is decided as it is.
+    """
+
+    def __init__(self, problem: Problem, scale: float, *, depth: int, ties: Mapping[int, int]) -> None:
+        self.problem = problem
+        self.scale = scale
+        self.ties = ties
+        self.events = Events(problem, depth)
+        self.programme = Programme()
+        self.peak = self.programme.column(0, float("inf"))
+        self.option: dict[tuple[int, int], int] = {}
+        self.captured: dict[tuple[int, int], int] = {}
+        self.rerun: dict[tuple[int, int], int] = {}
+        self.at: dict[tuple[int, int], int] = {}
+        self.carried: dict[tuple[int, int], int] = {}
+        self._decisions()
+        self._values()
+        self._availability()
+        self._uses()
+        self.memory = Memory(self)
+
+    @cached_property
+    def unit(self) -> int:
+        """FLOPs in whole numbers of these let HiGHS round its bound."""
+        items = self.problem.items
+        found = gcd(*(option.flops for item in items for option in item.options))
+        return max(1, gcd(found, *(item.rerun_flops for item in items if item.options)))
+
+    def objective(self) -> dict[int, float]:
+        """FLOPs computed again, in units of `unit`."""
+        costs: defaultdict[int, float] = defaultdict(float)
+        for (k, c), column in self.option.items():
+            costs[column] += self.problem.items[k].options[c].flops / self.unit
+        for (k, _), column in self.rerun.items():
+            costs[column] += self.problem.items[k].rerun_flops / self.unit
+        return costs
+
+    def _decisions(self) -> None:
+        programme, items = self.programme, self.problem.items
+        for k in sorted(self.events.stages):
+            like = self.ties.get(k, k)
+            capturable = any(c.name != "keep" and not c.held_bytes and not c.pinned for c in items[k].options)
+            for c in range(len(items[k].options)):
+                self.option[k, c] = self.option[like, c] if like != k else programme.column(whole=True)
+            for n, j in enumerate(self.events.reruns[k]):
+                if like != k:
+                    j_like = self._rerun_like(like, n)
+                    if j_like is None:
+                        continue
+                    self.rerun[k, j] = self.rerun[like, j_like]
+                    if (like, j_like) in self.captured:
+                        self.captured[k, j] = self.captured[like, j_like]
+                    continue
+                self.rerun[k, j] = programme.column(whole=True)
+                if capturable:
+                    self.captured[k, j] = programme.column(whole=True)
+                    programme.implies(self.captured[k, j], [self.rerun[k, j]])
+            choices = [self.option[k, c] for c in range(len(items[k].options))]
+            choices += [self.captured[k, j] for j in self.events.reruns[k] if (k, j) in self.captured]
+            programme.row([(choice, 1.0) for choice in choices], 1, 1)
+
+    def _rerun_like(self, like: int, n: int) -> int | None:
+        stages = self.events.reruns[like]
+        return stages[n] if n < len(stages) else None
+
+    def _values(self) -> None:
+        for value, stages in self.events.of.items():
+            # Wiring adds up sources, which must not build up a whole from parts.
+            wired = len(self.events.relatives(value)) > 1
+            for n, j in enumerate(stages):
+                self.carried[value, n] = self.programme.column(whole=wired and n == 0)
+                self.at[value, j] = self.programme.column()
+
+    def _availability(self) -> None:
+        """A value is at hand where it was carried to, is rerun, or comes over wiring from what is at hand."""
+        problem, given = self.problem, self.events.given
+        producer = {value: k for k in self.events.stages for value in problem.items[k].outputs}
+        gives: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+        for k in self.events.stages:
+            for c, option in enumerate(problem.items[k].options):
+                for value in option.gives:
+                    gives[value, k].append(self.option[k, c])
+        before: dict[tuple[int, int], list[int]] = {}
+        for value, stages in self.events.of.items():
+            for n, j in enumerate(stages):
+                sources = [self.carried[value, n]]
+                if value in producer and (producer[value], j) in self.rerun:
+                    sources.append(self.rerun[producer[value], j])
+                before[value, j] = sources
+                if n + 1 < len(stages):
+                    self.programme.implies(
+                        self.carried[value, n + 1], [self.at[value, j], *gives[value, j]]
+                    )
+        wired = [value for value in self.events.of if len(self.events.relatives(value)) > 1]
+        sweep = _Sweep(self, before)
+        for value in wired:
+            for j in self.events.of[value]:
+                sweep.start(value, j)
+        for w in reversed(self.events.wirings):
+            item = problem.items[w]
+            sweep.pass_on(item.outputs, item.inputs, given)
+        for w in self.events.wirings:
+            item = problem.items[w]
+            sweep.pass_on(item.inputs, item.outputs, given)
+        sweep.finish()
+        for value, stages in self.events.of.items():
+            if len(self.events.relatives(value)) == 1:
+                for j in stages:
+                    self.programme.implies(self.at[value, j], before[value, j])
+
+    def _uses(self) -> None:
+        """What a replay or a rerun reads is at hand in its stage."""
+        problem, programme, given = self.problem, self.programme, self.events.given
+        users: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+        for (k, c), column in self.option.items():
+            for value in problem.items[k].options[c].needs:
+                users[value, k].append(column)
+        for (k, j), column in self.rerun.items():
+            for value in problem.items[k].inputs:
+                users[value, j].append(column)
+        for k in self.events.stages:
+            item = problem.items[k]
+            readers: defaultdict[int, list[int]] = defaultdict(list)
+            for c, option in enumerate(item.options):
+                for value in option.needs:
+                    if value not in given:
+                        readers[value].append(self.option[k, c])
+            for value, columns in readers.items():
+                programme.at_most([*((each, 1.0) for each in columns), (self.at[value, k], -1.0)], 0)
+            for j in self.events.reruns[k]:
+                if (k, j) not in self.rerun:
+                    continue
+                for value in item.inputs:
+                    if value not in given:
+                        programme.implies(self.rerun[k, j], [self.at[value, j]])
+                outputs = [value for value in item.outputs if (value, j) in self.at]
+                carried = [(self.carried[value, self.events.of[value].index(j)], 1.0) for value in outputs]
+                count = float(len(carried))
+                together = {each for value in outputs for each in self.events.relatives(value)}
+                by = dict.fromkeys(each for value in sorted(together) for each in users.get((value, j), ()))
+                programme.implies(self.rerun[k, j], by)
+                programme.at_most([*carried, (self.rerun[k, j], 1.0)], count)
+
+
+class _Sweep:
+    """Availability over wiring: against the program's order, then along it, so that nothing supports itself."""
+
+    def __init__(self, formulation: Formulation, before: Mapping[tuple[int, int], Sequence[int]]) -> None:
+        self.formulation = formulation
+        self.before = before
+        self.now: dict[tuple[int, int], int] = {}
+        self.sources: dict[tuple[int, int], list[int]] = {}
+
+    def start(self, value: int, j: int) -> None:
+        column = self.formulation.programme.column()
+        self.formulation.programme.implies(column, self.before[value, j])
+        self.formulation.programme.implies(column, [self.formulation.at[value, j]])
+        self.now[value, j] = column
+
+    def pass_on(self, sources: tuple[int, ...], targets: tuple[int, ...], given: set[int]) -> None:
+        """Wherever all `sources` are at hand, so may the `targets` be."""
+        programme, formulation = self.formulation.programme, self.formulation
+        needed = [value for value in sources if value not in given]
+        for target in targets:
+            for j in formulation.events.of.get(target, ()):
+                if not needed:
+                    programme.low[self.now[target, j]] = 0
+                    free = programme.column()
+                    programme.implies(free, [formulation.at[target, j]])
+                    self.now[target, j] = free
+                    continue
+                way = self.now[needed[0], j] if len(needed) == 1 else programme.column()
+                if len(needed) > 1:
+                    for value in needed:
+                        programme.implies(way, [self.now[value, j]])
+                after = programme.column()
+                programme.implies(after, [self.now[target, j], way])
+                programme.implies(after, [formulation.at[target, j]])
+                self.now[target, j] = after
+
+    def finish(self) -> None:
+        for (value, j), column in self.now.items():
+            self.formulation.programme.implies(self.formulation.at[value, j], [column])
