@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # What an event says; the words after it are its operands.
-#   use PEAK NET     storages of the node's own come and go: PEAK bytes more at most, NET bytes more at the end
+#   use PEAK NET     storages of the node's own come and go: PEAK bytes more at most, NET at the end
 #   born LABEL SIZE  a storage that others may hold begins, held by the node
 #   same LABEL OTHER LABEL is the storage OTHER
 #   identity OUTPUT INPUT  an output is the very tensor of an input, by indices: they share their gradient
@@ -34,8 +34,8 @@ class Course:
 
     Labels name storages: `in0`, `out0`, `go0` are those of the node's inputs, outputs and output gradients
     by index, `target` is a rebuilt target, `parameter0` the gradient of a parameter that other nodes use
-    too, and other labels are the node's own. What the node holds past its forward has no `drop` in `forward`. `replay_flops` are part
-    of neither `flops`, those of the forward, nor `backward_flops`.
+    too, and other labels are the node's own. What the node holds past its forward has no `drop` in
+    `forward`. `replay_flops` are part of neither `flops`, those of the forward, nor `backward_flops`.
     """
 
     forward: tuple[Event, ...] = ()

@@ -22,6 +22,10 @@ from revgraph.program import Program
 __all__ = ["with_costs"]
 
 
+# How a wiring is run again: the course's name, whether backwards, and whether from what came back likewise.
+WIRED = (("rewire", True, False), ("rewire chained", True, True), ("wire", False, False))
+
+
 def with_costs(program: Program, model: nn.Module) -> Graph:
     """The program's graph with the cost of every node.
 
@@ -34,8 +38,13 @@ def with_costs(program: Program, model: nn.Module) -> Graph:
         sweep = Sweep(program, model)
         sweep.forward()
         loss = sweep.backward()
+        sweep.rewire()
         names = {id(parameter): name for name, parameter in model.named_parameters()}
-        costs = {node.name: _cost(node, sweep, names) for node in program.graph.nodes if node.name in sweep.situations}
+        costs = {
+            node.name: _cost(node, sweep, names)
+            for node in program.graph.nodes
+            if node.name in sweep.situations
+        }
     frees = _frees(program)
     nodes = tuple(
         replace(node, cost=replace(costs[node.name], frees=frees[node.name])) if node.name in costs else node
@@ -51,8 +60,8 @@ def _cost(node: Node, sweep: Sweep, names: Mapping[int, str]) -> Cost:
         recorded = sweep.record(at, name)
         if recorded is not None:
             courses[name] = recorded.course
-    for name, backwards in (("rewire", True), ("wire", False)) if node.kind == "wiring" else ():
-        recorded = sweep.record_wiring(at, backwards)
+    for name, backwards, chained in WIRED if node.kind == "wiring" else ():
+        recorded = sweep.record_wiring(at, backwards, chained)
         if recorded is not None:
             courses[name] = recorded.course
     for way in _ways(node, courses):

@@ -23,7 +23,6 @@ from revgraph.runtime.module import ReversibleModule
 from revgraph.runtime.probe import Probe
 from revgraph.runtime.tape import Replay
 
-
 LATER = "a later stage"
 Way = Literal["undo", "rerun", "hold"]
 
@@ -98,16 +97,18 @@ def record_again(model: nn.Module, at: Situation, graph: Graph, way: Way) -> Rec
         made.clear()
         for slot in replay.needs:
             slot.release()
-        events = [event for event in recorder.events(start, recorder.now) if event[0] not in ("replay", "done")]
+        events = [
+            event for event in recorder.events(start, recorder.now) if event[0] not in ("replay", "done")
+        ]
     return Recorded(Course(forward=tuple(events), flops=watching.replay_flops))
 
 
 def record_wiring(model: nn.Module, at: Situation, outputs: Sequence[Form], backwards: bool) -> Recorded:
-    """The course of a wiring that is run again in the backward pass: its inputs from its outputs, or forwards.
+    """The course of a wiring that the backward pass runs again: its inputs from its outputs, or forwards.
 
     The recorded `outputs` are the forms of what it gives.
     """
-    operation, node = at.operation, at.node
+    operation = at.operation
     tensors = {name: form for name, form in at.inputs.items() if isinstance(form, Form)}
     recorder = Recorder(at.tensors)
     labels = ("out", "in") if backwards else ("in", "out")
@@ -337,7 +338,9 @@ def _with_needs_dropped(events: Iterable[Event]) -> tuple[Event, ...]:
     for event in events:
         if event == ("done",):
             after.append(event)
-        elif after and event[0] == "drop" and len(after) == 1 and event[1].startswith(("in", "out", "target")):
+        elif (
+            after and event[0] == "drop" and len(after) == 1 and event[1].startswith(("in", "out", "target"))
+        ):
             before.append(event)
         else:
             (after if after else before).append(event)

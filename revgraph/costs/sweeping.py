@@ -20,8 +20,6 @@ from revgraph.planning.plans import Decision
 from revgraph.program import CouplingLaw, Named, Operation, Program
 
 LOSS = "the loss"
-import os
-STRICT = "STRICT" in os.environ
 
 
 @dataclass
@@ -32,6 +30,7 @@ class Sweep:
     model: nn.Module
     situations: dict[str, Situation] = field(default_factory=dict)
     forms: dict[str, Form | Any] = field(default_factory=dict)
+    _rewired: dict[str, Form] = field(default_factory=dict)
     _same: dict[str, str] = field(default_factory=dict)
     _gradients: dict[str, Form] = field(default_factory=dict)
     _recorded: dict[Hashable, Recorded | None] = field(default_factory=dict)
@@ -63,7 +62,7 @@ class Sweep:
                 self.forms[name] = self._dense(name, False) if form is None else _placed(form, name, at)
 
     def backward(self) -> Node | None:
-        """Find the forms of all gradients, from the loss back. Returns the loss as a node, None without any."""
+        """Find the forms of all gradients, from the loss back. Returns the loss as a node, if there is one."""
         loss = self._loss()
         recorded = self._arrive(loss) if loss is not None else None
         for operation in reversed(self.program.operations):
@@ -87,19 +86,36 @@ class Sweep:
         """The course of a node that is run again by itself."""
         return self._once((self.look(at), way), lambda: record_again(self.model, at, self.program.graph, way))
 
-    def record_wiring(self, at: Situation, backwards: bool) -> Recorded | None:
-        """The course of a wiring that the backward pass runs again."""
-        outputs = [self.forms[name] for name in at.node.outputs]
+    def record_wiring(self, at: Situation, backwards: bool, chained: bool = False) -> Recorded | None:
+        """The course of a wiring that the backward pass runs again.
+
+        Where it is `chained`, its outputs come from a wiring run backwards, too, which may lay them out
+        otherwise than the forward did.
+        """
+        forms = self._rewired if chained else self.forms
+        outputs = [forms.get(name, self.forms[name]) for name in at.node.outputs]
         key = (self.look(at), numbered(outputs), backwards)
         return self._once(key, lambda: record_wiring(self.model, at, outputs, backwards))
+
+    def rewire(self) -> None:
+        """Find the forms of values that come back through wirings run backwards, one after the other."""
+        for operation in reversed(self.program.operations):
+            if operation.node and operation.rearrangement is not None:
+                at = self.situations[operation.node]
+                recorded = self.record_wiring(at, True, chained=True)
+                for index, form in enumerate(recorded.outputs if recorded is not None else ()):
+                    if form is not None:
+                        place = (operation.node, form.storage)
+                        if isinstance(form.storage, str) and form.storage.startswith("out"):
+                            name = at.node.outputs[int(form.storage[3:])]
+                            place = self._rewired.get(name, self.forms[name]).storage
+                        self._rewired[at.node.inputs[index]] = replace(form, storage=place)
 
     def _once(self, key: Hashable, make: Callable[[], Recorded]) -> Recorded | None:
         if key not in self._recorded:
             try:
                 self._recorded[key] = make()
             except Exception:
-                if STRICT:
-                    raise
                 self._recorded[key] = None
         return self._recorded[key]
 
@@ -139,7 +155,9 @@ class Sweep:
         if not live:
             return None
         inputs = tuple(dict.fromkeys(live))
-        call = Call("function", mean_squares, ([Register(inputs.index(name)) for name in live],), {}, len(inputs), ())
+        call = Call(
+            "function", mean_squares, ([Register(inputs.index(name)) for name in live],), {}, len(inputs), ()
+        )
         run = expression((call,), len(inputs), (len(inputs),))
         operation = Operation(LOSS, run, inputs, (LOSS,))
         node = Node(LOSS, "boundary", inputs, (LOSS,))

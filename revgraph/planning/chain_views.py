@@ -210,7 +210,10 @@ class _Viewing:
         forward = max(option.forward_peak, option.held_bytes + out)
         if option.name == "keep":
             return Way("nothing", held, option.flops, forward, option.backward_peak, c)
-        before, after = self._closure(self.states[n]) | self.given, self._closure(self.states[n + 1]) | self.given
+        before, after = (
+            self._closure(self.states[n]) | self.given,
+            self._closure(self.states[n + 1]) | self.given,
+        )
         if option.gives and set(option.needs) <= after:
             back = self._closure({*option.gives, *after}) | self.given
             if set(self.states[n]) <= back:

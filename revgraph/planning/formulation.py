@@ -109,9 +109,7 @@ class Formulation:
                     sources.append(self.rerun[producer[value], j])
                 before[value, j] = sources
                 if n + 1 < len(stages):
-                    self.programme.implies(
-                        self.carried[value, n + 1], [self.at[value, j], *gives[value, j]]
-                    )
+                    self.programme.implies(self.carried[value, n + 1], [self.at[value, j], *gives[value, j]])
         wired = [value for value in self.events.of if len(self.events.relatives(value)) > 1]
         sweep = _Sweep(self, before)
         for value in wired:

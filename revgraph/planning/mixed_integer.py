@@ -15,7 +15,6 @@ from revgraph.planning.merging import merge
 from revgraph.planning.problem import Problem, Solution
 from revgraph.planning.reading import read
 
-
 # How often a programme is solved again with what its last solution got wrong forbidden.
 ATTEMPTS = 6
 

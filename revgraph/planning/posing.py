@@ -8,7 +8,7 @@ from typing import Any, cast
 from revgraph.courses import Course, Event, own_bytes
 from revgraph.graph import Graph, Node
 from revgraph.planning.deciding import decide, keep_all
-from revgraph.planning.plans import Decision, Plan
+from revgraph.planning.plans import DECISIONS, Decision, Plan
 from revgraph.planning.problem import Item, Option, Problem, Solution
 from revgraph.planning.schedule import schedule
 from revgraph.planning.simulating import Machine, Storages, after_replay, before_replay, in_replay
@@ -65,7 +65,9 @@ class _Posing:
         keep = courses.get("keep", Course())
         look = (node.kind, tuple((name, id(course)) for name, course in courses.items()))
         options = tuple(
-            self._option(node, name, course) for name, course in courses.items() if _is_option(node, name, course)
+            self._option(node, name, course)
+            for name, course in courses.items()
+            if _is_option(node, name, course)
         )
         return Item(
             name=node.name,
@@ -82,7 +84,9 @@ class _Posing:
     def _option(self, node: Node, name: str, course: Course) -> Option:
         decision, *results = name.split("+")
         dropped = {event[1] for event in course.forward if event[0] == "drop"}
-        held = [value for label, value in _labelled(node) if label not in dropped] if decision == "keep" else []
+        held = (
+            [value for label, value in _labelled(node) if label not in dropped] if decision == "keep" else []
+        )
         gradients = {f"go{index}": self.graph.own_bytes(each) for index, each in enumerate(node.outputs)}
         replay = in_replay(course)
         return Option(
@@ -122,9 +126,9 @@ def planned(graph: Graph, solution: Solution) -> Plan:
 
 def _is_option(node: Node, name: str, course: Course) -> bool:
     """Whether a course stands for a decision on the node that is worth a thought."""
-    if node.kind == "wiring" or name in ("rewire", "wire", "undo", "rerun", "hold"):
-        return False
     decision = name.split("+")[0]
+    if node.kind == "wiring" or decision not in DECISIONS:
+        return False
     return decision in ("keep", "invert") or course.replays
 
 

@@ -24,7 +24,7 @@ def read(formulation: Formulation, merged: Merged, values: np.ndarray[Any, Any])
     holds: dict[int, int] = {}
     for k in formulation.events.stages:
         choices = range(len(problem.items[k].options))
-        options[k] = max(choices, key=lambda c: values[formulation.option[k, c]])  # noqa: B023
+        options[k] = max(choices, key=lambda c: values[formulation.option[k, c]])
     for (k, j), column in formulation.captured.items():
         if values[column] > 0.5:
             holds[k] = j
@@ -42,7 +42,8 @@ def read(formulation: Formulation, merged: Merged, values: np.ndarray[Any, Any])
             if wanted[n] and not carried and any(wanted[n + 1 :]):
                 drops[j] += names
     return tidy(
-        merged.problem, Solution(tuple(options), frozenset(stored), reruns, holds, {j: tuple(v) for j, v in drops.items()})
+        merged.problem,
+        Solution(tuple(options), frozenset(stored), reruns, holds, {j: tuple(v) for j, v in drops.items()}),
     )
 
 

@@ -73,7 +73,9 @@ def rebuild(problem: Problem, solution: Solution) -> Rebuilding:
             walk.stage(j)
     for k, j in solution.holds.items():
         if k not in walk.replayed_at or walk.replayed_at[k] != j:
-            raise IllegalSolution(f"{problem.items[k].name!r} is never rerun in the stage that captures it", k)
+            raise IllegalSolution(
+                f"{problem.items[k].name!r} is never rerun in the stage that captures it", k
+            )
     spans = {value: tuple((made, read) for made, read in spans) for value, spans in walk.spans.items()}
     return Rebuilding(tuple(walk.stages), spans)
 
@@ -137,7 +139,9 @@ class _Walk:
                 continue
             if value not in best:
                 name = self.problem.items[j].name
-                raise IllegalSolution(f"value {value}, which the stage of {name!r} needs, cannot be rebuilt", j)
+                raise IllegalSolution(
+                    f"value {value}, which the stage of {name!r} needs, cannot be rebuilt", j
+                )
             missing = [each for each in best[value].reads if each not in self.at_hand]
             if missing:
                 pending += missing

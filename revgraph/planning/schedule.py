@@ -60,7 +60,9 @@ class _Scheduling:
         self.clients = clients_of(graph, plan.sources, plan.drops)
         self.reached = reached_from(graph, plan.decisions, plan.sources, silent)
         self.stored = {name for name in plan.stored if name in self.reached} | set(graph.inputs)
-        self.drops = [(node.name, plan.drops[node.name]) for node in reversed(graph.nodes) if node.name in plan.drops]
+        self.drops = [
+            (node.name, plan.drops[node.name]) for node in reversed(graph.nodes) if node.name in plan.drops
+        ]
         self.place = {node.name: index for index, node in enumerate(graph.nodes)}
 
     def steps(self) -> list[Step]:
@@ -117,7 +119,9 @@ class _Scheduling:
                 frees += [name for name in drops if name in self.rebuilt and name not in frees]
             self.rebuilt.difference_update(frees)
             self.done.append(
-                Step(action, rule[1].name, node.name, self._reads(rule), makes, (), tuple(dict.fromkeys(frees)))
+                Step(
+                    action, rule[1].name, node.name, self._reads(rule), makes, (), tuple(dict.fromkeys(frees))
+                )
             )
 
     def _order(self, own: Rule) -> list[Rule]:

@@ -18,7 +18,7 @@ REPLAY, DONE = ("replay",), ("done",)
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A step of the schedule with the activation bytes live after it, the most while it ran, and its FLOPs."""
+    """A step of the schedule; the activation bytes live after it, the most while it ran, and its FLOPs."""
 
     step: Step
     live_bytes: int
@@ -171,7 +171,7 @@ class Machine:
         own = self.plan.course(node)
         captures = step.action in ("invert", "recompute", "hold")
         replays = captures and step.action != "hold" and own.replays
-        name = step.action if step.action not in ("invert", "again") else "undo"
+        name = self._course_name(step, node)
         events = in_replay(own) if replays else node.cost.courses.get(name, Course()).forward
         flops = own.replay_flops if replays else node.cost.courses.get(name, Course()).flops
         if step.action == "hold":
@@ -184,13 +184,25 @@ class Machine:
         self._follow(events, node, labels, step.makes, self.rebuilt)
         for name in step.makes:
             self.rebuilt.setdefault(name, NOWHERE)  # by a node whose costs are not known
-        if not captures:
-            for number in labels.values():
-                self.memory.release(number)
+        if captures:
+            kept = {event[1] for event in after_replay(self._backward_course(node)) if event[0] == "drop"}
+            going = [label for label in labels if label not in kept and label.startswith(("in", "out"))]
+        else:
+            going = list(labels)
+        for label in going:
+            self.memory.release(labels.pop(label))
         for name in step.frees:
             place = self.rebuilt if name in self.rebuilt else self.tape
             self.memory.release(place.pop(name))
         return flops
+
+    def _course_name(self, step: Step, node: Node) -> str:
+        """The name of the course of a node that is run again by itself."""
+        if step.action == "rewire":
+            sources = [self.plan.sources.get(name) for name in node.outputs]
+            chained = all(source is not None and source.how == "rewired" for source in sources)
+            return "rewire chained" if chained else "rewire"
+        return step.action if step.action not in ("invert", "again") else "undo"
 
     def _follow(
         self,

@@ -20,7 +20,7 @@ from revgraph.runtime.script import Step
 class Handle:
     """What autograd holds in place of a saved tensor of a node."""
 
-    __slots__ = ("index", "replay")
+    __slots__ = ("__weakref__", "index", "replay")
 
     def __init__(self, replay: Replay, index: int) -> None:
         self.replay = replay

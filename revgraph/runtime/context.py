@@ -16,7 +16,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 # States of generators are tensors to torch, but not to those who watch or fake what a node does.
-unseen: Callable[[], AbstractContextManager[None]] = getattr(torch._C, "_DisableTorchDispatch")
+unseen: Callable[[], AbstractContextManager[None]] = torch._C._DisableTorchDispatch
 
 Autocast = tuple[torch.dtype | None, ...]
 NO_AUTOCAST: Autocast = (None,) * len(DEVICES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Set
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
@@ -32,12 +33,24 @@ NOTHING = nullcontext()
 class Evaluation:
     """One evaluation of a node that is not kept: what it was like, and how to repeat it."""
 
-    __slots__ = ("flags", "kept", "plain", "random", "saved", "state", "step", "tape", "target_flag")
+    __slots__ = (
+        "flags",
+        "handle",
+        "kept",
+        "plain",
+        "random",
+        "saved",
+        "state",
+        "step",
+        "tape",
+        "target_flag",
+    )
 
     def __init__(self, tape: Tape, step: Step) -> None:
         self.tape = tape
         self.step = step
         self.kept = Kept(step)
+        self.handle: weakref.ref[Handle] | None = None
         self.random: tuple[bytes, ...] | None = None
 
     def forward(self, env: dict[str, Any], replay: Replay) -> tuple[Any, ...]:
@@ -60,7 +73,10 @@ class Evaluation:
         def pack(tensor: Tensor) -> Handle | Borrowed:
             if saved.is_borrowed(tensor):
                 return Borrowed(tensor, step.node)
-            return Handle(replay, saved.add(tensor))
+            handle = Handle(replay, saved.add(tensor))
+            if self.handle is None:
+                self.handle = weakref.ref(handle)
+            return handle
 
         try:
             with saved_tensors_hooks(pack, unpack):

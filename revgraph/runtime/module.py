@@ -15,6 +15,7 @@ from revgraph.expressions import map_leaves
 from revgraph.graph import Graph
 from revgraph.planning import Plan, Source, plan
 from revgraph.program import Named, Program
+from revgraph.runtime.capturing import Handle
 from revgraph.runtime.inverting import invert
 from revgraph.runtime.probe import Probe
 from revgraph.runtime.replaying import NodeReplay, Rerun, WiringReplay
@@ -107,7 +108,7 @@ class ReversibleModule(nn.Module):
         """With gradients: nodes that are not kept leave a replay in place of their saved tensors."""
         script = self._script
         tape = Tape(self, list(env.values()), script, self._probe)
-        silent: list[str] = []
+        handles: list[tuple[str, weakref.ref[Handle] | None]] = []
         slots: dict[str, Slot] = {}
         for name in script.tracked_inputs:
             slots[name] = Slot(name)
@@ -128,11 +129,12 @@ class ReversibleModule(nn.Module):
                 self._connect(replay, slots)
                 if self._probe is not None:
                     self._probe.left(step.node, replay)
-                if isinstance(replay, NodeReplay) and replay.is_silent:
-                    silent.append(step.node)
+                if isinstance(replay, NodeReplay):
+                    handles.append((step.node, replay.evaluation.handle))
             for name in step.frees:
                 del env[name]
-        tape.uses = script.uses(frozenset(silent))
+        # A node whose handles are gone, or that left none, is nothing that autograd will ask for.
+        tape.uses = script.uses(frozenset(node for node, ref in handles if ref is None or ref() is None))
 
     def _track(self, step: Step, env: dict[str, Any], slots: dict[str, Slot]) -> None:
         for name in step.tracked:

@@ -37,11 +37,6 @@ class NodeReplay(Replay):
         """The node's results, with a handle in place of each tensor that autograd saves."""
         return self.evaluation.forward(env, self)
 
-    @property
-    def is_silent(self) -> bool:
-        """Whether autograd saved nothing, and so asks for nothing."""
-        return self.evaluation.saved.count == 0
-
     def run(self, on: Pass, wanted: Set[str]) -> dict[str, Tensor]:
         step = self.step
         captures = on.stage == step.node or step.index not in on.captured
