@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import combinations
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from revgraph.costs.forms import Form
-from revgraph.costs.isolating import Way
+from revgraph.costs.isolating import Recorded, Way
 from revgraph.costs.sweeping import Sweep
 from revgraph.courses import Course, own_bytes
 from revgraph.graph import Cost, Graph, Node
 from revgraph.isolation import untouched
-from revgraph.planning.plans import Decision
+from revgraph.planning.plans import TERM, Decision
 from revgraph.program import Program
 
 __all__ = ["with_costs"]
 
 
+# Up to this many heavy results, every choice among them is a course.
+FEW = 2
 # How a wiring is run again: the course's name, whether backwards, and whether from what came back likewise.
 WIRED = (("rewire", True, False), ("rewire chained", True, True), ("wire", False, False))
 
@@ -56,10 +59,11 @@ def with_costs(program: Program, model: nn.Module) -> Graph:
 def _cost(node: Node, sweep: Sweep, names: Mapping[int, str]) -> Cost:
     at = sweep.situations[node.name]
     courses: dict[str, Course] = {}
-    for name in _decisions(node):
-        recorded = sweep.record(at, name)
-        if recorded is not None:
-            courses[name] = recorded.course
+    for decision in _decisions(node):
+        for results in ((), *_kept_results(sweep.record(at, "keep"), decision)):
+            recorded = sweep.record(at, decision, results)
+            if recorded is not None:
+                courses["+".join((decision, *map(str, results)))] = recorded.course
     for name, backwards, chained in WIRED if node.kind == "wiring" else ():
         recorded = sweep.record_wiring(at, backwards, chained)
         if recorded is not None:
@@ -89,6 +93,22 @@ def _decisions(node: Node) -> tuple[Decision, ...]:
     if node.kind == "coupling":
         return "keep", "invert", "recompute"
     return ("keep", "recompute") if node.kind == "boundary" else ("keep",)
+
+
+def _kept_results(kept: Recorded | None, decision: Decision) -> Iterator[tuple[int, ...]]:
+    """The choices of heavy results to keep besides that are worth a course: few, by FLOPs for their bytes."""
+    if kept is None or decision == "keep":
+        return
+    worth = [index for index, (flops, nbytes) in enumerate(kept.heavy) if flops and nbytes]
+    worth.sort(key=lambda index: -kept.heavy[index][0] / kept.heavy[index][1])
+    if len(worth) <= FEW:
+        for size in range(1, len(worth) + 1):
+            yield from (tuple(sorted(chosen)) for chosen in combinations(worth, size))
+    else:
+        for size in sorted({1, 2, len(worth) // 4, len(worth) // 2, 3 * len(worth) // 4, len(worth)}):
+            yield tuple(sorted(worth[:size]))
+    if decision == "invert":
+        yield (TERM,)
 
 
 def _ways(node: Node, courses: Mapping[str, Course]) -> tuple[Way, ...]:

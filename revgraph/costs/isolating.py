@@ -46,12 +46,16 @@ class Situation:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A node's course; the forms of its outputs (None for what is no tensor) and of what arrives as gradients
-    at its inputs, with the course's labels for storages."""
+    """A node's course, with what else shows while it runs.
+
+    That is the forms of its outputs (None for what is no tensor) and of what arrives as gradients at its
+    inputs, with the course's labels for storages, and the FLOPs and bytes of its forward's heavy results.
+    """
 
     course: Course
     outputs: tuple[Form | None, ...] = ()
     arrivals: Mapping[int, Sequence[Form]] = field(default_factory=dict)
+    heavy: tuple[tuple[int, int], ...] = ()
 
 
 def record(
@@ -223,7 +227,7 @@ def _run(
     env, inputs = _inputs(at, recorder)
     start = recorder.now
     net._record(env)
-    flops = recorder.flops
+    flops, heavy = recorder.flops, tuple(recorder.heavy)
     outputs = [env.pop(name) for name in at.operation.makes]
     env.clear()
     made = dict(zip(at.operation.makes, outputs, strict=True))
@@ -259,7 +263,7 @@ def _run(
         replay_flops=watching.replay_flops,
         backward_flops=recorder.flops - flops - watching.replay_flops,
     )
-    return Recorded(course, forms, dict(recorder.arrivals))
+    return Recorded(course, forms, dict(recorder.arrivals), heavy)
 
 
 def _inputs(at: Situation, recorder: Recorder) -> tuple[dict[str, Any], list[Tensor]]:

@@ -12,6 +12,8 @@ from torch.utils.flop_counter import flop_registry
 
 from revgraph.costs.forms import Form, form_of
 from revgraph.courses import Event
+from revgraph.expressions import leaves
+from revgraph.runtime.heavy import is_heavy
 from revgraph.storages import StorageTracker
 
 ADD = torch.ops.aten.add.Tensor
@@ -21,12 +23,14 @@ class Recorder(StorageTracker):
     """A storage tracker that knows storages by labels, sees gradients arrive, and counts FLOPs.
 
     Autograd adds the gradients that reach one tensor as `old + new`; with a known first gradient each of
-    these sums is recognized. Sums of gradients are no concern of the node, and are left out.
+    these sums is recognized. Sums of gradients are no concern of the node, and are left out. `heavy` lists
+    the FLOPs and bytes of the results of heavy operators, in order.
     """
 
     def __init__(self, ignored: Iterable[Tensor]) -> None:
         super().__init__(ignored)
         self.flops = 0
+        self.heavy: list[tuple[int, int]] = []
         self.arrivals: dict[int, list[Form]] = defaultdict(list)
         self._labels: dict[int, list[str]] = defaultdict(list)
         self._owned = 0
@@ -40,8 +44,15 @@ class Recorder(StorageTracker):
         result = super().__torch_dispatch__(func, types, args, kwargs)
         if index is not None:
             self._arrive(index, args[1], result, at)
-        elif (count := flop_registry.get(func._overloadpacket)) is not None:
+            return result
+        before = self.flops
+        if (count := flop_registry.get(func._overloadpacket)) is not None:
             self.flops += count(*args, **(kwargs or {}), out_val=result)
+        if is_heavy(func):
+            nbytes = sum(
+                each.untyped_storage().nbytes() for each in leaves(result) if isinstance(each, Tensor)
+            )
+            self.heavy.append((self.flops - before, nbytes))
         return result
 
     def mark(self, *event: Any) -> None:

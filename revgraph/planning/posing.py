@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from revgraph.courses import Course, Event, own_bytes
@@ -15,9 +16,44 @@ from revgraph.planning.simulating import Machine, Storages, after_replay, before
 from revgraph.planning.sources import needs
 
 
-def pose(graph: Graph) -> Problem:
+MEASURES = ("held_bytes", "flops", "captured_bytes", "forward_peak", "backward_peak")
+
+
+@dataclass(frozen=True, slots=True)
+class Posed:
+    """A graph's planning problem; `courses` are for each item the names of its options' courses."""
+
+    graph: Graph
+    problem: Problem
+    courses: tuple[tuple[str, ...], ...]
+
+    def plan(self, solution: Solution, anchors: Iterable[str] = ()) -> Plan:
+        """The plan that a solution stands for, with `anchors` stored on top."""
+        graph = self.graph
+        names = [value.name for value in graph.values]
+        items = [item.name for item in self.problem.items]
+        chosen = {
+            name: courses[index].split("+")
+            for name, courses, index in zip(items, self.courses, solution.options, strict=True)
+            if index >= 0
+        }
+        return decide(
+            graph,
+            {name: cast("Decision", parts[0]) for name, parts in chosen.items()},
+            stored=[*anchors, *(names[index] for index in sorted(solution.stored))],
+            reruns=[items[index] for index in sorted(solution.reruns)],
+            holds={items[index]: items[stage] for index, stage in solution.holds.items()},
+            drops={items[stage]: [names[v] for v in values] for stage, values in solution.drops.items()},
+            results={name: map(int, parts[1:]) for name, parts in chosen.items() if parts[1:]},
+        )
+
+
+def pose(graph: Graph) -> Posed:
     """The planning problem of a graph whose costs are known."""
-    return _Posing(graph).problem()
+    posing = _Posing(graph)
+    nodes = [node for node in graph.nodes if node.kind not in ("input", "output")]
+    options = [posing.options(node) for node in nodes]
+    return Posed(graph, posing.problem(nodes, options), tuple(tuple(each) for each in options))
 
 
 class _Posing:
@@ -27,13 +63,15 @@ class _Posing:
         self.index = {name: index for index, name in enumerate(self.names)}
         self.looks: dict[Hashable, int] = {}
 
-    def problem(self) -> Problem:
+    def problem(self, nodes: Sequence[Node], options: Sequence[Mapping[str, Option]]) -> Problem:
         graph = self.graph
         gradients, loss_bytes = self._fixed_bytes()
-        nodes = [node for node in graph.nodes if node.kind not in ("input", "output")]
         given = {graph.value[name].storage for name in graph.inputs}
         return Problem(
-            items=tuple(self._item(node, gradients.get(node.name, 0)) for node in nodes),
+            items=tuple(
+                self._item(node, tuple(each.values()), gradients.get(node.name, 0))
+                for node, each in zip(nodes, options, strict=True)
+            ),
             storage_of=tuple(self.index[value.storage] for value in graph.values),
             storage_bytes=tuple(
                 0 if value.storage in given else graph.value[value.storage].nbytes for value in graph.values
@@ -49,31 +87,47 @@ class _Posing:
         plan = keep_all(self.graph)
         machine = Machine(plan)
         gradients: dict[str, int] = {}
-        loss_bytes = before = 0
+        loss_bytes = before = scalars = 0
+        events = self.graph.loss.cost.courses["keep"].forward if self.graph.loss is not None else ()
+        loss_size = sum(event[2] for event in events if event[:2] == ("born", "out0"))
         for step in schedule(plan):
             if step.action == "backward":
-                gradients[step.node] = machine.gradient_bytes()
+                gradients[step.node] = machine.gradient_bytes() + scalars
             moment = machine.take(step)
             if self.graph.loss is not None and step.node == self.graph.loss.name:
                 loss_bytes = max(loss_bytes, moment.peak_bytes - before)
+                scalars += loss_size  # of the loss, then of its gradient, both held to the end
             else:
                 before = moment.live_bytes
         return gradients, loss_bytes
 
-    def _item(self, node: Node, gradient_bytes: int) -> Item:
-        courses = node.cost.courses
-        keep = courses.get("keep", Course())
-        look = (node.kind, tuple((name, id(course)) for name, course in courses.items()))
-        options = tuple(
-            self._option(node, name, course)
-            for name, course in courses.items()
+    def options(self, node: Node) -> dict[str, Option]:
+        """The options of a node by the names of their courses, without those that another one beats."""
+        found = {
+            name: self._option(node, name, course)
+            for name, course in node.cost.courses.items()
             if _is_option(node, name, course)
-        )
+        }
+        if not found and node.kind != "wiring":
+            return {"keep": Option("keep")}
+        return {
+            name: option
+            for place, (name, option) in enumerate(found.items())
+            if not any(
+                _beats(other, option) and (not _beats(option, other) or rank < place)
+                for rank, other in enumerate(found.values())
+                if rank != place
+            )
+        }
+
+    def _item(self, node: Node, options: tuple[Option, ...], gradient_bytes: int) -> Item:
+        keep = node.cost.courses.get("keep", Course())
+        look = (node.kind, tuple((name, id(course)) for name, course in node.cost.courses.items()))
         return Item(
             name=node.name,
             inputs=self._indices(node.inputs),
             outputs=self._indices(node.outputs),
-            options=options or (Option("keep"),) * (node.kind != "wiring"),
+            options=options,
             rerun_flops=keep.flops,
             rerun_peak=_peak(keep.forward, {}),
             captured_bytes=max(0, own_bytes(keep.forward)),
@@ -106,22 +160,14 @@ class _Posing:
         return tuple(self.index[name] for name in names)
 
 
-def planned(graph: Graph, solution: Solution) -> Plan:
-    """The plan that a solution of the graph's problem stands for."""
-    names = [value.name for value in graph.values]
-    nodes = [node for node in graph.nodes if node.kind not in ("input", "output")]
-    problem_options = [
-        [name for name, course in node.cost.courses.items() if _is_option(node, name, course)] or ["keep"]
-        for node in nodes
-    ]
-    chosen = {
-        node.name: options[index]
-        for node, options, index in zip(nodes, problem_options, solution.options, strict=True)
-        if index >= 0 and node.kind != "wiring"
-    }
-    decisions: Mapping[str, Any] = {name: option.split("+")[0] for name, option in chosen.items()}
-    stored = [names[index] for index in sorted(solution.stored) if names[index] not in graph.inputs]
-    return decide(graph, decisions, stored)
+def _beats(one: Option, other: Option) -> bool:
+    """Whether an option is at least as good as another in every way."""
+    return (
+        set(one.pinned) <= set(other.pinned)
+        and set(one.needs) <= set(other.needs)
+        and set(one.gives) >= set(other.gives)
+        and all(getattr(one, name) <= getattr(other, name) for name in MEASURES)
+    )
 
 
 def _is_option(node: Node, name: str, course: Course) -> bool:
