@@ -16,7 +16,7 @@ from revgraph.errors import (
 )
 from revgraph.graph import Graph, Node, Value, verify
 from revgraph.measuring import GradientReport, Measurement, check, measure
-from revgraph.planning import Plan, decide, keep_all, plan
+from revgraph.planning import Moment, Plan, decide, frontier, keep_all, knee, plan, simulate
 from revgraph.runtime.loading import load, trace
 from revgraph.runtime.module import ReversibleModule
 from revgraph.specs import register
@@ -37,6 +37,7 @@ __all__ = [
     "Graph",
     "GraphError",
     "Measurement",
+    "Moment",
     "Node",
     "Permute",
     "Plan",
@@ -55,12 +56,15 @@ __all__ = [
     "check",
     "decide",
     "draw",
+    "frontier",
     "keep_all",
+    "knee",
     "load",
     "measure",
     "plan",
     "reference",
     "register",
+    "simulate",
     "trace",
     "verify",
 ]

@@ -68,7 +68,7 @@ class Recorder(StorageTracker):
             self._labels[birth].append(label)
 
     def label_of(self, tensor: Tensor) -> str:
-        """The first label of a tensor's storage, given to it now if it has none; "" where it does not count."""
+        """The first label of a tensor's storage, given now if it has none; "" where it does not count."""
         birth = self.birth_of(tensor)
         if birth and not self._labels[birth]:
             self._labels[birth].append(f"own{self._owned}")

@@ -62,7 +62,7 @@ class Sweep:
                 self.forms[name] = self._dense(name, False) if form is None else _placed(form, name, at)
 
     def backward(self) -> Node | None:
-        """Find the forms of all gradients, from the loss back. Returns the loss as a node, if there is one."""
+        """Find the forms of all gradients, from the loss back. Returns the loss as a node, or None."""
         loss = self._loss()
         recorded = self._arrive(loss) if loss is not None else None
         for operation in reversed(self.program.operations):

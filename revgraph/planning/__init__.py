@@ -1,6 +1,22 @@
-"""Planning: what to keep, invert and recompute, and what that costs."""
+"""Planning: what to keep, invert and recompute within a budget, and what that costs."""
 
-from revgraph.planning.deciding import decide, keep_all, plan
+from revgraph.planning.budgets import frontier, knee, parse_bytes, plan
+from revgraph.planning.deciding import decide, keep_all
 from revgraph.planning.plans import DECISIONS, Decision, Plan, Source, human_bytes
+from revgraph.planning.simulating import Moment, simulate
 
-__all__ = ["DECISIONS", "Decision", "Plan", "Source", "decide", "human_bytes", "keep_all", "plan"]
+__all__ = [
+    "DECISIONS",
+    "Decision",
+    "Moment",
+    "Plan",
+    "Source",
+    "decide",
+    "frontier",
+    "human_bytes",
+    "keep_all",
+    "knee",
+    "parse_bytes",
+    "plan",
+    "simulate",
+]

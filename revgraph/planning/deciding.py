@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import cast
@@ -13,29 +12,6 @@ from revgraph.graph import Graph, Node
 from revgraph.planning.plans import DECISIONS, TERM, Decision, Plan
 from revgraph.planning.simulating import simulate
 from revgraph.planning.sources import sources_from, sources_of
-
-
-def plan(graph: Graph) -> Plan:
-    """The default plan: every coupling inverted, every boundary kept.
-
-    The last couplings before the output are kept as well, as many as do not raise the predicted peak: their
-    internals are needed there anyway, and they are then not evaluated twice.
-    """
-    inverted = [node.name for node in graph.planned if node.kind == "coupling"]
-
-    def with_last_kept(count: int) -> Plan:
-        return decide(graph, dict.fromkeys(inverted[len(inverted) - count :], "keep"))
-
-    least = with_last_kept(0).peak_bytes
-
-    def raises_peak(count: int) -> bool:
-        return with_last_kept(count).peak_bytes > least
-
-    beyond = 1
-    while beyond <= len(inverted) and not raises_peak(beyond):
-        beyond *= 2
-    count = bisect_left(range(1, min(beyond, len(inverted) + 1)), True, lo=beyond // 2, key=raises_peak)
-    return with_last_kept(count)
 
 
 def keep_all(graph: Graph) -> Plan:
@@ -97,7 +73,7 @@ def decide(
         stored = _exactly(graph, stored, anchors)
         sources = sources_from(graph, chosen, stored, reruns)
     reasons = {
-        node.name: "as asked" if node.name in decisions else _reason(node, chosen[node.name], False)
+        node.name: "as asked" if node.name in decisions else _reason(node, chosen[node.name])
         for node in graph.planned
     }
     return finished(
@@ -224,9 +200,7 @@ def _natural(node: Node) -> Decision:
     return cast("Decision", "invert" if node.kind == "coupling" else "keep")
 
 
-def _reason(node: Node, decision: Decision, last: bool) -> str:
-    if last:
-        return "for it is among the last before the output, where keeping raises no peak"
+def _reason(node: Node, decision: Decision) -> str:
     if decision == "invert":
         return f"for {node.target!r} follows from {node.outputs[0]!r} and what its function reads"
     return "for a boundary cannot be undone"

@@ -44,6 +44,9 @@ class Plan:
     its stage although they are asked for again: they are then derived again. `results` gives for an inverted
     or recomputed node the results of its function that are kept from the forward: those of heavy operators
     by index, in the order they run, and `TERM` for a coupling's term.
+
+    A plan that is "optimal" is so for the planner's formulation; `bound` are FLOPs computed again that no
+    plan of that formulation can go below.
     """
 
     graph: Graph

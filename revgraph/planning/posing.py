@@ -15,7 +15,6 @@ from revgraph.planning.schedule import schedule
 from revgraph.planning.simulating import Machine, Storages, after_replay, before_replay, in_replay
 from revgraph.planning.sources import needs
 
-
 MEASURES = ("held_bytes", "flops", "captured_bytes", "forward_peak", "backward_peak")
 
 

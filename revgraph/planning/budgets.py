@@ -1,0 +1,181 @@
+"""Budgets: the cheapest plan that fits a memory budget, the least peak, and the whole trade-off."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from revgraph.errors import BudgetError, PlanError
+from revgraph.graph import Graph
+from revgraph.planning.deciding import decide, keep_all
+from revgraph.planning.mixed_integer import Planner
+from revgraph.planning.mixed_integer import frontier as solved_frontier
+from revgraph.planning.plans import Plan, human_bytes
+from revgraph.planning.posing import Posed, pose
+from revgraph.planning.problem import Solution
+from revgraph.planning.reasons import reasons_of
+
+UNITS = {
+    "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
+SECONDS = 8.0
+POINTS = 16
+ATTEMPTS = 4
+
+
+def plan(
+    graph: Graph,
+    budget: int | str | None = None,
+    max_drift: float | None = None,
+    anchors: Iterable[str] = (),
+) -> Plan:
+    """The plan that computes least again within a memory budget; without one, within the least peak.
+
+    `budget` is in activation bytes, or text such as "300 MiB" or "1.5 GB". `anchors` are values to store
+    whatever they cost. The plan is checked by simulation, so its peak never exceeds the budget.
+
+    Raises:
+        BudgetError: no plan fits; the error has the least bytes that do, and the node that needs them.
+        PlanError: the budget cannot be read, or an anchor is no value of the graph.
+
+    Example:
+        >>> import torch, revgraph as rg
+        >>> net = rg.load("revnet-38", batch=4)
+        >>> rg.plan(net.graph, budget="5 MiB").peak_bytes <= 5 * 2**20
+        True
+    """
+    if max_drift is not None:
+        raise PlanError(
+            "plans that bound the drift are not available in this version: store values of your choice with "
+            "`anchors`, and measure with revgraph.check"
+        )
+    limit = None if budget is None else parse_bytes(budget)
+    anchors = tuple(anchors)
+    for name in anchors:
+        if name not in graph.value:
+            raise PlanError(f"anchor {name!r} is no value of the graph")
+    search = _Search(pose(graph), anchors)
+    return search.least() if limit is None else search.within(limit)
+
+
+def frontier(graph: Graph, points: int = POINTS) -> list[Plan]:
+    """Plans from the least peak to ordinary autograd's speed: bytes rise, FLOPs strictly fall.
+
+    The first is `plan(graph)`; the last computes nothing again.
+    """
+    posed = pose(graph)
+    found = [_with_status(posed.plan(each), each) for each in solved_frontier(posed.problem, points)]
+    found += [_with_status(keep_all(graph), None)]
+    return _strictly_falling(found)
+
+
+def knee(plans: Sequence[Plan]) -> Plan:
+    """The plan of a frontier that is farthest below the line between its ends, both axes scaled to 1.
+
+    Before it bytes buy much speed, after it little (Satopaa et al. 2011, "Finding a kneedle in a haystack").
+
+    Raises:
+        PlanError: there are no plans.
+    """
+    if not plans:
+        raise PlanError("a frontier without plans has no knee")
+    first, last = plans[0], plans[-1]
+    width = (last.peak_bytes - first.peak_bytes) or 1
+    height = (first.flops_ratio - last.flops_ratio) or 1.0
+
+    def below(each: Plan) -> float:
+        return (first.flops_ratio - each.flops_ratio) / height - (each.peak_bytes - first.peak_bytes) / width
+
+    return max(plans, key=below)
+
+
+def parse_bytes(budget: int | str) -> int:
+    """Bytes from a number or from text such as "300 MiB"; KiB is 1,024 bytes and KB is 1,000.
+
+    Raises:
+        PlanError: it is neither, or not above 0.
+    """
+    count: float | None = None
+    if isinstance(budget, int) and not isinstance(budget, bool):
+        count = budget
+    elif isinstance(budget, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([a-z]*)\s*", budget.replace(",", "").lower())
+        if match is not None and (match[2] or "b") in UNITS:
+            count = float(match[1]) * UNITS[match[2] or "b"]
+    if count is None or count < 1:
+        raise PlanError(
+            f"{budget!r} is no budget: give bytes as a whole number above 0, or text such as '300 MiB' or "
+            "'1.5 GB'"
+        )
+    return int(count)
+
+
+class _Search:
+    """Looks for plans: solves the problem, and corrects its budget by what the simulation says."""
+
+    def __init__(self, posed: Posed, anchors: tuple[str, ...]) -> None:
+        self.posed = posed
+        self.anchors = anchors
+        self.planner = Planner(posed.problem)
+
+    def least(self) -> Plan:
+        """The least peak, then the least FLOPs."""
+        solved = self.planner.least(SECONDS)
+        found = [self._plan(solved)]
+        graph = self.posed.graph
+        found += [_with_status(each, None) for each in (decide(graph, {}, self.anchors), keep_all(graph))]
+        return min(found, key=lambda each: (each.peak_bytes, each.flops_ratio))
+
+    def within(self, budget: int) -> Plan:
+        """The least FLOPs within the budget."""
+        found: list[Plan] = []
+        allowed = budget
+        for _ in range(ATTEMPTS):
+            solution = self.planner.within(allowed, SECONDS)
+            if solution is None:
+                break
+            found.append(self._plan(solution))
+            excess = found[-1].peak_bytes - budget
+            if excess <= 0:
+                break
+            # The model is off by this much here; what it proves then holds for the corrected budget only.
+            allowed -= excess
+        fitting = [each for each in found if each.peak_bytes <= budget]
+        if not fitting:
+            least = self.least()
+            if least.peak_bytes > budget:
+                raise self._too_small(budget, least)
+            fitting.append(least)
+        best = min(fitting, key=lambda each: (each.flops_ratio, each.peak_bytes))
+        return best if allowed == budget else replace(best, status="feasible")
+
+    def _plan(self, solution: Solution) -> Plan:
+        return _with_status(self.posed.plan(solution, self.anchors), solution)
+
+    def _too_small(self, budget: int, least: Plan) -> BudgetError:
+        *_, node = least.peak_at.split(" of ", 1)
+        return BudgetError(
+            f"no plan fits {human_bytes(budget)} ({budget:,} bytes): {node!r} alone, at the {least.peak_at}, "
+            f"brings the least peak to {human_bytes(least.peak_bytes)} ({least.peak_bytes:,} bytes). Raise the "
+            "budget, lower the batch, or split that node.",
+            least_bytes=least.peak_bytes,
+            node=node,
+        )
+
+
+def _with_status(found: Plan, solution: Solution | None) -> Plan:
+    """The plan with its reasons, and with what is known of how good it is."""
+    found = replace(found, reasons=reasons_of(found))
+    if solution is None:
+        return found
+    return replace(found, status=solution.status, bound=solution.bound)
+
+
+def _strictly_falling(plans: Iterable[Plan]) -> list[Plan]:
+    best: list[Plan] = []
+    for each in sorted(plans, key=lambda each: (each.peak_bytes, each.flops_ratio)):
+        if not best or each.flops_ratio < best[-1].flops_ratio:
+            best.append(each)
+    return best

@@ -1,0 +1,46 @@
+"""Reasons: why each node of a plan is decided as it is, in words and figures."""
+
+from __future__ import annotations
+
+from revgraph.courses import Course, own_bytes
+from revgraph.graph import Node
+from revgraph.planning.plans import TERM, Plan, human_bytes
+
+
+def reasons_of(plan: Plan) -> dict[str, str]:
+    """For every node that the plan decides on, what its decision costs and what it saves."""
+    return {node.name: _reason(plan, node) for node in plan.graph.planned}
+
+
+def _reason(plan: Plan, node: Node) -> str:
+    keep = node.cost.courses.get("keep")
+    if keep is None:
+        return "without knowing what it costs, for it could not be run without values"
+    internals, chosen = max(0, own_bytes(keep.forward)), plan.course(node)
+    if plan.decisions[node.name] == "keep":
+        if not internals:
+            return "for it has no internals to save"
+        return f"for its internals ({human_bytes(internals)}) fit, and it is not evaluated twice"
+    held = max(0, own_bytes(chosen.forward))
+    saves = f"holds {human_bytes(held)} in place of {human_bytes(internals)} of internals"
+    again = _again(node, chosen)
+    back = ""
+    if plan.decisions[node.name] == "invert":
+        back = f"; its target {node.target!r} follows from its output"
+    hold = plan.holds.get(node.name)
+    if hold is not None:
+        back += f"; it is run again for the backward of {hold!r}, and its internals stay from then on"
+    return f"which {saves} and {again}{_kept(plan, node)}{back}"
+
+
+def _again(node: Node, chosen: Course) -> str:
+    if not chosen.replay_flops:
+        return "computes no heavy operator again"
+    share = chosen.replay_flops / node.cost.flops if node.cost.flops else 1.0
+    return f"computes {share:.0%} of its {node.cost.flops:,} FLOPs again"
+
+
+def _kept(plan: Plan, node: Node) -> str:
+    results = plan.results.get(node.name, ())
+    words = [f"heavy result {index}" if index != TERM else "what its function returns" for index in results]
+    return f", for it keeps {' and '.join(words)}" if words else ""
