@@ -12,7 +12,8 @@ from typing import Any
 #   same LABEL OTHER LABEL is the storage OTHER
 #   identity OUTPUT INPUT  an output is the very tensor of an input, by indices: they share their gradient
 #   drop LABEL       the node lets go of a storage
-#   grad INPUT LABEL a gradient for the input of this index, which lies in the storage LABEL
+#   grad INDEX LABEL a gradient for the input of this index, which lies in the storage LABEL; further indices
+#                    are those of parameters that other nodes use too
 #   replay           the values that a replay reads must be there from here on
 #   done             the replay has ended
 Event = tuple[Any, ...]
@@ -33,8 +34,7 @@ class Course:
     """The events of a node's forward and backward under one decision, with their FLOPs.
 
     Labels name storages: `in0`, `out0`, `go0` are those of the node's inputs, outputs and output gradients
-    by index, `target` is a rebuilt target, `parameter0` the gradient of a parameter that other nodes use
-    too, and other labels are the node's own. What the node holds past its forward has no `drop` in
+    by index, `target` is a rebuilt target, and other labels are the node's own. What the node holds past its forward has no `drop` in
     `forward`. `replay_flops` are part of neither `flops`, those of the forward, nor `backward_flops`.
     """
 

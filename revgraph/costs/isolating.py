@@ -255,7 +255,9 @@ def _run(
         loss.backward(root)
         (started,) = starts
         end = recorder.now
-        _label_parameters(at, recorder)
+        for tensor in at.tensors:
+            if tensor.grad is not None:
+                recorder.leave_out(tensor.grad)
     course = Course(
         forward=(*recorder.events(start, turn), *(("drop", label) for label in lent)),
         backward=_with_needs_dropped(recorder.events(started, end)),
@@ -302,7 +304,8 @@ def _leave(
     ]
     if not roots:
         return None
-    live = [(index, tensor) for index, tensor in enumerate(inputs) if tensor.requires_grad]
+    shared = dict.fromkeys(at.shared)
+    live = [(index, tensor) for index, tensor in enumerate((*inputs, *shared)) if tensor.requires_grad]
     firsts = [(index, dense(form_of(tensor, ("first", index)), ("first", index))) for index, tensor in live]
     indices = [index for index, _, _ in roots]
     forms = [form for _, _, form in roots]
@@ -321,17 +324,6 @@ def _leave(
     loss = Exit.apply(make, *(tensor for _, tensor in live), *(output for _, output, _ in roots))
     recorder.leave_out(loss)
     return loss, starts
-
-
-def _label_parameters(at: Situation, recorder: Recorder) -> None:
-    """Leave out the gradients of parameters, but for those of parameters that other nodes use too."""
-    shared = {id(parameter): index for index, parameter in enumerate(at.shared)}
-    for parameter in dict.fromkeys(at.tensors):
-        if parameter.grad is not None:
-            if id(parameter) in shared:
-                recorder.label(parameter.grad, f"parameter{shared[id(parameter)]}")
-            else:
-                recorder.leave_out(parameter.grad)
 
 
 def _with_needs_dropped(events: Iterable[Event]) -> tuple[Event, ...]:

@@ -37,7 +37,6 @@ class Sweep:
 
     def forward(self) -> None:
         """Find the forms of all values."""
-        shared = self._shared_parameters()
         self.forms.update(self.program.numbers)
         for name in self.program.graph.inputs:
             self.forms[name] = self._dense(name, name in self.program.differentiable)
@@ -48,8 +47,7 @@ class Sweep:
                 continue
             node = self.program.graph.node[operation.node]
             tensors = _tensors(self.model, operation)
-            common = tuple(each for each in tensors if id(each) in shared)
-            at = Situation(operation, node, inputs, (), common, tensors)
+            at = Situation(operation, node, inputs, (), (), tensors)
             self.situations[node.name] = at
             recorded = self.record(at, "keep")
             self.forms.update(dict.fromkeys(operation.makes))
@@ -72,6 +70,7 @@ class Sweep:
                 self.situations[operation.node] = at
                 if any(at.gradients):
                     self._arrive(at)
+        self._share_parameters()
         if loss is None or recorded is None:
             return None
         return replace(loss.node, cost=Cost(courses={"keep": recorded.course}))
@@ -135,6 +134,8 @@ class Sweep:
         """Put the gradients that a node gives its inputs, added to those that are there."""
         recorded = self.record(at, "keep")
         for index, forms in (recorded.arrivals if recorded is not None else {}).items():
+            if index >= len(at.node.inputs):  # of a parameter
+                continue
             name = at.node.inputs[index]
             name = self._same.get(name, name)
             for form in forms:
@@ -180,15 +181,14 @@ class Sweep:
             made = (None,) * len(operation.makes)
         self.forms.update(zip(operation.makes, made, strict=True))
 
-    def _shared_parameters(self) -> set[int]:
-        """The parameters that several nodes use, by identity."""
-        uses = Counter(
-            id(tensor)
-            for operation in self.program.operations
-            if operation.node
-            for tensor in _tensors(self.model, operation)
-        )
-        return {key for key, count in uses.items() if count > 1}
+    def _share_parameters(self) -> None:
+        """Tell nodes which of their parameters get gradients from other nodes too."""
+        live = [at for at in self.situations.values() if any(at.gradients)]
+        uses = Counter(id(tensor) for at in live for tensor in at.tensors)
+        for at in live:
+            shared = tuple(each for each in at.tensors if uses[id(each)] > 1 and each.requires_grad)
+            if shared:
+                self.situations[at.node.name] = replace(at, shared=shared)
 
 
 def _placed(form: Form, name: str, at: Situation) -> Form:

@@ -66,9 +66,9 @@ def frontier(graph: Graph, points: int = POINTS) -> list[Plan]:
     The first is `plan(graph)`; the last computes nothing again.
     """
     posed = pose(graph)
-    found = [_with_status(posed.plan(each), each) for each in solved_frontier(posed.problem, points)]
-    found += [_with_status(keep_all(graph), None)]
-    return _strictly_falling(found)
+    found = [_planned(posed, solution) for solution in solved_frontier(posed.problem, points)]
+    found += [_with_status(each, None) for each in (decide(graph, {}), keep_all(graph))]
+    return _strictly_falling(each for each in found if each is not None)
 
 
 def knee(plans: Sequence[Plan]) -> Plan:
@@ -122,11 +122,11 @@ class _Search:
 
     def least(self) -> Plan:
         """The least peak, then the least FLOPs."""
-        solved = self.planner.least(SECONDS)
-        found = [self._plan(solved)]
         graph = self.posed.graph
+        found = [_planned(self.posed, self.planner.least(SECONDS), self.anchors)]
         found += [_with_status(each, None) for each in (decide(graph, {}, self.anchors), keep_all(graph))]
-        return min(found, key=lambda each: (each.peak_bytes, each.flops_ratio))
+        legal = [each for each in found if each is not None]
+        return min(legal, key=lambda each: (each.peak_bytes, each.flops_ratio))
 
     def within(self, budget: int) -> Plan:
         """The least FLOPs within the budget."""
@@ -136,8 +136,11 @@ class _Search:
             solution = self.planner.within(allowed, SECONDS)
             if solution is None:
                 break
-            found.append(self._plan(solution))
-            excess = found[-1].peak_bytes - budget
+            legal = _planned(self.posed, solution, self.anchors)
+            if legal is None:
+                break
+            found.append(legal)
+            excess = legal.peak_bytes - budget
             if excess <= 0:
                 break
             # The model is off by this much here; what it proves then holds for the corrected budget only.
@@ -151,18 +154,23 @@ class _Search:
         best = min(fitting, key=lambda each: (each.flops_ratio, each.peak_bytes))
         return best if allowed == budget else replace(best, status="feasible")
 
-    def _plan(self, solution: Solution) -> Plan:
-        return _with_status(self.posed.plan(solution, self.anchors), solution)
-
     def _too_small(self, budget: int, least: Plan) -> BudgetError:
         *_, node = least.peak_at.split(" of ", 1)
         return BudgetError(
-            f"no plan fits {human_bytes(budget)} ({budget:,} bytes): {node!r} alone, at the {least.peak_at}, "
-            f"brings the least peak to {human_bytes(least.peak_bytes)} ({least.peak_bytes:,} bytes). Raise the "
-            "budget, lower the batch, or split that node.",
+            f"no plan fits {human_bytes(budget)} ({budget:,} bytes): the {least.peak_at!r} alone brings the "
+            f"least peak to {human_bytes(least.peak_bytes)} ({least.peak_bytes:,} bytes). Raise the budget, "
+            "lower the batch, or split that node.",
             least_bytes=least.peak_bytes,
             node=node,
         )
+
+
+def _planned(posed: Posed, solution: Solution, anchors: tuple[str, ...] = ()) -> Plan | None:
+    """The plan of a solution; None where the engine cannot follow it."""
+    try:
+        return _with_status(posed.plan(solution, anchors), solution)
+    except PlanError:
+        return None
 
 
 def _with_status(found: Plan, solution: Solution | None) -> Plan:

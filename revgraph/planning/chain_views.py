@@ -207,9 +207,10 @@ class _Viewing:
 
     def _way(self, n: int, c: int, option: Option, out: int) -> Way | None:
         held = option.held_bytes + self._bytes(option.pinned)
+        shared = self._bytes({v for v in option.pinned if v in self.states[n]})
         forward = max(option.forward_peak, option.held_bytes + out)
         if option.name == "keep":
-            return Way("nothing", held, option.flops, forward, option.backward_peak, c)
+            return Way("nothing", held, option.flops, forward, option.backward_peak, c, shared)
         before, after = (
             self._closure(self.states[n]) | self.given,
             self._closure(self.states[n + 1]) | self.given,
@@ -218,8 +219,8 @@ class _Viewing:
             back = self._closure({*option.gives, *after}) | self.given
             if set(self.states[n]) <= back:
                 extra = self._bytes({*self.states[n + 1], *option.needs}) - self._bytes(self.states[n + 1])
-                return Way("output", held, option.flops, forward, option.backward_peak + extra, c)
+                return Way("output", held, option.flops, forward, option.backward_peak + extra, c, shared)
         if set(option.needs) <= before:
             extra = self._bytes({*self.states[n], *option.needs}) - self._bytes(self.states[n])
-            return Way("input", held, option.flops, forward, option.backward_peak + extra, c)
+            return Way("input", held, option.flops, forward, option.backward_peak + extra, c, shared)
         return None

@@ -19,7 +19,7 @@ from revgraph.planning.curves import Curve, added, lowest, moved, step
 class Way:
     """One way to take a node forward and, later, back.
 
-    `held` bytes stay from the one to the other. To go back it `needs` the node's input, its output (then it
+    `held` bytes stay from the one to the other; `shared` of them are the input state's. To go back it `needs` the node's input, its output (then it
     gives the input), or nothing more than what it holds, and computes `flops`. Peaks are the most on top of
     the state that goes in and whatever else is alive when forward or backward begins. `option` names it.
     """
@@ -30,6 +30,7 @@ class Way:
     forward_peak: int = 0
     backward_peak: int = 0
     option: int = 0
+    shared: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +206,7 @@ class ChainProgramme:
             if way.needs == "nothing" and i == j:
                 continue  # a replay, which holds its input to the end of its stage
             stays = own if way.needs == "input" or (way.needs == "nothing" and d) else 0
+            stays = max(0, stays - way.shared)
             back = stays + way.held + self._gradient(i) + way.backward_peak
             back += self.state[i] if way.needs == "output" else 0
             rest = Key(i + 1, j, OURS, d=way.needs == "output")

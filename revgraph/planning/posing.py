@@ -36,6 +36,9 @@ class Posed:
             for name, courses, index in zip(items, self.courses, solution.options, strict=True)
             if index >= 0
         }
+        for index in solution.reruns:  # the engine runs nothing again that it keeps
+            if chosen[items[index]] == ["keep"]:
+                chosen[items[index]] = ["recompute"]
         return decide(
             graph,
             {name: cast("Decision", parts[0]) for name, parts in chosen.items()},

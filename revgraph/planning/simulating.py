@@ -223,7 +223,11 @@ class Machine:
             elif what == "grad":
                 follows = events[position + 1] if position + 1 < len(events) else None
                 passed_on = event[2].startswith("go") and follows != ("drop", event[2])
-                self._gradient(node.inputs[event[1]], labels.get(event[2], NOWHERE), passed_on)
+                number = labels.get(event[2], NOWHERE)
+                if event[1] < len(node.inputs):
+                    self._gradient(node.inputs[event[1]], number, passed_on)
+                else:
+                    self._parameter(node.cost.shared[event[1] - len(node.inputs)], number)
             elif what == "identity":
                 name = node.inputs[event[2]]
                 self.same[node.outputs[event[1]]] = self.same.get(name, name)
@@ -233,8 +237,6 @@ class Machine:
                 name = _name_of(event[1], node)
                 if place is not None and name is not None and name in makes:
                     place[name] = self.memory.hold(number)
-                elif event[1].startswith("parameter"):
-                    self._parameter(node.cost.shared[int(event[1][9:])], labels.pop(event[1]))
 
     def _gradient(self, name: str, number: int, passed_on: bool) -> None:
         """A gradient arrives for a value: the first is held as it is, a further one is added to a new sum."""
@@ -252,21 +254,16 @@ class Machine:
             self.gradients[name] = self.memory.born(size)  # the caller's leaf takes a copy
 
     def _parameter(self, name: str, number: int) -> None:
-        """A gradient of a parameter that several nodes use; the last sum is the parameter's own, and no
-        activation."""
+        """A gradient of a parameter that several nodes use arrives; the last sum is the parameter's own, and
+        no activation."""
         before = self.sums.pop(name, None)
         self.parts[name] -= 1
-        size = self.memory.sizes[number]
-        if before is not None:
-            self.memory.release(number)
-            self.memory.release(before)
-            number = NOWHERE
+        if before is None:
+            self.sums[name] = self.memory.hold(number)
+        else:
             if self.parts[name]:
-                number = self.memory.born(size)
-        elif not self.parts[name]:
-            self.memory.release(number)
-            number = NOWHERE
-        self.sums[name] = number
+                self.sums[name] = self.memory.born(self.memory.sizes[number])
+            self.memory.release(before)
 
     def _held(self, place: Mapping[str, int], name: str) -> int:
         return self.memory.hold(place[name])
@@ -305,11 +302,11 @@ def _contributors(plan: Plan) -> Counter[str]:
                 name = node.inputs[event[2]]
                 same[node.outputs[event[1]]] = same.get(name, name)
         for event in plan.course(node).backward:
-            if event[0] == "grad":
+            if event[0] == "grad" and event[1] < len(node.inputs):
                 name = node.inputs[event[1]]
                 parts[same.get(name, name)] += 1
-            elif event[0] == "born" and event[1].startswith("parameter"):
-                parts[node.cost.shared[int(event[1][9:])]] += 1
+            elif event[0] == "grad":
+                parts[node.cost.shared[event[1] - len(node.inputs)]] += 1
     return parts
 
 
