@@ -15,9 +15,9 @@ from revgraph.errors import (
     TraceError,
 )
 from revgraph.graph import Graph, Node, Value, verify
+from revgraph.loading import load, trace
 from revgraph.measuring import GradientReport, Measurement, check, measure
 from revgraph.planning import Moment, Plan, decide, frontier, keep_all, knee, plan, simulate
-from revgraph.runtime.loading import load, trace
 from revgraph.runtime.module import ReversibleModule
 from revgraph.specs import register
 from revgraph.wiring import Concatenate, Permute, Reshape, SpaceToDepth, Split, Swap, Wiring

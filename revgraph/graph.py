@@ -13,7 +13,7 @@ from typing import cast
 import networkx as nx
 
 from revgraph.errors import GraphError
-from revgraph.parts import KINDS, Cost, Kind, Node, Value, node_from, value_from
+from revgraph.parts import KINDS, Cost, CourseTable, Kind, Node, Value, value_from
 
 __all__ = ["KINDS", "Cost", "Graph", "Kind", "Node", "Value", "clipped", "table", "verify"]
 
@@ -94,13 +94,15 @@ class Graph:
 
     def to_json(self) -> str:
         """This graph as JSON text, which `Graph.from_json` reads back to an equal graph."""
+        courses = CourseTable()
         data = {
             "revgraph": FORMAT,
             "name": self.name,
-            "nodes": [asdict(node) for node in self.nodes],
+            "nodes": [courses.written(node) for node in self.nodes],
             "values": [asdict(value) for value in self.values],
+            "loss": None if self.loss is None else courses.written(self.loss),
         }
-        return json.dumps(data, indent=1)
+        return json.dumps({**data, "courses": courses.data}, indent=1)
 
     @staticmethod
     def from_json(text: str) -> Graph:
@@ -115,14 +117,17 @@ class Graph:
                 raise GraphError(
                     f"graph format {data['revgraph']!r} is unknown: this revgraph reads format {FORMAT}"
                 )
+            courses = CourseTable(data.get("courses", []))
+            loss = data.get("loss")
             graph = Graph(
-                nodes=tuple(node_from(item) for item in data["nodes"]),
+                nodes=tuple(courses.read(item) for item in data["nodes"]),
                 values=tuple(value_from(item) for item in data["values"]),
                 name=data["name"],
+                loss=None if loss is None else courses.read(loss),
             )
             if not isinstance(graph.name, str):
                 raise ValueError(f"a graph's name is text, not {graph.name!r}")
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise GraphError(
                 f"this is not a graph in revgraph's JSON form ({type(error).__name__}: {error}). "
                 "Write one with graph.to_json()."

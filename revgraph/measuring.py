@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from revgraph.errors import GraphError
 from revgraph.expressions import leaves
 from revgraph.isolation import untouched
+from revgraph.losses import mean_squares
 from revgraph.planning import Plan, human_bytes, keep_all
 from revgraph.runtime.module import ReversibleModule
 from revgraph.runtime.probe import Probe
@@ -93,7 +94,7 @@ def measure(net: ReversibleModule, *inputs: Any, **extras: Any) -> Measurement:
         >>> dict(rg.measure(net, x1, x2).calls)
         {'f': 2, 'g': 2}
     """
-    peak, held = _isolated(net, (inputs, extras), lambda: _bytes(net, inputs, extras))
+    peak, held = activation_bytes(net, *inputs, **extras)
     counting = _Counting()
     with net.watched_by(counting):
         flops = _isolated(net, (inputs, extras), lambda: _flops(net, inputs, extras))
@@ -120,6 +121,11 @@ def check(net: ReversibleModule, *inputs: Any, seed: int = 0, **extras: Any) -> 
     pairs = list(zip(found, expected, strict=True))
     error = max((_relative_error(one, two) for one, two in pairs), default=0.0)
     return GradientReport(error, _angle(pairs), drift)
+
+
+def activation_bytes(net: ReversibleModule, *inputs: Any, **extras: Any) -> tuple[int, int]:
+    """The bytes of one training step as `measure` gives them, at the peak and held at the turn, and no more."""
+    return _isolated(net, (inputs, extras), lambda: _bytes(net, inputs, extras))
 
 
 class _Counting(Probe):
@@ -196,8 +202,7 @@ def _flops(net: nn.Module, inputs: Sequence[Any], extras: dict[str, Any]) -> int
 
 
 def _loss(outputs: Any) -> Tensor:
-    losses = [output.pow(2).mean() for output in _differentiable(outputs)]
-    return losses[0] if len(losses) == 1 else torch.stack([loss.float() for loss in losses]).sum()
+    return mean_squares(_differentiable(outputs))
 
 
 def _gradients(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
-from revgraph.courses import Course
+from revgraph.courses import Course, course_from
 
 Kind = Literal["input", "coupling", "boundary", "wiring", "output"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -46,7 +46,7 @@ class Cost:
     backward_flops: int = 0
     frees: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
-    courses: Mapping[str, Course] = field(default_factory=dict, repr=False)
+    courses: Mapping[str, Course] = field(default_factory=dict, repr=False, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,42 @@ def node_from(item: Any) -> Node:
         ValueError: a field is missing, unknown or of the wrong type.
     """
     return Node(**_checked(Node, item, NODE_FORMS))
+
+
+class CourseTable:
+    """The courses of many nodes as JSON, each distinct set of them once; nodes name theirs by its place."""
+
+    def __init__(self, data: Any = ()) -> None:
+        if not isinstance(data, (list, tuple)) or not all(isinstance(item, dict) for item in data):
+            raise ValueError(f"courses should be a list of objects, not {data!r:.60}")
+        self.data: list[Any] = list(data)
+        self._places: dict[Any, int] = {}
+        self._read = [{_name(key): course_from(each) for key, each in item.items()} for item in data]
+
+    def written(self, node: Node) -> dict[str, Any]:
+        """A node as a JSON object."""
+        courses = node.cost.courses
+        key = tuple(courses.items())
+        if key not in self._places:
+            self._places[key] = len(self.data)
+            self.data.append({name: asdict(course) for name, course in courses.items()})
+        item = asdict(replace(node, cost=replace(node.cost, courses={})))
+        item["cost"]["courses"] = self._places[key]
+        return item
+
+    def read(self, item: Any) -> Node:
+        """The node in a JSON object.
+
+        Raises:
+            ValueError: a field is missing, unknown or of the wrong type.
+        """
+        cost = item.get("cost") if isinstance(item, dict) else None
+        if isinstance(cost, dict) and "courses" in cost:
+            place = _count(cost["courses"])
+            if place >= len(self._read):
+                raise ValueError(f"a node names courses {place}, and there are {len(self._read)}")
+            item = {**item, "cost": {**cost, "courses": self._read[place]}}
+        return node_from(item)
 
 
 def _checked(kind: type[Any], item: Any, forms: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
@@ -147,6 +183,12 @@ def _several(form: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
     return read
 
 
+def _courses(value: Any) -> Mapping[str, Course]:
+    if not isinstance(value, dict) or not all(isinstance(each, Course) for each in value.values()):
+        raise ValueError(f"{value!r:.60} should be the place of courses in the graph's list")
+    return value
+
+
 COST_FORMS: dict[str, Callable[[Any], Any]] = {
     "saved_bytes": _count,
     "saved_values": _several(_name),
@@ -154,7 +196,7 @@ COST_FORMS: dict[str, Callable[[Any], Any]] = {
     "backward_flops": _count,
     "frees": _several(_name),
     "shared": _several(_name),
-    "courses": lambda value: value,
+    "courses": _courses,
 }
 VALUE_FORMS: dict[str, Callable[[Any], Any]] = {
     "name": _name,

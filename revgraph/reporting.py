@@ -1,16 +1,17 @@
-"""Reports: graphs, plans and measurements as tables for people and as JSON for programs."""
+"""Reports: graphs, plans, simulations and measurements as tables for people and as JSON for programs."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, overload, runtime_checkable
 
 from revgraph.graph import Graph
 from revgraph.graph import table as plain_table
-from revgraph.planning.plans import DECISIONS, Plan, human_bytes
+from revgraph.planning import DECISIONS, Moment, Plan, human_bytes, knee
+from revgraph.planning.plans import TERM
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,7 +45,9 @@ class Compared(Protocol):
     def drift(self) -> Mapping[str, float]: ...
 
 
-Reportable = Graph | Plan | Measured | Compared | Mapping[str, Measured]
+One = Graph | Plan | Measured | Compared | Mapping[str, Measured]
+Many = Sequence[Plan] | Sequence[Moment]
+Reportable = One | Many
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +64,20 @@ class Report:
         return self.title + "\n" + plain_table(head, rows)
 
 
-def as_json(reportable: Reportable) -> dict[str, Any]:
+@overload
+def as_json(reportable: One) -> dict[str, Any]: ...
+@overload
+def as_json(reportable: Many) -> list[dict[str, Any]]: ...
+def as_json(reportable: Reportable) -> dict[str, Any] | list[dict[str, Any]]:
     """What a report says, in types that `json` writes; numbers that JSON lacks (nan, inf) are None.
 
     - Graph: the content of `graph.to_json()`: `revgraph` (the format's number), `name`, `nodes`, `values`.
     - Plan: `network`, `decisions` (node to word), `stored` (names), `peak_bytes`, `peak_at`, `held_bytes`,
-      `flops_ratio`, `status`, `bound`, `reasons` (node to text).
+      `flops_ratio`, `status`, `bound`, `reasons` (node to text), `results` (node to indices, the term -1),
+      `holds` (node to node), `drops` (node to names), `sources` (value to its `how` and `node`).
+    - A list of plans, a frontier: a list of what is above, and of each whether it is the `knee`.
+    - A list of moments, a simulation: a list of `action`, `node`, `stage`, `reads`, `makes`, `stores`,
+      `frees` (names), `live_bytes`, `peak_bytes`, `flops`.
     - Measurement: `peak_bytes`, `held_bytes`, `flops`, `flops_ratio`, `calls` (node to number), and `seconds`
       where they were measured.
     - GradientReport: `max_relative_error`, `angle_degrees`, `drift` (value to number).
@@ -83,6 +94,12 @@ def as_json(reportable: Reportable) -> dict[str, Any]:
         return _finite(_plan_json(reportable))
     if isinstance(reportable, Mapping):
         return {name: as_json(each) for name, each in reportable.items()}
+    if _all(Plan, reportable):
+        plans = cast("Sequence[Plan]", reportable)
+        turn = knee(plans)
+        return [{**as_json(plan), "knee": plan is turn} for plan in plans]
+    if _all(Moment, reportable):
+        return [_moment_json(moment) for moment in cast("Sequence[Moment]", reportable)]
     if isinstance(reportable, Measured):
         names = ("peak_bytes", "held_bytes", "flops", "flops_ratio", "calls")
     elif isinstance(reportable, Compared):
@@ -95,7 +112,9 @@ def as_json(reportable: Reportable) -> dict[str, Any]:
 
 
 def report(reportable: Reportable) -> Report:
-    """The table of a graph, a plan, a measurement or several by name, or a gradient report.
+    """The table of a graph, a plan, a frontier, a simulation, measurements, or a gradient report.
+
+    A frontier is a list of plans, a simulation a list of moments; measurements are one, or several by name.
 
     Raises:
         TypeError: it is none of these.
@@ -114,6 +133,10 @@ def report(reportable: Reportable) -> Report:
         return _of_plan(reportable)
     if isinstance(reportable, Mapping):
         return _of_measurements(reportable)
+    if _all(Plan, reportable):
+        return _of_frontier(cast("Sequence[Plan]", reportable))
+    if _all(Moment, reportable):
+        return _of_simulation(cast("Sequence[Moment]", reportable))
     if isinstance(reportable, Measured):
         return _of_measurements({"measured": reportable})
     if isinstance(reportable, Compared):
@@ -153,6 +176,23 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
         "status": plan.status,
         "bound": plan.bound,
         "reasons": dict(plan.reasons),
+        "results": {name: list(indices) for name, indices in plan.results.items()},
+        "holds": dict(plan.holds),
+        "drops": {name: list(names) for name, names in plan.drops.items()},
+        "sources": {name: {"how": source.how, "node": source.node} for name, source in plan.sources.items()},
+    }
+
+
+def _moment_json(moment: Moment) -> dict[str, Any]:
+    step = moment.step
+    return {
+        "action": step.action,
+        "node": step.node,
+        "stage": step.stage,
+        **{name: list(getattr(step, name)) for name in ("reads", "makes", "stores", "frees")},
+        "live_bytes": moment.live_bytes,
+        "peak_bytes": moment.peak_bytes,
+        "flops": moment.flops,
     }
 
 
@@ -173,25 +213,81 @@ def _of_graph(graph: Graph) -> Report:
 
 
 def _of_plan(plan: Plan) -> Report:
-    decided: list[str] = list(plan.decisions.values())
-    counts = ", ".join(f"{decided.count(word)} {word}" for word in DECISIONS)
     title = (
-        f"{plan.graph.name}: {counts}; predicted peak {human_bytes(plan.peak_bytes)} ({plan.peak_at}), "
-        f"held {human_bytes(plan.held_bytes)}, FLOPs x{plan.flops_ratio:.3f}, {plan.status}"
+        f"{plan.graph.name}: {_counts(plan)}; predicted peak {human_bytes(plan.peak_bytes)} "
+        f"({plan.peak_at}), held {human_bytes(plan.held_bytes)}, FLOPs x{plan.flops_ratio:.3f}, {plan.status}"
     )
-    stored = set(plan.stored)
+    stored, again = set(plan.stored), _reruns(plan)
+    nodes = plan.graph.planned
+    columns = {
+        "node": [node.name for node in nodes],
+        "decision": [plan.decisions[node.name] for node in nodes],
+        "internals": [human_bytes(node.cost.saved_bytes) for node in nodes],
+        "stored inputs": [", ".join(name for name in node.inputs if name in stored) for node in nodes],
+        "kept results": [_results(plan.results.get(node.name, ())) for node in nodes],
+        "rerun": [
+            f"held from {plan.holds[node.name]}"
+            if node.name in plan.holds
+            else "rerun" * (node.name in again)
+            for node in nodes
+        ],
+        "drops after": [", ".join(plan.drops.get(node.name, ())) for node in nodes],
+        "why": [plan.reasons.get(node.name, "") for node in nodes],
+    }
+    for name in ("kept results", "rerun", "drops after"):
+        if not any(columns[name]):
+            del columns[name]
+    return Report(title, tuple(columns), tuple(zip(*columns.values(), strict=True)), frozenset({"internals"}))
+
+
+def _of_frontier(plans: Sequence[Plan]) -> Report:
+    turn = knee(plans)
     rows = tuple(
         (
-            node.name,
-            plan.decisions[node.name],
-            human_bytes(node.cost.saved_bytes),
-            ", ".join(name for name in node.inputs if name in stored),
-            plan.reasons.get(node.name, ""),
+            human_bytes(plan.peak_bytes),
+            f"{plan.flops_ratio:.3f}",
+            _counts(plan),
+            f"{sum(map(len, plan.results.values()))}",
+            f"{len(_reruns(plan))}",
+            plan.status,
+            "knee" if plan is turn else "",
         )
-        for node in plan.graph.planned
+        for plan in plans
     )
-    head = ("node", "decision", "internals", "stored inputs", "why")
-    return Report(title, head, rows, frozenset({"internals"}))
+    head = ("peak", "FLOPs over ordinary", "decisions", "kept results", "reruns", "status", "")
+    title = f"{plans[0].graph.name}: the frontier, predicted"
+    return Report(title, head, rows, frozenset({"peak", "FLOPs over ordinary", "kept results", "reruns"}))
+
+
+def _of_simulation(moments: Sequence[Moment]) -> Report:
+    rows = tuple(
+        (
+            moment.step.action,
+            moment.step.node,
+            moment.step.stage if moment.step.stage != moment.step.node else "",
+            human_bytes(moment.live_bytes),
+            human_bytes(moment.peak_bytes),
+            f"{moment.flops:,}",
+        )
+        for moment in moments
+    )
+    title = f"a training step, simulated: peak {human_bytes(max(moment.peak_bytes for moment in moments))}"
+    head = ("step", "node", "for", "live after", "peak", "FLOPs")
+    return Report(title, head, rows, frozenset({"live after", "peak", "FLOPs"}))
+
+
+def _counts(plan: Plan) -> str:
+    decided: list[str] = list(plan.decisions.values())
+    return ", ".join(f"{decided.count(word)} {word}" for word in DECISIONS)
+
+
+def _reruns(plan: Plan) -> set[str]:
+    """The nodes that run again to give values back."""
+    return {source.node for source in plan.sources.values() if source.how == "recomputed"}
+
+
+def _results(indices: Sequence[int]) -> str:
+    return ", ".join("term" if index == TERM else str(index) for index in indices)
 
 
 _QUANTITIES: tuple[tuple[str, Callable[[Any], str]], ...] = (
@@ -242,8 +338,13 @@ def _finite(data: Any) -> Any:
     return [_finite(value) for value in data] if isinstance(data, list) else data
 
 
+def _all(kind: type, items: object) -> bool:
+    """Whether this is a list, and not an empty one, of such things only."""
+    return isinstance(items, (list, tuple)) and bool(items) and all(isinstance(item, kind) for item in items)
+
+
 def _unknown(given: object) -> str:
     return (
         f"cannot report a {type(given).__name__}: give a Graph, a Plan, what rg.measure or rg.check "
-        "returned, or a mapping of names to measurements"
+        "returned, a list of plans or of moments, or a mapping of names to measurements"
     )

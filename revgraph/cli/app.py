@@ -10,7 +10,8 @@ import typer
 
 from revgraph.cli.checking import check
 from revgraph.cli.guarding import guarded
-from revgraph.cli.inspecting import list_, plan, show
+from revgraph.cli.inspecting import list_, show
+from revgraph.cli.planning import plan
 from revgraph.cli.training import train
 
 app = typer.Typer(

@@ -12,12 +12,16 @@ import typer
 from rich.text import Text
 
 from revgraph.cli.showing import messages
-from revgraph.errors import RevgraphError
+from revgraph.errors import BudgetError, RevgraphError
 
 NO = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
-TRAINING = ("accelerate", "safetensors", "sklearn")
+# What a missing package is for, and the extra that brings it.
+EXTRAS = {
+    **dict.fromkeys(("accelerate", "safetensors", "sklearn"), ("training needs", "train")),
+    "matplotlib": ("drawing a chart needs", "draw"),
+}
 
 P = ParamSpec("P")
 
@@ -25,7 +29,8 @@ P = ParamSpec("P")
 def guarded(command: Callable[P, None]) -> Callable[P, None]:
     """`command`, which exits with a message instead of a traceback where the input is at fault.
 
-    Status 2 for an error of revgraph or of the file system, and for a missing extra; 130 for Ctrl-C.
+    Status 1 for a budget that no plan fits; 2 for any other error of revgraph or of the file system, and for
+    a missing extra; 130 for Ctrl-C.
     """
 
     @functools.wraps(command)
@@ -33,21 +38,24 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         try:
             command(*args, **kwargs)
             sys.stdout.flush()
+        except BudgetError as error:
+            raise refusal(str(error), NO) from error
         except RevgraphError as error:
-            raise _refusal(str(error)) from error
+            raise refusal(str(error)) from error
         except ModuleNotFoundError as error:
             name = (error.name or "").partition(".")[0]
-            if name not in TRAINING:
+            if name not in EXTRAS:
                 raise
-            raise _refusal(
-                f'training needs {name}, which is not installed: pip install "revgraph[train]"'
+            what, extra = EXTRAS[name]
+            raise refusal(
+                f'{what} {name}, which is not installed: pip install "revgraph[{extra}]"'
             ) from error
         except BrokenPipeError:
             # Whoever read the output has gone: Python must not fail again when it flushes at the end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(NO) from None
         except OSError as error:
-            raise _refusal(
+            raise refusal(
                 f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
             ) from error
         except KeyboardInterrupt:
@@ -57,6 +65,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
-def _refusal(text: str) -> typer.Exit:
+def refusal(text: str, status: int = BAD_INPUT) -> typer.Exit:
+    """The exit to raise, once `text` has been written as an error."""
     messages().print(Text.assemble(("error: ", "bold red"), text), soft_wrap=True)
-    return typer.Exit(BAD_INPUT)
+    return typer.Exit(status)

@@ -1,14 +1,9 @@
-"""`revgraph list`, `show` and `plan`: what there is, before anything runs."""
+"""`revgraph list` and `show`: what there is, before anything runs."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from revgraph.cli.options import Batch, Json, Net, Parameters, parameters_of
-from revgraph.cli.showing import messages, show_json, show_table
+from revgraph.cli.showing import show_json, show_table
 from revgraph.reporting import Report, as_json, report
 
 
@@ -41,28 +36,3 @@ def show(net: Net, batch: Batch = 100, set_: Parameters = None, json: Json = Fal
         show_json(as_json(graph))
     else:
         show_table(report(graph))
-
-
-def plan(
-    net: Net,
-    batch: Batch = 100,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Draw the plan into this file: .svg, .png, .html or .dot.")
-    ] = None,
-    set_: Parameters = None,
-    json: Json = False,
-) -> None:
-    """Plan what a training step stores and what it inverts.
-
-    The plan has the least peak of activation memory. Bytes are predicted, for the batch size given.
-    """
-    import revgraph as rg
-
-    chosen = rg.plan(rg.load(net, batch=batch, **parameters_of(set_)).graph)
-    if json:
-        show_json({**as_json(chosen), "batch": batch})
-    else:
-        show_table(report(chosen))
-    if out is not None:
-        rg.draw(chosen, out)
-        messages().print(f"drawn: {out}", soft_wrap=True, markup=False)

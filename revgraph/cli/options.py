@@ -14,6 +14,14 @@ Net = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Images in a batch.")]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        metavar="BYTES",
+        help='Activation bytes that a step may take at most: a number, or text such as "300 MiB".',
+    ),
+]
 Parameters = Annotated[
     list[str] | None,
     typer.Option(

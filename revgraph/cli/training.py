@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from revgraph.cli.guarding import INTERRUPTED
-from revgraph.cli.options import Json, Net, Parameters, parameters_of
+from revgraph.cli.options import Budget, Json, Net, Parameters, parameters_of
 from revgraph.cli.showing import messages, show_json, show_table
 from revgraph.reporting import Report
 
@@ -44,6 +44,7 @@ def train(
         float | None, typer.Option("--epochs", help="Passes over the training images, instead of --steps.")
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images in a batch.")] = 100,
+    budget: Budget = None,
     learning_rate: Annotated[
         float,
         typer.Option(
@@ -87,7 +88,7 @@ def train(
     set_: Parameters = None,
     json: Json = False,
 ) -> None:
-    """Train a network with its activations inverted.
+    """Train a network under a plan: the least memory, or the least computed again within a budget.
 
     Stochastic gradient descent with momentum and the paper's schedule, scaled to the steps asked for. The
     folder gets metrics.csv, the newest two checkpoints and TensorBoard events. Ctrl-C saves and stops; a
@@ -120,7 +121,7 @@ def train(
         precision=precision,  # pyright: ignore[reportArgumentType]
     )
     folder = out if out is not None else Path("runs") / f"{Path(net).stem}-{images.name}"
-    network = _load(net, images.classes, recipe, parameters_of(set_))
+    network = _load(net, images.classes, recipe, budget, parameters_of(set_))
     with Bar(messages()) as bar:
         result = fit(
             network,
@@ -146,8 +147,13 @@ def train(
         raise typer.Exit(INTERRUPTED)
 
 
-def _load(net: str, classes: int, recipe: Recipe, parameters: dict[str, Any]) -> ReversibleModule:
-    """The network, with weights from the seed, and the data's number of classes if that is a parameter."""
+def _load(
+    net: str, classes: int, recipe: Recipe, budget: str | None, parameters: dict[str, Any]
+) -> ReversibleModule:
+    """The network, with weights from the seed, and the data's number of classes if that is a parameter.
+
+    Its plan fits the budget, if there is one.
+    """
     import torch
 
     import revgraph as rg
@@ -158,7 +164,10 @@ def _load(net: str, classes: int, recipe: Recipe, parameters: dict[str, Any]) ->
     if "classes" in known:
         parameters = {"classes": classes, **parameters}
     torch.manual_seed(recipe.seed)
-    return rg.load(net, batch=recipe.batch, **parameters)
+    network = rg.load(net, batch=recipe.batch, **parameters)
+    if budget is not None:
+        network.plan = rg.plan(network.graph, budget=budget)
+    return network
 
 
 def _report(result: Result, metrics: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`list`, `show` and `plan`."""
+"""`list` and `show`."""
 
 from __future__ import annotations
 
@@ -34,27 +34,6 @@ def test_show_prints_the_graph(revgraph: Run, tiny: Path) -> None:
 def test_show_as_json_is_the_graph(revgraph: Run, tiny: Path) -> None:
     answer = revgraph("show", tiny, "--json", "--batch", 3)
     assert rg.Graph.from_json(answer.out) == rg.load(tiny, batch=3).graph
-
-
-def test_plan_prints_the_plan(revgraph: Run, tiny: Path) -> None:
-    answer = revgraph("plan", tiny, "--batch", 3)
-    assert answer.status == 0
-    assert answer.out == str(report(rg.load(tiny, batch=3).plan)) + "\n"
-
-
-def test_plan_as_json(revgraph: Run, tiny: Path) -> None:
-    chosen = rg.load(tiny, batch=3).plan
-    found = revgraph("plan", tiny, "--batch", 3, "--json").json
-    assert found["decisions"] == chosen.decisions
-    assert (found["peak_bytes"], found["held_bytes"]) == (chosen.peak_bytes, chosen.held_bytes)
-    assert found["stored"] == list(chosen.stored) and found["flops_ratio"] == chosen.flops_ratio
-
-
-def test_plan_is_drawn(revgraph: Run, tiny: Path, tmp_path: Path) -> None:
-    answer = revgraph("plan", tiny, "--json", "--out", tmp_path / "plan.svg")
-    assert answer.status == 0 and answer.json["network"] == "tiny"
-    assert "plan.svg" in answer.err
-    assert "<svg" in (tmp_path / "plan.svg").read_text()
 
 
 def test_parameters_of_the_network_are_set(revgraph: Run, tiny: Path) -> None:

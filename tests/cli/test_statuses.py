@@ -123,6 +123,7 @@ def test_python_m_revgraph() -> None:
         ("accelerate", ("train", "revnet-38"), "revgraph[train]"),
         ("safetensors", ("train", "revnet-38"), "revgraph[train]"),
         ("sklearn", ("train", "revnet-38"), "revgraph[train]"),
+        ("matplotlib", ("plan", "revnet-38", "--chart", "frontier.svg"), "revgraph[draw]"),
     ],
 )
 def test_missing_package_names_its_extra(missing: str, arguments: tuple[str, ...], extra: str) -> None:

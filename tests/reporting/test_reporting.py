@@ -11,6 +11,8 @@ import pytest
 from drawing.samples import chain, plan_for, revnet, three_streams
 
 from revgraph.graph import Graph
+from revgraph.planning import Moment, Plan, Source
+from revgraph.planning.schedule import Step
 from revgraph.reporting import Reportable, as_json, report, table
 
 
@@ -69,6 +71,83 @@ def test_the_keys_of_a_plan_are_stable() -> None:
         "status": "feasible",
         "bound": 5,
         "reasons": dict.fromkeys(plan.decisions, "decided by hand for a test"),
+        "results": {},
+        "holds": {},
+        "drops": {},
+        "sources": {name: {"how": source.how, "node": source.node} for name, source in plan.sources.items()},
+    }
+
+
+def finer() -> Plan:
+    return plan_for(
+        chain(3),
+        results={"blocks.1.f": (-1, 0)},
+        holds={"blocks.0.f": "blocks.0.g"},
+        drops={"blocks.1.g": ("blocks.0.f",)},
+        sources={"blocks.0.f": Source("recomputed", "blocks.0.f")},
+    )
+
+
+def test_finer_options_are_in_the_json_of_a_plan() -> None:
+    found = json.loads(json.dumps(as_json(finer())))
+    assert found["results"] == {"blocks.1.f": [-1, 0]}
+    assert found["holds"] == {"blocks.0.f": "blocks.0.g"}
+    assert found["drops"] == {"blocks.1.g": ["blocks.0.f"]}
+    assert found["sources"] == {"blocks.0.f": {"how": "recomputed", "node": "blocks.0.f"}}
+
+
+def test_finer_options_have_columns_where_there_are_any() -> None:
+    made = report(finer())
+    assert made.head[4:7] == ("kept results", "rerun", "drops after")
+    rows = {row[0]: row[4:7] for row in made.rows}
+    assert rows["blocks.0.f"] == ("", "held from blocks.0.g", "")
+    assert rows["blocks.1.f"] == ("term, 0", "", "")
+    assert rows["blocks.1.g"] == ("", "", "blocks.0.f")
+    assert report(plan_for(chain(3))).head == ("node", "decision", "internals", "stored inputs", "why")
+
+
+def frontier() -> list[Plan]:
+    points = ((10, 1.5), (12, 1.1), (30, 1.0))
+    return [replace(finer(), peak_bytes=size << 20, flops_ratio=ratio) for size, ratio in points]
+
+
+def test_a_frontier_is_a_table_of_its_plans_with_the_knee() -> None:
+    made = report(frontier())
+    assert [row[:2] for row in made.rows] == [
+        ("10.0 MiB", "1.500"),
+        ("12.0 MiB", "1.100"),
+        ("30.0 MiB", "1.000"),
+    ]
+    assert made.rows[0][2:6] == ("1 keep, 5 invert, 0 recompute", "2", "1", "feasible")
+    assert [row[-1] for row in made.rows] == ["", "knee", ""]
+    found = as_json(frontier())
+    assert [each["knee"] for each in found] == [False, True, False]
+    assert {name: value for name, value in found[0].items() if name != "knee"} == as_json(frontier()[0])
+
+
+def moments() -> list[Moment]:
+    run = Step("run", "f", "", ("x",), ("y",), ("y",), ("x",))
+    return [Moment(run, 2048, 4096, 1_000), Moment(Step("rerun", "f", "g"), 1024, 1024, 500)]
+
+
+def test_a_simulation_is_a_table_of_its_steps() -> None:
+    made = report(moments())
+    assert made.title == "a training step, simulated: peak 4.0 KiB"
+    assert made.rows == (
+        ("run", "f", "", "2.0 KiB", "4.0 KiB", "1,000"),
+        ("rerun", "f", "g", "1.0 KiB", "1.0 KiB", "500"),
+    )
+    assert as_json(moments())[0] == {
+        "action": "run",
+        "node": "f",
+        "stage": "",
+        "reads": ["x"],
+        "makes": ["y"],
+        "stores": ["y"],
+        "frees": ["x"],
+        "live_bytes": 2048,
+        "peak_bytes": 4096,
+        "flops": 1_000,
     }
 
 
@@ -106,8 +185,10 @@ def test_numbers_that_json_lacks_are_null() -> None:
         Measurement(),
         {"stored": Measurement(), "inverted": Timed()},
         GradientReport(),
+        frontier(),
+        moments(),
     ],
-    ids=["graph", "plan", "measurement", "measurements", "gradients"],
+    ids=["graph", "plan", "measurement", "measurements", "gradients", "frontier", "simulation"],
 )
 def test_every_report_is_a_table_with_rich_and_without(
     reportable: Reportable, monkeypatch: pytest.MonkeyPatch
@@ -168,5 +249,7 @@ def test_the_largest_drift_comes_first() -> None:
 def test_anything_else_is_a_clear_error(function: object) -> None:
     with pytest.raises(TypeError, match=r"^cannot report a int: give a Graph, a Plan, what rg\.measure"):
         function(3)  # pyright: ignore[reportCallIssue]
+    with pytest.raises(TypeError, match="cannot report a list"):
+        function([])  # pyright: ignore[reportCallIssue]
     with pytest.raises(TypeError, match="cannot report a str"):
         function({"name": "value"})  # pyright: ignore[reportCallIssue]

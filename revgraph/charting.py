@@ -1,0 +1,136 @@
+"""Charts: plans on the axes of memory and computation, drawn with matplotlib."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from revgraph.planning import Plan, human_bytes, knee
+from revgraph.training.durable import new_file
+
+SUFFIXES = (".svg", ".png")
+# Mid-tones, at least 3:1 against white and against near-black; and a shape each, for who cannot tell colours.
+INK = "#808080"
+FRONTIER, KNEE, CHOSEN, BUDGET = "#3f86c9", "#2f9a72", "#c77d17", "#d9534a"
+BASELINES = (("#a06fc4", "s"), ("#a5754a", "^"), ("#c9629b", "v"), (INK, "P"))
+UNITS = (("B", 1), ("KiB", 2**10), ("MiB", 2**20), ("GiB", 2**30), ("TiB", 2**40))
+INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
+
+
+def chart(
+    plans: Sequence[Plan],
+    path: str | os.PathLike[str],
+    *,
+    chosen: Plan | None = None,
+    budget: int | None = None,
+    baselines: Mapping[str, Plan] | None = None,
+) -> Path:
+    """Draw a frontier into the file `path`, an .svg or .png, and return that path.
+
+    To the right are activation bytes at the peak, upwards FLOPs over ordinary autograd's. The frontier is a
+    staircase, for a budget between two of its `plans` takes the cheaper one in bytes; its knee is marked, and
+    so are the plan `chosen`, the `budget` in bytes, and the `baselines` by name. The ground is transparent,
+    and the colours can be read on light and on dark. The file appears when it is complete.
+
+    Raises:
+        PlanError: there are no plans.
+        ValueError: the suffix is neither of the two.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    target = Path(path)
+    form = target.suffix.lower()
+    if form not in SUFFIXES:
+        raise ValueError(f"cannot draw a chart into {str(target)!r}: use one of {', '.join(SUFFIXES)}")
+    turn = knee(plans)
+    others = dict(baselines or {})
+    title = f"{plans[0].graph.name}: computing again against activation memory"
+    picture = _picture(title, plans, turn, chosen, budget, others, form)
+    if form == ".svg":
+        picture = _described(picture, _description(plans, turn, chosen, budget, others))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(target) as unfinished:
+        unfinished.write_bytes(picture)
+    return target
+
+
+def _picture(
+    title: str,
+    plans: Sequence[Plan],
+    turn: Plan,
+    chosen: Plan | None,
+    budget: int | None,
+    others: Mapping[str, Plan],
+    form: str,
+) -> bytes:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    most = max(budget or 0, *(plan.peak_bytes for plan in (*plans, *others.values())))
+    unit, size = max((each for each in UNITS if each[1] <= most), key=lambda each: each[1], default=UNITS[0])
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "revgraph", "font.size": 11}
+    with rc_context(style | dict.fromkeys(INKED, INK)):
+        figure = Figure(figsize=(8.4, 5.2), layout="constrained")
+        axes = figure.subplots()
+
+        def point(plan: Plan, name: str, colour: str, shape: str, **looks: Any) -> None:
+            x, y = plan.peak_bytes / size, plan.flops_ratio
+            axes.plot([x], [y], shape, color=colour, linestyle="none", label=name, **looks)
+
+        ends = [*((plan.peak_bytes / size, plan.flops_ratio) for plan in plans)]
+        ends.append((most * 1.06 / size, plans[-1].flops_ratio))
+        axes.plot(*zip(*ends, strict=True), color=FRONTIER, linewidth=2, drawstyle="steps-post", zorder=1)
+        xs, ys = zip(*ends[:-1], strict=True)
+        axes.plot(xs, ys, "o", color=FRONTIER, markersize=6, linestyle="none", label="the frontier's plans")
+        point(turn, "its knee", KNEE, "D", markersize=11, markerfacecolor="none", markeredgewidth=2)
+        if chosen is not None:
+            point(chosen, "the plan chosen", CHOSEN, "*", markersize=14, zorder=4)
+        for index, (name, plan) in enumerate(others.items()):
+            colour, shape = BASELINES[index % len(BASELINES)]
+            point(plan, name, colour, shape, markersize=9)
+        if budget is not None:
+            name = f"the budget, {human_bytes(budget)}"
+            axes.axvline(budget / size, color=BUDGET, linestyle="--", linewidth=1.5, label=name)
+        axes.set_title(title, color=INK)
+        axes.set_xlabel(f"activation bytes at the peak, {unit}")
+        axes.set_ylabel("FLOPs over ordinary autograd's")
+        axes.set_xlim(0, most * 1.06 / size)
+        axes.margins(y=0.08)
+        axes.grid(alpha=0.35)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
+        written = io.BytesIO()
+        metadata = {"Date": None, "Title": title} if form == ".svg" else {"Title": title}
+        figure.savefig(written, format=form[1:], dpi=144, transparent=True, metadata=metadata)
+    return written.getvalue()
+
+
+def _description(
+    plans: Sequence[Plan],
+    turn: Plan,
+    chosen: Plan | None,
+    budget: int | None,
+    others: Mapping[str, Plan],
+) -> str:
+    """What the chart shows, in words."""
+    parts = [f"A frontier of {len(plans)} plans from {_place(plans[0])} to {_place(plans[-1])}"]
+    parts.append(f"its knee at {_place(turn)}")
+    if chosen is not None:
+        parts.append(f"the plan chosen at {_place(chosen)}")
+    parts += [f"{name} at {_place(plan)}" for name, plan in others.items()]
+    if budget is not None:
+        parts.append(f"the budget of {human_bytes(budget)}")
+    return "; ".join(parts) + "."
+
+
+def _place(plan: Plan) -> str:
+    return f"{human_bytes(plan.peak_bytes)} and x{plan.flops_ratio:.3f} FLOPs"
+
+
+def _described(svg: bytes, description: str) -> bytes:
+    """The SVG with a description after its title, and told to screen readers as one picture."""
+    text = svg.decode().replace("</title>", f"</title>\n <desc>{escape(description)}</desc>", 1)
+    return text.replace("<svg ", '<svg role="img" lang="en" ', 1).encode()

@@ -1,0 +1,125 @@
+"""`plan`: a budget met or not, the frontier and its chart, and what torch's own checkpoint would take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+import revgraph as rg
+from revgraph.reporting import as_json, report
+
+Run = Callable[..., Any]
+BUDGET = 6_000_000
+
+
+@pytest.fixture(scope="module")
+def graph() -> rg.Graph:
+    return rg.load("revnet-38", batch=4).graph
+
+
+@pytest.fixture
+def loaded(graph: rg.Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`rg.load` gives a RevNet of known graph at once."""
+
+    class Net:
+        pass
+
+    net = Net()
+    net.graph = graph  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setattr(rg, "load", lambda name, batch, **parameters: net)
+
+
+def test_plan_prints_the_plan(revgraph: Run, tiny: Path) -> None:
+    answer = revgraph("plan", tiny, "--batch", 3)
+    assert answer.status == 0
+    assert answer.out == str(report(rg.load(tiny, batch=3).plan)) + "\n"
+
+
+def test_plan_as_json(revgraph: Run, tiny: Path) -> None:
+    chosen = rg.load(tiny, batch=3).plan
+    found = revgraph("plan", tiny, "--batch", 3, "--json").json
+    assert (found["batch"], found["budget_bytes"], found["fits"]) == (3, None, True)
+    assert {name: found[name] for name in as_json(chosen)} == as_json(chosen)
+    assert "frontier" not in found
+
+
+def test_plan_is_drawn(revgraph: Run, tiny: Path, tmp_path: Path) -> None:
+    answer = revgraph("plan", tiny, "--json", "--out", tmp_path / "plan.svg")
+    assert answer.status == 0 and answer.json["network"] == "tiny"
+    assert "plan.svg" in answer.err
+    assert "<svg" in (tmp_path / "plan.svg").read_text()
+
+
+def test_budget_is_kept(revgraph: Run, loaded: None) -> None:
+    found = revgraph("plan", "revnet-38", "--budget", f"{BUDGET:,} B", "--json").json
+    assert found["peak_bytes"] <= found["budget_bytes"] == BUDGET
+    assert found["fits"] is True
+    assert found["flops_ratio"] < revgraph("plan", "revnet-38", "--json").json["flops_ratio"]
+
+
+def test_budget_that_no_plan_fits_is_status_1(revgraph: Run, loaded: None, graph: rg.Graph) -> None:
+    answer = revgraph("plan", "revnet-38", "--budget", "1 MiB")
+    assert answer.status == 1 and answer.out == ""
+    assert answer.err.startswith("error: no plan fits 1.0 MiB")
+    found = revgraph("plan", "revnet-38", "--budget", "1 MiB", "--json")
+    assert found.status == 1 and "no plan fits" in found.err
+    assert found.json["fits"] is False and found.json["budget_bytes"] == 2**20
+    assert 2**20 < found.json["least_bytes"] <= rg.keep_all(graph).peak_bytes
+    assert found.json["node"] in graph.node
+
+
+@pytest.mark.parametrize("budget", ["ten", "0", "-5", "5 parsecs"])
+def test_budget_that_cannot_be_read_is_status_2(revgraph: Run, budget: str) -> None:
+    answer = revgraph("plan", "revnet-38", f"--budget={budget}")
+    assert answer.status == 2 and answer.out == "" and "is no budget" in answer.err
+
+
+def test_frontier_is_a_table(revgraph: Run, loaded: None) -> None:
+    answer = revgraph("plan", "revnet-38", "--frontier")
+    assert answer.status == 0
+    lines = answer.out[answer.out.index("revnet-38: the frontier, predicted") :].splitlines()
+    assert len(lines) > 4 and sum(line.endswith("knee") for line in lines) == 1
+
+
+def test_frontier_as_json(revgraph: Run, loaded: None, graph: rg.Graph) -> None:
+    found = revgraph("plan", "revnet-38", "--frontier", "--json").json
+    sizes = [each["peak_bytes"] for each in found["frontier"]]
+    ratios = [each["flops_ratio"] for each in found["frontier"]]
+    assert sizes == sorted(set(sizes)) and ratios == sorted(set(ratios), reverse=True)
+    assert ratios[-1] == 1.0 and sum(each["knee"] for each in found["frontier"]) == 1
+    plain = found["baselines"]["ordinary autograd"]
+    assert plain == {
+        "peak_bytes": rg.keep_all(graph).peak_bytes,
+        "held_bytes": rg.keep_all(graph).held_bytes,
+        "flops_ratio": 1.0,
+    }
+    assert found["baselines"]["torch's checkpoint per block"]["flops_ratio"] > 1
+
+
+def test_chart_shows_the_frontier_the_budget_and_the_baselines(
+    revgraph: Run, loaded: None, tmp_path: Path
+) -> None:
+    path = tmp_path / "frontier.svg"
+    answer = revgraph("plan", "revnet-38", "--budget", BUDGET, "--chart", path)
+    assert answer.status == 0 and "frontier.svg" in answer.err
+    assert "the frontier, predicted" not in answer.out
+    root = ElementTree.parse(path).getroot()
+    words = {"".join(text.itertext()) for text in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {
+        "the frontier's plans",
+        "its knee",
+        "the plan chosen",
+        "ordinary autograd",
+        "torch's checkpoint per block",
+        "the budget, 5.7 MiB",
+    } <= words
+
+
+@pytest.mark.parametrize("options", [("--chart", "frontier.pdf"), ("--out", "plan.jpeg")])
+def test_unknown_suffix_is_refused_before_planning(revgraph: Run, options: tuple[str, ...]) -> None:
+    answer = revgraph("plan", "no such network", *options)
+    assert answer.status == 2 and "ends in one of" in " ".join(answer.err.split())
