@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import combinations
 
@@ -23,6 +23,8 @@ from revgraph.program import Program
 __all__ = ["with_costs"]
 
 
+# Bytes of a value up to which running on real tensors is faster than on fake ones.
+SMALL = 2**16
 # Up to this many heavy results, every choice among them is a course.
 FEW = 2
 # How a wiring is run again: the course's name, whether backwards, and whether from what came back likewise.
@@ -33,11 +35,18 @@ def with_costs(program: Program, model: nn.Module) -> Graph:
     """The program's graph with the cost of every node.
 
     Each distinct node (same modules, same forms of inputs and gradients) runs once under each decision,
-    alone, through the engine, on tensors without memory. A node that cannot run so (its path depends on
-    values) has no courses, and counts nothing in predictions.
+    alone, through the engine, on tensors without memory, or where all values are small on zeros, which is
+    faster. A node that cannot run so (its path depends on values) has no courses, and counts nothing in
+    predictions.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with untouched(model), _parameters_faked(model, mode), mode, torch.enable_grad():
+    faked = any(value.nbytes > SMALL for value in program.graph.values)
+    mode = FakeTensorMode(allow_non_fake_inputs=True) if faked else None
+    with (
+        untouched(model, faked),
+        _parameters_replaced(model, mode),
+        mode or nullcontext(),
+        torch.enable_grad(),
+    ):
         sweep = Sweep(program, model)
         sweep.forward()
         loss = sweep.backward()
@@ -134,17 +143,27 @@ def _frees(program: Program) -> dict[str, tuple[str, ...]]:
 
 
 @contextmanager
-def _parameters_faked(model: nn.Module, mode: FakeTensorMode) -> Iterator[None]:
-    """Run with parameters without memory in the place of all of the model's."""
+def _parameters_replaced(model: nn.Module, mode: FakeTensorMode | None) -> Iterator[None]:
+    """Run with other parameters in the place of the model's: without memory, or at least with gradients of
+    their own."""
     held: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
+    others: dict[int, Tensor] = {}
     try:
         for module in model.modules():
             table = module.__dict__["_parameters"]
             for name, parameter in table.items():
                 if parameter is not None:
+                    if id(parameter) not in others:
+                        others[id(parameter)] = _replacement(parameter, mode)
                     held.append((table, name, parameter))
-                    table[name] = mode.from_tensor(parameter, static_shapes=True)
+                    table[name] = others[id(parameter)]
         yield
     finally:
         for table, name, parameter in held:
             table[name] = parameter
+
+
+def _replacement(parameter: Tensor, mode: FakeTensorMode | None) -> Tensor:
+    if mode is not None:
+        return mode.from_tensor(parameter, static_shapes=True)
+    return nn.Parameter(parameter.detach(), parameter.requires_grad)

@@ -96,8 +96,6 @@ def record_again(model: nn.Module, at: Situation, graph: Graph, way: Way) -> Rec
         on = replay.tape.current_pass()  # which holds what is captured to its end
         on.stage = LATER if way == "hold" else ""
         made = replay.run(on, set(replay.makes))
-        for name in made if way != "undo" else ():
-            recorder.label(made[name], f"out{node.outputs.index(name)}")
         made.clear()
         for slot in replay.needs:
             slot.release()

@@ -36,9 +36,10 @@ class Posed:
             for name, courses, index in zip(items, self.courses, solution.options, strict=True)
             if index >= 0
         }
-        for index in solution.reruns:  # the engine runs nothing again that it keeps
-            if chosen[items[index]] == ["keep"]:
-                chosen[items[index]] = ["recompute"]
+        # The engine runs nothing again that it keeps, and courses of reruns are known without kept results.
+        for index in solution.reruns:
+            decision, *_ = chosen[items[index]]
+            chosen[items[index]] = ["recompute" if decision == "keep" else decision]
         return decide(
             graph,
             {name: cast("Decision", parts[0]) for name, parts in chosen.items()},

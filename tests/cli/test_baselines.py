@@ -57,8 +57,7 @@ def measured(model: nn.Module, images: Tensor) -> tuple[int, int, int]:
 def test_prediction_is_what_torch_takes(depth: int) -> None:
     """Held bytes and FLOPs are equal.
 
-    The peak is within one stream: torch gives what it runs again back, one by one, where a plan frees it at
-    the end of a node's backward, and holds what a block reads while its backward runs.
+    The peak is within one stream: the two let go of a block's values in a different order.
     """
     images = torch.randn(BATCH, 3, SIDE, SIDE)
     plan = checkpoint_blocks(rg.trace(Chain(depth, checkpointed=False), images).graph)

@@ -64,6 +64,13 @@ def test_training_as_json_and_resumed(revgraph: Run, tiny: Path, tmp_path: Path)
     assert revgraph(*command, "--overwrite").json["test"] == found["test"]
 
 
+def test_training_within_a_budget(revgraph: Run, tiny: Path, tmp_path: Path) -> None:
+    options = ("--steps", 2, "--out", tmp_path / "run", "--no-tensorboard")
+    assert revgraph("train", tiny, *options, "--budget", "1 GiB").status == 0
+    refused = revgraph("train", tiny, *options, "--overwrite", "--budget", "100 B")
+    assert refused.status == 1 and "no plan fits 100 B" in refused.err
+
+
 def test_seed_decides_the_weights(revgraph: Run, tiny: Path, tmp_path: Path) -> None:
     losses = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -104,6 +111,7 @@ def test_network_gets_as_many_classes_as_the_data(
         (("--data", "mnist"), "there is no data set 'mnist'"),
         (("--data", "cifar10:/nowhere"), "there is no folder '/nowhere'"),
         (("--resume",), "there is no checkpoint in"),
+        (("--budget", "ten"), "'ten' is no budget"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(

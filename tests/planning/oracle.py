@@ -2,14 +2,13 @@
 
 A shortest path over the states of a machine: which values are in memory, what each item holds, and where the
 training step stands. Written from the meaning of a problem alone; it shares nothing with the planners but
-the problem's own data.
+the problem's own data. Values are bits of a number.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
-from itertools import chain, combinations
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from revgraph.planning.problem import Item, Option, Problem
@@ -27,9 +26,9 @@ class State(NamedTuple):
 
     done: int
     left: int
-    values: frozenset[int]
+    values: int
     held: tuple[int, ...]
-    owed: frozenset[frozenset[int]] = frozenset()
+    owed: frozenset[int] = frozenset()
 
 
 def least_flops(problem: Problem, limit: int, below: int | None = None) -> int | None:
@@ -38,234 +37,246 @@ def least_flops(problem: Problem, limit: int, below: int | None = None) -> int |
 
 
 class Machine:
+    """The steps that are possible from each state. Values go only where memory is short: later is as good."""
+
     def __init__(self, problem: Problem, limit: int) -> None:
         self.problem = problem
         self.items = problem.items
         self.limit = limit
-        self.given = frozenset(problem.given)
-        self.last_read = {v: i for i, item in enumerate(problem.items) for v in item.inputs}
-        self.maker = {v: i for i, item in enumerate(problem.items) for v in item.outputs}
-        self.known: dict[tuple[frozenset[int], tuple[int, ...], int], int] = {}
-        self.known_wanted: dict[tuple[frozenset[int], int, int], frozenset[int]] = {}
-        self.purposes = self._purposes()
+        self.given = bits(problem.given)
+        self.inputs = [bits(item.inputs) for item in self.items]
+        self.outputs = [bits(item.outputs) for item in self.items]
+        self.needs = [[bits(option.needs) for option in item.options] for item in self.items]
+        self.gives = [[bits(option.gives) & ~self.given for option in item.options] for item in self.items]
+        self.last_read = {v: i for i, item in enumerate(self.items) for v in item.inputs}
+        made = [bits(v for item in self.items[:done] for v in item.outputs) for done in range(len(self.items) + 1)]
+        self.results = [bits(problem.results) & values for values in made]
+        self.stage = self._stages()
+        self.sizes: dict[int, int] = {}
+        self.holds: dict[tuple[int, ...], tuple[int, int]] = {}
+        self.least = [self._least(item) for item in self.items]
+        self.purposes = [self._purpose(left) for left in range(len(self.items) + 1)]
+        self.wishes: dict[tuple[int, int], int] = {}
 
     def search(self, below: int | None) -> int | None:
-        start = State(0, -1, frozenset(), (BARE,) * len(self.items))
+        start = State(0, -1, 0, (BARE,) * len(self.items))
         best = {start: 0}
-        queue: list[tuple[int, int, State]] = [(0, 0, start)]
-        count = 0
+        queue: list[tuple[int, int, int, State]] = [(0, 0, 0, start)]
         while queue:
-            cost, _, state = heapq.heappop(queue)
+            _, _, cost, state = heapq.heappop(queue)
             if cost > best[state]:
                 continue
             if state.left == 0:
                 return cost
             for more, after in self.steps(state):
-                after = self.useful(after)
                 total = cost + more
-                if below is not None and total >= below:
-                    continue
-                if total < best.get(after, total + 1):
+                bound = total + self.still_to_pay(after)
+                if (below is None or bound < below) and total < best.get(after, total + 1):
                     best[after] = total
-                    count += 1
-                    heapq.heappush(queue, (total, count, after))
+                    heapq.heappush(queue, (bound, -len(best), total, after))
         return None
+
+    def still_to_pay(self, state: State) -> int:
+        """No schedule pays less from here on: what holds nothing is replayed or rerun once at least."""
+        left = state.done if state.left < 0 else state.left
+        return sum(self.least[k] for k in range(left) if state.held[k] == BARE)
 
     def steps(self, state: State) -> Iterator[tuple[int, State]]:
         if state.left < 0:
             yield from self.turn(state) if state.done == len(self.items) else self.forward(state)
             return
-        j = state.left - 1
-        if not self.items[j].options:
-            if not state.owed:
-                yield 0, state._replace(left=j)
-        else:
-            yield from self.own_stage(state, j)
-        for k in range(state.left):
-            yield from self.rebuild(state, self.stage_of(state), k)
-        for item in self.items:
-            if not item.options:
-                yield from self.wire(state, item.inputs, item.outputs)
-                yield from self.wire(state, item.outputs, item.inputs)
-        for value in state.values:
-            yield 0, state._replace(values=state.values - {value})
+        short = False
+        for room, cost, after in self.backward(state):
+            if room < 0:
+                short = True
+            else:
+                yield cost, after._replace(values=after.values & self.purposes[after.left])
+        if short:
+            yield from ((0, state._replace(values=state.values & ~bit)) for bit in single(state.values))
 
     def forward(self, state: State) -> Iterator[tuple[int, State]]:
         i, item = state.done, self.items[state.done]
-        before = self.live(state)
-        made = state.values.union(item.outputs)
-        dying = [v for v in {*item.inputs, *item.outputs} - self.given if self.last_read.get(v, i) <= i]
-        ways = [(BARE, 0)] if not item.options else self.holdings(item)
-        for code, peak in ways:
-            held = (*state.held[:i], code, *state.held[i + 1 :])
-            after = State(i + 1, -1, made, held)
-            if max(before + peak, self.live(after)) > self.limit:
-                continue
-            for drop in subsets(dying):
-                yield 0, after._replace(values=made.difference(drop))
+        before, made = self.live(state), state.values | self.outputs[i]
+        dying = [v for v in {*item.inputs, *item.outputs} if self.last_read.get(v, i) <= i]
+        dying_bits = bits(dying) & ~self.given
+        for code, peak in self.holdings(item):
+            after = State(i + 1, -1, made, (*state.held[:i], code, *state.held[i + 1 :]))
+            if max(before + peak, self.live(after)) <= self.limit:
+                drop = dying_bits
+                while True:  # every subset of what forward reads no more
+                    yield 0, after._replace(values=made & ~drop)
+                    if not drop:
+                        break
+                    drop = (drop - 1) & dying_bits
 
     def holdings(self, item: Item) -> list[tuple[int, int]]:
         """What an item may hold from its forward on, and its forward's peak."""
         holding = [(c, option.forward_peak) for c, option in enumerate(item.options) if not bare(option)]
         plain = [option.forward_peak for option in item.options if bare(option)]
-        return [*holding, *([(BARE, min(plain))] if plain else [])]
+        return [*holding, *([(BARE, min(plain, default=0))] if plain or not item.options else [])]
 
     def turn(self, state: State) -> Iterator[tuple[int, State]]:
         if self.live(state) + self.problem.loss_bytes <= self.limit:
-            yield 0, state._replace(left=len(self.items))
+            left = self.stage[len(self.items)]
+            yield 0, state._replace(left=left, values=state.values & self.purposes[left])
 
-    def own_stage(self, state: State, j: int) -> Iterator[tuple[int, State]]:
-        item, live = self.items[j], self.live(state)
-        after = state._replace(left=j, held=(*state.held[:j], BARE, *state.held[j + 1 :]))
-        room = self.limit - live - item.gradient_bytes
-        for option, captured in self.finishes(item, state.held[j]):
-            if option.name == "keep" or captured:
-                if max(0, option.backward_peak - captured) <= room and not state.owed:
-                    yield 0, after
-            elif self.there(state, option.needs) and option.backward_peak <= room:
-                if not paid(state.owed, option.needs):
-                    yield option.flops, after._replace(
-                        values=state.values.union(option.gives) - self.given, owed=frozenset()
-                    )
-
-    def finishes(self, item: Item, code: int) -> list[tuple[Option, int]]:
-        """The options that item may be differentiated under, each with what is captured for it already."""
-        if code >= 0:
-            return [(item.options[code], 0)]
-        if code == CAPTURED:
-            plain = [option for option in item.options if bare(option)]
-            option = next((option for option in plain if option.name == "recompute"), plain[0])
-            return [(option, item.captured_bytes or 0)] if item.captured_bytes else [(free(option), 0)]
-        if code <= -3:
-            option = item.options[-3 - code]
-            return [(option, option.captured_bytes)] if option.captured_bytes else [(free(option), 0)]
-        return [(option, 0) for option in item.options if bare(option)]
-
-    def rebuild(self, state: State, j: int, k: int) -> Iterator[tuple[int, State]]:
-        """Item k run again in the stage of item j: plainly, captured, or as its early replay."""
-        item = self.items[k]
-        if not item.options:
-            return
-        beside = self.items[j].gradient_bytes
-        room = self.limit - self.live(state) - beside
+    def backward(self, state: State) -> Iterator[tuple[int, int, State]]:
+        """Steps with the bytes that they leave free, negative where they do not fit."""
+        j = state.left - 1
+        room = self.limit - self.live(state) - self.items[j].gradient_bytes
+        yield from self.own_stage(state, j, room)
         wanted = self.wanted(state, j)
-        ways: list[tuple[int, State]] = []
-        if self.there(state, item.inputs) and item.rerun_peak <= room:
-            owed = paid(state.owed, item.inputs)
-            run = state._replace(values=state.values.union(item.outputs), owed=owed)
-            ways.append((item.rerun_flops, run))
-            if k < j and state.held[k] == BARE and any(bare(option) for option in item.options):
-                ways.append((item.rerun_flops, captured(run, k, CAPTURED, item.outputs)))
-        if k < j and state.held[k] >= BARE:
-            for c, option in enumerate(item.options):
-                matches = state.held[k] == c or (state.held[k] == BARE and bare(option))
-                if matches and option.gives and self.there(state, option.needs) and option.backward_peak <= room:
-                    owed = paid(state.owed, option.needs)
-                    run = state._replace(values=state.values.union(option.gives) - self.given, owed=owed)
-                    ways.append((option.flops, captured(run, k, -3 - c, option.gives)))
-        for cost, after in ways:
-            if wanted & (after.values - state.values) and self.live(after) + beside <= self.limit:
-                yield cost, after
+        if not wanted:
+            return
+        for k, item in enumerate(self.items):
+            if item.options:
+                ways = self.ways_back(state, j, k) if k < state.left else []
+            else:
+                ways = self.wire(state, self.inputs[k], self.outputs[k])
+                ways += self.wire(state, self.outputs[k], self.inputs[k])
+            for peak, cost, made, after in ways:
+                if made & wanted and after != state:
+                    yield room - max(peak, self.live(after) - self.live(state)), cost, after
 
-    def wanted(self, state: State, j: int) -> frozenset[int]:
-        """What is missing for the stage of item j, and what is missing to rebuild that by any rule."""
-        key = state.values, state.held[j], j
-        if key not in self.known_wanted:
-            there = state.values | self.given
-            finishes = self.finishes(self.items[j], state.held[j])
-            pending = [v for option, done in finishes if not done for v in option.needs if v not in there]
-            found = set[int]()
-            while pending:
-                value = pending.pop()
-                if value in found or value in there:
-                    continue
-                found.add(value)
-                for item in self.items:
-                    if value in item.outputs:
-                        pending += item.inputs
-                    if not item.options and value in item.inputs:
-                        pending += item.outputs
-                    pending += [v for option in item.options if value in option.gives for v in option.needs]
-            self.known_wanted[key] = frozenset(found)
-        return self.known_wanted[key]
+    def own_stage(self, state: State, j: int, room: int) -> Iterator[tuple[int, int, State]]:
+        held = (*state.held[:j], BARE, *state.held[j + 1 :])
+        for c, captured in self.finishes(j, state.held[j]):
+            option = self.items[j].options[c]
+            after = state._replace(left=self.stage[j], held=held, owed=frozenset())
+            if option.name == "keep" or captured is not None:
+                if not state.owed:
+                    yield room - max(0, option.backward_peak - (captured or 0)), 0, after
+            elif self.there(state, self.needs[j][c]) and not paid(state.owed, self.needs[j][c]):
+                values = state.values | self.gives[j][c]
+                yield room - option.backward_peak, option.flops, after._replace(values=values)
 
-    def stage_of(self, state: State) -> int:
-        """The item whose gradient is there; wiring has no stage of its own."""
-        return next((j for j in reversed(range(state.left)) if self.items[j].options), 0)
+    def finishes(self, j: int, code: int) -> list[tuple[int, int | None]]:
+        """The options that item j may be differentiated under, each with what is captured for it already."""
+        item = self.items[j]
+        if code >= 0:
+            return [(code, None)]
+        if code <= -3:
+            return [(-3 - code, item.options[-3 - code].captured_bytes)]
+        plain = [c for c, option in enumerate(item.options) if bare(option)]
+        if code == CAPTURED:
+            chosen = [c for c in plain if item.options[c].name == "recompute"] or plain
+            return [(chosen[0], item.captured_bytes)]
+        return [(c, None) for c in plain]
 
-    def wire(
-        self, state: State, reads: tuple[int, ...], makes: tuple[int, ...]
-    ) -> Iterator[tuple[int, State]]:
-        if self.there(state, reads) and not self.there(state, makes):
-            after = state._replace(
-                values=state.values.union(makes) - self.given, owed=paid(state.owed, reads)
-            )
-            if self.live(after) + self.items[self.stage_of(state)].gradient_bytes <= self.limit:
-                yield 0, after
+    def ways_back(self, state: State, j: int, k: int) -> list[tuple[int, int, int, State]]:
+        """Item k run again in the stage of item j: plainly, captured, or as its early replay."""
+        item, ways = self.items[k], list[tuple[int, int, int, State]]()
+        if self.there(state, self.inputs[k]):
+            made, owed = self.outputs[k], paid(state.owed, self.inputs[k])
+            run = state._replace(values=state.values | made, owed=owed)
+            ways.append((item.rerun_peak, item.rerun_flops, made, run))
+            if k < j and state.held[k] == BARE and any(map(bare, item.options)):
+                ways.append((item.rerun_peak, item.rerun_flops, made, captured_by(run, k, CAPTURED, made)))
+        for c, option in enumerate(item.options):
+            made = self.gives[k][c]
+            matches = state.held[k] == c or (state.held[k] == BARE and bare(option))
+            if k < j and matches and made and self.there(state, self.needs[k][c]):
+                owed = paid(state.owed, self.needs[k][c])
+                run = state._replace(values=state.values | made, owed=owed)
+                ways.append((option.backward_peak, option.flops, made, captured_by(run, k, -3 - c, made)))
+        return ways
 
-    def there(self, state: State, values: tuple[int, ...]) -> bool:
-        return all(value in state.values or value in self.given for value in values)
+    def wire(self, state: State, reads: int, makes: int) -> list[tuple[int, int, int, State]]:
+        makes &= ~self.given
+        if not reads or not self.there(state, reads) or self.there(state, makes):
+            return []
+        owed = paid(state.owed, reads)
+        return [(0, 0, makes, state._replace(values=state.values | makes, owed=owed))]
+
+    def wanted(self, state: State, j: int) -> int:
+        """What the stage of item j may need, and what may be needed to rebuild that, at hand or not."""
+        key = j, state.held[j]
+        if key not in self.wishes:
+            finishes = [c for c, captured in self.finishes(j, state.held[j]) if captured is None]
+            found, before = 0, -1
+            for c in finishes:
+                found |= self.needs[j][c]
+            while found != before:
+                before = found
+                for k, item in enumerate(self.items):
+                    if found & self.outputs[k]:
+                        found |= self.inputs[k]
+                    if not item.options and found & self.inputs[k]:
+                        found |= self.outputs[k]
+                    for c in range(len(item.options)):
+                        if found & self.gives[k][c]:
+                            found |= self.needs[k][c]
+            self.wishes[key] = found
+        return self.wishes[key]
+
+    def there(self, state: State, values: int) -> bool:
+        return not values & ~(state.values | self.given)
 
     def live(self, state: State) -> int:
-        key = state.values, state.held, state.done
-        if key not in self.known:
-            storages = {self.problem.storage_of[value] for value in state.values}
-            storages |= {
-                self.problem.storage_of[v] for v in self.problem.results if self.maker.get(v, -1) < state.done
-            }
-            extra = 0
-            for item, code in zip(self.items, state.held, strict=True):
-                if code == CAPTURED:
-                    extra += item.captured_bytes
-                elif code != BARE:
-                    option = item.options[code if code >= 0 else -3 - code]
-                    extra += option.held_bytes + (option.captured_bytes if code <= -3 else 0)
-                    storages |= {self.problem.storage_of[value] for value in option.pinned}
-            self.known[key] = extra + sum(self.problem.storage_bytes[storage] for storage in storages)
-        return self.known[key]
+        if state.held not in self.holds:
+            self.holds[state.held] = self._held_by(state.held)
+        extra, pinned = self.holds[state.held]
+        values = state.values | pinned | self.results[state.done]
+        if values not in self.sizes:
+            storages = {s for v, s in enumerate(self.problem.storage_of) if values >> v & 1}
+            self.sizes[values] = sum(self.problem.storage_bytes[storage] for storage in storages)
+        return extra + self.sizes[values]
 
-    def useful(self, state: State) -> State:
-        """The state without values that nothing to come can read: dropping them early harms nothing."""
-        if state.left < 0:
-            return state
-        return state._replace(values=state.values & self.purposes[state.left])
+    def _held_by(self, held: tuple[int, ...]) -> tuple[int, int]:
+        """Bytes of internals, and the values pinned."""
+        extra, pinned = 0, 0
+        for item, code in zip(self.items, held, strict=True):
+            if code == CAPTURED:
+                extra += item.captured_bytes
+            elif code != BARE:
+                option = item.options[code if code >= 0 else -3 - code]
+                extra += option.held_bytes + (option.captured_bytes if code <= -3 else 0)
+                pinned |= bits(option.pinned)
+        return extra, pinned
 
-    def _purposes(self) -> list[frozenset[int]]:
-        """For each number of items left, the values that they, or wiring from them, have to do with."""
-        found: list[frozenset[int]] = []
-        for left in range(len(self.items) + 1):
-            values = {v for item in self.items[:left] for v in (*item.inputs, *item.outputs)}
-            while True:
-                more = {
-                    v
-                    for item in self.items
-                    if not item.options and values.intersection((*item.inputs, *item.outputs))
-                    for v in (*item.inputs, *item.outputs)
-                }
-                if more <= values:
-                    break
-                values |= more
-            found.append(frozenset(values))
-        return found
+    def _stages(self) -> list[int]:
+        """For each number of items left, how many are when the next one with a stage of its own has its turn."""
+        stages = [0]
+        for n, item in enumerate(self.items):
+            stages.append(n + 1 if item.options else stages[-1])
+        return stages
+
+    def _least(self, item: Item) -> int:
+        costs = [option.flops for option in item.options if bare(option)]
+        return min([*costs, item.rerun_flops]) if costs else 0
+
+    def _purpose(self, left: int) -> int:
+        """The values that items left to differentiate, or wiring from those, have to do with."""
+        found, before = 0, -1
+        for k in range(left):
+            found |= self.inputs[k] | self.outputs[k]
+        while found != before:
+            before = found
+            for k, item in enumerate(self.items):
+                if not item.options and found & (self.inputs[k] | self.outputs[k]):
+                    found |= self.inputs[k] | self.outputs[k]
+        return found & ~self.given
 
 
-def paid(owed: frozenset[frozenset[int]], reads: tuple[int, ...]) -> frozenset[frozenset[int]]:
-    return frozenset(values for values in owed if not values.intersection(reads))
+def paid(owed: frozenset[int], reads: int) -> frozenset[int]:
+    return frozenset(values for values in owed if not values & reads) if owed else owed
 
 
-def captured(state: State, k: int, code: int, makes: tuple[int, ...]) -> State:
+def captured_by(state: State, k: int, code: int, makes: int) -> State:
     held = (*state.held[:k], code, *state.held[k + 1 :])
-    return state._replace(held=held, owed=state.owed | {frozenset(makes)})
+    return state._replace(held=held, owed=state.owed | {makes})
 
 
 def bare(option: Option) -> bool:
     return option.name != "keep" and not option.held_bytes and not option.pinned
 
 
-def free(option: Option) -> Option:
-    """The option where all is captured, in no bytes."""
-    return Option("keep", backward_peak=option.backward_peak)
+def bits(values: Iterable[int]) -> int:
+    return sum(1 << value for value in set(values))
 
 
-def subsets(values: list[int]) -> Iterator[tuple[int, ...]]:
-    return chain.from_iterable(combinations(values, count) for count in range(len(values) + 1))
+def single(values: int) -> Iterator[int]:
+    while values:
+        bit = values & -values
+        yield bit
+        values ^= bit
