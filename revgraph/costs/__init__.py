@@ -123,7 +123,7 @@ def _kept_results(kept: Recorded | None, decision: Decision) -> Iterator[tuple[i
 def _ways(node: Node, courses: Mapping[str, Course]) -> tuple[Way, ...]:
     if node.kind == "wiring":
         return ()
-    return ("rerun", "hold") if node.kind == "boundary" else ("rerun", "hold", "undo")
+    return ("rerun", "hold") if node.kind == "boundary" else ("rerun", "hold", "undo", "again")
 
 
 def _frees(program: Program) -> dict[str, tuple[str, ...]]:

@@ -24,7 +24,7 @@ from revgraph.runtime.probe import Probe
 from revgraph.runtime.tape import Replay
 
 LATER = "a later stage"
-Way = Literal["undo", "rerun", "hold"]
+Way = Literal["undo", "again", "rerun", "hold"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +76,18 @@ def record(
 def record_again(model: nn.Module, at: Situation, graph: Graph, way: Way) -> Recorded:
     """The course of a node that is run again by itself, not for its own backward.
 
-    `undo` gives an inverted coupling's target back, `rerun` gives the outputs again, and `hold` captures
-    besides.
+    `undo` gives an inverted coupling's target back and captures, `again` does so without capturing; `rerun`
+    gives the outputs again, and `hold` captures besides.
     """
     node = at.node
-    net = _net_of(model, at, graph, "invert" if way == "undo" else "recompute", again=way != "undo")
+    undoes = way in ("undo", "again")
+    net = _net_of(model, at, graph, "invert" if undoes else "recompute", again=not undoes)
     recorder = Recorder(at.tensors)
     watching = _Watching(recorder, node)
     with _uncollected(), recorder, torch.enable_grad(), net.watched_by(watching):
         env, inputs = _inputs(at, recorder)
         net._record(env)
-        for index, name in enumerate(node.outputs if way == "undo" else ()):
+        for index, name in enumerate(node.outputs if undoes else ()):
             recorder.label(env[name], f"out{index}")
         env.clear()
         del inputs
@@ -95,6 +96,8 @@ def record_again(model: nn.Module, at: Situation, graph: Graph, way: Way) -> Rec
         replay = watching.replays[-1]
         on = replay.tape.current_pass()  # which holds what is captured to its end
         on.stage = LATER if way == "hold" else ""
+        if way == "again":
+            on.captured[replay.step.index] = []
         made = replay.run(on, set(replay.makes))
         made.clear()
         for slot in replay.needs:

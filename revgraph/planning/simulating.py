@@ -202,7 +202,7 @@ class Machine:
             sources = [self.plan.sources.get(name) for name in node.outputs]
             chained = all(source is not None and source.how == "rewired" for source in sources)
             return "rewire chained" if chained else "rewire"
-        return step.action if step.action not in ("invert", "again") else "undo"
+        return "undo" if step.action == "invert" else step.action
 
     def _follow(
         self,

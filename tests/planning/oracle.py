@@ -56,7 +56,7 @@ class Machine:
         self.holds: dict[tuple[int, ...], tuple[int, int]] = {}
         self.least = [self._least(item) for item in self.items]
         self.purposes = [self._purpose(left) for left in range(len(self.items) + 1)]
-        self.wishes: dict[tuple[int, int], int] = {}
+        self.wishes: dict[tuple[int, int, int], int] = {}
 
     def search(self, below: int | None) -> int | None:
         start = State(0, -1, 0, (BARE,) * len(self.items))
@@ -91,8 +91,9 @@ class Machine:
                 short = True
             else:
                 yield cost, after._replace(values=after.values & self.purposes[after.left])
-        if short:
-            yield from ((0, state._replace(values=state.values & ~bit)) for bit in single(state.values))
+        # What memory has room for need not go yet, except to be rebuilt by what captures on the way.
+        going = state.values if short else state.values & self.wanted(0, state.held, state.left - 1)
+        yield from ((0, state._replace(values=state.values & ~bit)) for bit in single(going))
 
     def forward(self, state: State) -> Iterator[tuple[int, State]]:
         i, item = state.done, self.items[state.done]
@@ -125,7 +126,7 @@ class Machine:
         j = state.left - 1
         room = self.limit - self.live(state) - self.items[j].gradient_bytes
         yield from self.own_stage(state, j, room)
-        wanted = self.wanted(state, j)
+        wanted = self.wanted(state.values, state.held, j)
         if not wanted:
             return
         for k, item in enumerate(self.items):
@@ -135,7 +136,7 @@ class Machine:
                 ways = self.wire(state, self.inputs[k], self.outputs[k])
                 ways += self.wire(state, self.outputs[k], self.inputs[k])
             for peak, cost, made, after in ways:
-                if made & wanted and after != state:
+                if made & wanted & ~state.values:
                     yield room - max(peak, self.live(after) - self.live(state)), cost, after
 
     def own_stage(self, state: State, j: int, room: int) -> Iterator[tuple[int, int, State]]:
@@ -188,24 +189,24 @@ class Machine:
         owed = paid(state.owed, reads)
         return [(0, 0, makes, state._replace(values=state.values | makes, owed=owed))]
 
-    def wanted(self, state: State, j: int) -> int:
-        """What the stage of item j may need, and what may be needed to rebuild that, at hand or not."""
-        key = j, state.held[j]
+    def wanted(self, values: int, held: tuple[int, ...], j: int) -> int:
+        """What is missing for the stage of item j, and what is missing to rebuild that, by any rule."""
+        key = values, held[j], j
         if key not in self.wishes:
-            finishes = [c for c, captured in self.finishes(j, state.held[j]) if captured is None]
+            there = values | self.given
             found, before = 0, -1
-            for c in finishes:
-                found |= self.needs[j][c]
+            for c, captured in self.finishes(j, held[j]):
+                found |= self.needs[j][c] & ~there if captured is None else 0
             while found != before:
                 before = found
                 for k, item in enumerate(self.items):
                     if found & self.outputs[k]:
-                        found |= self.inputs[k]
+                        found |= self.inputs[k] & ~there
                     if not item.options and found & self.inputs[k]:
-                        found |= self.outputs[k]
+                        found |= self.outputs[k] & ~there
                     for c in range(len(item.options)):
                         if found & self.gives[k][c]:
-                            found |= self.needs[k][c]
+                            found |= self.needs[k][c] & ~there
             self.wishes[key] = found
         return self.wishes[key]
 

@@ -1,0 +1,1 @@
+"""Parts of the frontier benchmark: memory against computation, revgraph beside what torch offers itself."""
