@@ -13,7 +13,7 @@ PEERS_READY := $(PEERS)/.ready
 # The documentation's theme otherwise advertises its successor on every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test check docs bench-peers clean
+.PHONY: demo test check docs bench bench-peers bench-frontier bench-planning clean
 
 demo: $(READY)
 	$(BIN)/python -m revgraph.training.demo --out runs/demo
@@ -31,6 +31,15 @@ check: $(READY)
 docs: $(READY)
 	$(BIN)/mkdocs build --strict
 	@echo "The documentation is in site/index.html"
+
+bench: bench-peers bench-frontier bench-planning
+
+# matplotlib, for the charts, is in the peers' environment.
+bench-frontier: $(PEERS_READY)
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python -m benchmarks.frontier
+
+bench-planning: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.planning_time
 
 bench-peers: $(PEERS_READY)
 	$(PEERS)/bin/python -m benchmarks.peers

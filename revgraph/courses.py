@@ -34,8 +34,9 @@ class Course:
     """The events of a node's forward and backward under one decision, with their FLOPs.
 
     Labels name storages: `in0`, `out0`, `go0` are those of the node's inputs, outputs and output gradients
-    by index, `target` is a rebuilt target, and other labels are the node's own. What the node holds past its forward has no `drop` in
-    `forward`. `replay_flops` are part of neither `flops`, those of the forward, nor `backward_flops`.
+    by index, `target` is a rebuilt target, and other labels are the node's own. What the node holds past
+    its forward has no `drop` in `forward`. `replay_flops` are part of neither `flops`, those of the
+    forward, nor `backward_flops`.
     """
 
     forward: tuple[Event, ...] = ()

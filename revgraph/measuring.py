@@ -124,7 +124,8 @@ def check(net: ReversibleModule, *inputs: Any, seed: int = 0, **extras: Any) -> 
 
 
 def activation_bytes(net: ReversibleModule, *inputs: Any, **extras: Any) -> tuple[int, int]:
-    """The bytes of one training step as `measure` gives them, at the peak and held at the turn, and no more."""
+    """The bytes of one training step as `measure` gives them, at the peak and held at the turn, and no
+    more."""
     return _isolated(net, (inputs, extras), lambda: _bytes(net, inputs, extras))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -43,13 +44,14 @@ def partitioned(model: nn.Module, budget: float) -> Run:
     """The graphs that the compiler's partitioner makes under a memory budget from 0 to 1, run as they are.
 
     The partitioner is the one of `torch.compile`; no code is generated, so the figures are the partition's.
-    Each graph frees what it is given and what it made after its last use.
+    Each graph frees what it is given and what it made after its last use. BatchNorm keeps no running averages
+    here: the graphs save them for the backward pass, which then fails because the forward pass updates them.
     """
     from functorch.compile import aot_module, min_cut_rematerialization_partition
     from torch._functorch import config
 
     compiled = aot_module(
-        model,
+        _without_averages(model),
         fw_compiler=_interpreted,
         bw_compiler=_interpreted,
         partition_fn=min_cut_rematerialization_partition,
@@ -60,6 +62,16 @@ def partitioned(model: nn.Module, budget: float) -> Run:
             return compiled(*values)
 
     return run
+
+
+def _without_averages(model: nn.Module) -> nn.Module:
+    """A copy on the same parameters whose BatchNorms have no running averages."""
+    copied = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    for module in copied.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+    return copied
 
 
 def _in_turn(blocks: Sequence[nn.Module]) -> Run:

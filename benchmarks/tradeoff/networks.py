@@ -79,7 +79,8 @@ def wide_chain(blocks: int, batch: int, width: int) -> Network:
 
 class Halves(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return x.chunk(2, dim=1)
+        x1, x2 = x.chunk(2, dim=1)
+        return x1, x2
 
 
 class Joined(nn.Module):

@@ -186,12 +186,15 @@ def _duel(network: Network, other: Point, budget: int, base: Step) -> Duel:
 def _why_more(plan: rg.Plan, theirs: int, ours: int) -> str:
     """What the planner proved of its own choices, against the FLOPs that the other one computes again."""
     extra = f"{ours - theirs:,} FLOPs"
-    if plan.bound > theirs:
+    if plan.status == "optimal" or plan.bound > theirs:
         return (
-            f"{extra} more; no plan of revgraph's formulation computes less than {plan.bound:,} again here, "
-            f"the other one {theirs:,}: it recomputes single operators, across nodes"
+            f"{extra} more; no plan of revgraph's formulation computes less than {plan.bound:,} again within "
+            f"that budget, the other one {theirs:,}"
         )
-    return f"{extra} more; the planner proved only that {plan.bound:,} FLOPs again are needed ({plan.status})"
+    return (
+        f"{extra} more; the planner found nothing better, and did not prove that there is nothing "
+        f"(bound {plan.bound:,}, the other one {theirs:,})"
+    )
 
 
 def _reason(problem: Exception) -> str:

@@ -29,7 +29,7 @@ def form_of(tensor: Tensor, storage: Hashable) -> Form:
     return Form(
         tuple(tensor.shape),
         tensor.stride(),
-        tensor.storage_offset(),
+        int(tensor.storage_offset()),
         tensor.dtype,
         tensor.device,
         storage,
@@ -89,5 +89,5 @@ class Exit(torch.autograd.Function):
         return torch.zeros((), device=tensors[0].device)
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: object, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         return None, *ctx.make()  # type: ignore[attr-defined]

@@ -53,8 +53,8 @@ class Sweep:
             self.forms.update(dict.fromkeys(operation.makes))
             for event in recorded.course.forward if recorded is not None else ():
                 if event[0] == "identity":
-                    name = node.inputs[event[2]]
-                    self._same[node.outputs[event[1]]] = self._same.get(name, name)
+                    source: str = node.inputs[event[2]]
+                    self._same[node.outputs[event[1]]] = self._same.get(source, source)
             for index, name in enumerate(node.outputs):
                 form = recorded.outputs[index] if recorded is not None else None
                 self.forms[name] = self._dense(name, False) if form is None else _placed(form, name, at)
@@ -151,8 +151,9 @@ class Sweep:
     def _loss(self) -> Situation | None:
         """The mean of squares of the outputs that require a gradient."""
         names = [leaf.name for leaf in leaves(self.program.results) if isinstance(leaf, Named)]
-        forms = {name: self.forms.get(name) for name in names}
-        live = [name for name in names if isinstance(forms[name], Form) and forms[name].requires_grad]
+        every = {name: self.forms.get(name) for name in names}
+        forms = {name: form for name, form in every.items() if isinstance(form, Form) and form.requires_grad}
+        live = [name for name in names if name in forms]
         if not live:
             return None
         inputs = tuple(dict.fromkeys(live))

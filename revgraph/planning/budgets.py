@@ -153,11 +153,11 @@ class _Search:
         return best if allowed == budget else replace(best, status="feasible")
 
     def _too_small(self, budget: int, least: Plan) -> BudgetError:
-        *_, node = least.peak_at.partition(" of ")
+        when, _, node = least.peak_at.partition(" of ")
         return BudgetError(
             f"no plan fits {human_bytes(budget)} ({budget:,} bytes): the least peak is "
-            f"{human_bytes(least.peak_bytes)} ({least.peak_bytes:,} bytes), at the {least.peak_at.split()[0]} of "
-            f"{node!r}. Raise the budget, lower the batch, or split that node.",
+            f"{human_bytes(least.peak_bytes)} ({least.peak_bytes:,} bytes), at the {when} of {node!r}. "
+            "Raise the budget, lower the batch, or split that node.",
             least_bytes=least.peak_bytes,
             node=node,
         )

@@ -1,8 +1,8 @@
 """Chains: a state that passes through one node after another, and the best schedule of its training step.
 
-The dynamic programme is Rotor's (Beaumont et al. 2021, "Optimal checkpointing for heterogeneous chains"), with
-inversion: where a node can be undone, its input need not be stored or recomputed, the nodes after it hand it
-back. Checkpointing of what is not invertible and inversion of what is are thus one recursion.
+The dynamic programme is Rotor's (Beaumont et al. 2021, "Optimal checkpointing for heterogeneous chains"),
+with inversion: where a node can be undone, its input need not be stored or recomputed, the nodes after it
+hand it back. Checkpointing of what is not invertible and inversion of what is are thus one recursion.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from revgraph.planning.curves import Curve, added, lowest, moved, step
 class Way:
     """One way to take a node forward and, later, back.
 
-    `held` bytes stay from the one to the other; `shared` of them are the input state's. To go back it `needs` the node's input, its output (then it
-    gives the input), or nothing more than what it holds, and computes `flops`. Peaks are the most on top of
-    the state that goes in and whatever else is alive when forward or backward begins. `option` names it.
+    `held` bytes stay from the one to the other; `shared` of them are the input state's. To go back it
+    `needs` the node's input, its output (then it gives the input), or nothing more than what it holds, and
+    computes `flops`. Peaks are the most on top of the state that goes in and whatever else is alive when
+    forward or backward begins. `option` names it.
     """
 
     needs: Literal["nothing", "input", "output"]
@@ -75,7 +76,7 @@ ABSENT, OTHERS, OURS = 0, 1, 2
 
 
 class Key(NamedTuple):
-    """The task to turn the gradient after node `j` into the one before node `i`, in the letters of the design.
+    """The task to turn the gradient after node `j` into the one before node `i`, in the design's letters.
 
     `p`: the input of i is absent, someone else's, or ours to drop. `r`: the output of j is there at the
     start. `d`: the input of i must be there at the end. With j one past the last node, the forward pass and
@@ -198,7 +199,7 @@ class ChainProgramme:
 
     def _ways(self, key: Key) -> Iterator[Choice]:
         """The first node goes forward in one of its ways, then comes the rest, then its own backward."""
-        i, j, p, _, d = key
+        i, j, d = key.i, key.j, key.d
         node, own, beside = self.chain.nodes[i - 1], self._own(key), self._beside(i, j)
         for way in node.first if j > self.last else node.again:
             if way.needs == "input" and not way.held:

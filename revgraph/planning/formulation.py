@@ -16,10 +16,10 @@ from revgraph.planning.problem import Problem
 class Formulation:
     """Columns by what they decide, with the rows that make a solution of them legal.
 
-    `option[k, c]`: item k is under its option c. `captured[k, j]`: it is captured by a rerun in stage j instead.
-    `rerun[k, j]`: item k is run again in stage j. `at[v, j]`: value v is at hand when stage j replays;
-    `carried[v, n]`: it stays from v's event n - 1 (the turn for n = 0) to its event n. `peak` is the budget.
-    `ties` names for an item another one that is decided as it is.
+    `option[k, c]`: item k is under its option c. `captured[k, j]`: it is captured by a rerun in stage j
+    instead. `rerun[k, j]`: item k is run again in stage j. `at[v, j]`: value v is at hand when stage j
+    replays; `carried[v, n]`: it stays from v's event n - 1 (the turn for n = 0) to its event n. `peak` is
+    the budget. `ties` names for an item another one that is decided as it is.
     """
 
     def __init__(self, problem: Problem, scale: float, *, depth: int, ties: Mapping[int, int]) -> None:
@@ -162,7 +162,8 @@ class Formulation:
 
 
 class _Sweep:
-    """Availability over wiring: against the program's order, then along it, so that nothing supports itself."""
+    """Availability over wiring: against the program's order, then along it, so that nothing supports
+    itself."""
 
     def __init__(self, formulation: Formulation, before: Mapping[tuple[int, int], Sequence[int]]) -> None:
         self.formulation = formulation

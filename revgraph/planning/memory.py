@@ -19,8 +19,8 @@ NOTHING = 1e-12
 class Memory:
     """Rows that keep every step within the column `peak`, in units of the formulation's scale.
 
-    Backward stages are counted from 0. Each row says in full what is held: HiGHS finds far better cuts in such
-    rows than where running sums chain them together.
+    Backward stages are counted from 0. Each row says in full what is held: HiGHS finds far better cuts in
+    such rows than where running sums chain them together.
     """
 
     def __init__(self, formulation: Formulation) -> None:
@@ -80,7 +80,8 @@ class Memory:
                     self.later[last_read[storage]].append((column, size))
 
     def _pins(self) -> defaultdict[int, list[tuple[int, int]]]:
-        """For each storage, by stage in backward order: a column at least 1 where this or a later stage pins."""
+        """For each storage, by stage in backward order: a column at least 1 where this or a later stage
+        pins."""
         pinning: defaultdict[int, defaultdict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
         for k in self.f.events.stages:
             for c, option in enumerate(self.problem.items[k].options):

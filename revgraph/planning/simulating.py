@@ -229,8 +229,8 @@ class Machine:
                 else:
                     self._parameter(node.cost.shared[event[1] - len(node.inputs)], number)
             elif what == "identity":
-                name = node.inputs[event[2]]
-                self.same[node.outputs[event[1]]] = self.same.get(name, name)
+                source: str = node.inputs[event[2]]
+                self.same[node.outputs[event[1]]] = self.same.get(source, source)
             elif what in ("born", "same"):
                 number = self.memory.born(event[2]) if what == "born" else self.memory.hold(labels[event[2]])
                 labels[event[1]] = number
@@ -299,12 +299,12 @@ def _contributors(plan: Plan) -> Counter[str]:
     for node in plan.graph.nodes:
         for event in plan.course(node).forward:
             if event[0] == "identity":
-                name = node.inputs[event[2]]
-                same[node.outputs[event[1]]] = same.get(name, name)
+                source: str = node.inputs[event[2]]
+                same[node.outputs[event[1]]] = same.get(source, source)
         for event in plan.course(node).backward:
             if event[0] == "grad" and event[1] < len(node.inputs):
-                name = node.inputs[event[1]]
-                parts[same.get(name, name)] += 1
+                arriving: str = node.inputs[event[1]]
+                parts[same.get(arriving, arriving)] += 1
             elif event[0] == "grad":
                 parts[node.cost.shared[event[1] - len(node.inputs)]] += 1
     return parts

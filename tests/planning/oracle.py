@@ -19,7 +19,7 @@ BARE, CAPTURED = -1, -2
 class State(NamedTuple):
     """`done` items have run forward, `left` ones are yet to be differentiated (-1: before the turn).
 
-    `held[k]` is what item k holds: `BARE` nothing, an option's index what that option holds, `CAPTURED` what a
+    `held[k]` is what item k holds: `BARE` nothing, an option's index what the option holds, `CAPTURED` what a
     rerun captured, `-3 - c` what an early replay under option c did. One of the values in each of `owed` has
     to be read before the stage ends: nothing captures except on the way to a value.
     """
@@ -49,7 +49,8 @@ class Machine:
         self.needs = [[bits(option.needs) for option in item.options] for item in self.items]
         self.gives = [[bits(option.gives) & ~self.given for option in item.options] for item in self.items]
         self.last_read = {v: i for i, item in enumerate(self.items) for v in item.inputs}
-        made = [bits(v for item in self.items[:done] for v in item.outputs) for done in range(len(self.items) + 1)]
+        counts = range(len(self.items) + 1)
+        made = [bits(v for item in self.items[:done] for v in item.outputs) for done in counts]
         self.results = [bits(problem.results) & values for values in made]
         self.stage = self._stages()
         self.sizes: dict[int, int] = {}
@@ -236,7 +237,7 @@ class Machine:
         return extra, pinned
 
     def _stages(self) -> list[int]:
-        """For each number of items left, how many are when the next one with a stage of its own has its turn."""
+        """For each number of items left, how many are when the next with a stage of its own has its turn."""
         stages = [0]
         for n, item in enumerate(self.items):
             stages.append(n + 1 if item.options else stages[-1])

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import revgraph as rg
 from revgraph.measuring import activation_bytes
-from revgraph.specs import example_inputs
 from revgraph.specs import build as build_spec
+from revgraph.specs import example_inputs
 
 # Eight runs of twenty-five graphs each, so that they spread over test processes.
 GRAPHS = settings(
