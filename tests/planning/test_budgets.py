@@ -1,0 +1,151 @@
+"""Budgets: plans that fit, the frontier and its knee, errors that say how many bytes would do."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import revgraph as rg
+from revgraph.planning import parse_bytes
+
+MIB = 2**20
+
+
+class Net(nn.Module):
+    """A stem, reversible blocks and a head, wide enough that choices differ."""
+
+    def __init__(self, depth: int = 4, width: int = 16) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(width, 2 * width), nn.Linear(2 * width, 3)
+        self.blocks = nn.ModuleList(
+            rg.Additive(self._function(width), self._function(width)) for _ in range(depth)
+        )
+
+    def _function(self, width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(width, 4 * width), nn.Tanh(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x1, x2 = self.stem(x).chunk(2, 1)
+        for block in self.blocks:
+            x1, x2 = block(x1, x2)
+        return self.head(torch.cat([x1, x2], 1))
+
+
+@pytest.fixture(scope="module")
+def graph() -> rg.Graph:
+    return rg.trace(Net(), torch.randn(32, 16)).graph
+
+
+@pytest.fixture(scope="module")
+def frontier(graph: rg.Graph) -> list[rg.Plan]:
+    return rg.frontier(graph)
+
+
+def test_frontier_rises_in_bytes_and_falls_strictly_in_flops(frontier: list[rg.Plan]) -> None:
+    assert len(frontier) > 3
+    for before, after in itertools.pairwise(frontier):
+        assert before.peak_bytes < after.peak_bytes
+        assert before.flops_ratio > after.flops_ratio
+    assert frontier[-1].flops_ratio == 1.0
+
+
+def test_frontier_begins_at_the_least_peak(graph: rg.Graph, frontier: list[rg.Plan]) -> None:
+    assert frontier[0].peak_bytes == rg.plan(graph).peak_bytes
+
+
+def test_cost_never_rises_with_the_budget(graph: rg.Graph, frontier: list[rg.Plan]) -> None:
+    low, high = frontier[0].peak_bytes, rg.keep_all(graph).peak_bytes
+    budgets = [low + (high - low) * step // 12 for step in range(13)]
+    plans = [rg.plan(graph, budget=budget) for budget in budgets]
+    for budget, plan in zip(budgets, plans, strict=True):
+        assert plan.peak_bytes <= budget
+    ratios = [plan.flops_ratio for plan in plans]
+    assert ratios == sorted(ratios, reverse=True)
+
+
+def test_plan_within_a_frontier_points_bytes_is_no_dearer(graph: rg.Graph, frontier: list[rg.Plan]) -> None:
+    for point in frontier:
+        assert rg.plan(graph, budget=point.peak_bytes).flops_ratio <= point.flops_ratio + 1e-12
+
+
+def test_knee_is_on_the_frontier(frontier: list[rg.Plan]) -> None:
+    assert rg.knee(frontier) in frontier
+    with pytest.raises(rg.PlanError, match="a frontier without plans has no knee"):
+        rg.knee([])
+
+
+def test_large_budget_keeps_everything(graph: rg.Graph) -> None:
+    plan = rg.plan(graph, budget="1 GiB")
+    assert set(plan.decisions.values()) == {"keep"}
+    assert plan.status == "optimal"
+
+
+def test_impossible_budget_names_the_least_bytes_and_the_node(graph: rg.Graph) -> None:
+    with pytest.raises(
+        rg.BudgetError, match=r"no plan fits 1.0 KiB \(1,024 bytes\): the least peak is"
+    ) as caught:
+        rg.plan(graph, budget=1024)
+    assert caught.value.least_bytes == rg.plan(graph).peak_bytes
+    assert caught.value.node in {node.name for node in graph.nodes} | {"the loss"}
+    assert rg.plan(graph, budget=caught.value.least_bytes).peak_bytes <= caught.value.least_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        (1, 1), ("1", 1), ("300 MiB", 300 * MIB), ("1.5 GB", 1_500_000_000), ("2kb", 2000),
+        (" 4 KiB ", 4096), ("1,024 B", 1024), (".5 gib", 2**29),
+    ],
+)  # fmt: skip
+def test_bytes_are_read(text: int | str, count: int) -> None:
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize(
+    "wrong", [0, -1, True, 1.5, None, "", "MiB", "3 parsecs", "1e400", "-3 MB", "0 B", [1]]
+)
+def test_wrong_budget_is_an_error(wrong: Any) -> None:
+    with pytest.raises(rg.PlanError, match="is no budget: give bytes as a whole number above 0"):
+        parse_bytes(wrong)
+
+
+def test_anchors_are_stored(graph: rg.Graph) -> None:
+    name = next(node.outputs[0] for node in graph.planned if node.kind == "coupling")
+    assert name in rg.plan(graph, anchors=[name]).stored
+    with pytest.raises(rg.PlanError, match="anchor 'ghost' is no value of the graph"):
+        rg.plan(graph, anchors=["ghost"])
+
+
+def test_explain_names_what_is_kept_and_computed_again(graph: rg.Graph) -> None:
+    plan = rg.plan(graph)
+    for node in graph.planned:
+        assert plan.explain(node.name).startswith(f"{node.name}: {plan.decisions[node.name]}, ")
+
+
+def test_simulation_agrees_with_the_plan(graph: rg.Graph, frontier: list[rg.Plan]) -> None:
+    for plan in frontier:
+        moments = rg.simulate(plan)
+        assert max(moment.peak_bytes for moment in moments) == plan.peak_bytes
+        assert next(m.live_bytes for m in moments if m.step.action == "loss") == plan.held_bytes
+        ran = [moment.step.node for moment in moments if moment.step.action == "run"]
+        turned = [moment.step.node for moment in moments if moment.step.action == "backward"]
+        assert [name for name in reversed(turned) if name in ran] == [name for name in ran if name in turned]
+
+
+def test_every_plan_of_the_frontier_gives_the_gradients_of_ordinary_autograd() -> None:
+    torch.manual_seed(0)
+    model, x = Net().double(), torch.randn(8, 16, dtype=torch.double)
+    net = rg.trace(model, x)
+    model(x).pow(2).mean().backward()
+    expected = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    for plan in rg.frontier(net.graph):
+        net.plan = plan
+        model.zero_grad()
+        net(x).pow(2).mean().backward()
+        found = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        for one, two in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
