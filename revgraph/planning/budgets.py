@@ -22,6 +22,8 @@ UNITS = {
 }  # fmt: skip
 SECONDS = 8.0
 POINTS = 16
+# Couplings and boundaries beyond which the least peak is not looked for unless a budget is given.
+MANY = 150
 ATTEMPTS = 4
 
 
@@ -34,7 +36,9 @@ def plan(
     """The plan that computes least again within a memory budget; without one, within the least peak.
 
     `budget` is in activation bytes, or text such as "300 MiB" or "1.5 GB". `anchors` are values to store
-    whatever they cost. The plan is checked by simulation, so its peak never exceeds the budget.
+    whatever they cost. The plan is checked by simulation, so its peak never exceeds the budget. Without a
+    budget, a graph of more than 150 couplings and boundaries gets every coupling inverted and every boundary
+    kept, at once: looking for the least peak takes long there.
 
     Raises:
         BudgetError: no plan fits; the error has the least bytes that do, and the node that needs them.
@@ -51,11 +55,13 @@ def plan(
             "plans that bound the drift are not available in this version: store values of your choice with "
             "`anchors`, and measure with revgraph.check"
         )
-    limit = None if budget is None else parse_bytes(budget)
     anchors = tuple(anchors)
     for name in anchors:
         if name not in graph.value:
             raise PlanError(f"anchor {name!r} is no value of the graph")
+    limit = None if budget is None else parse_bytes(budget)
+    if limit is None and len(graph.planned) > MANY:
+        return _with_status(decide(graph, {}, anchors), None)
     search = _Search(pose(graph), anchors)
     return search.least() if limit is None else search.within(limit)
 
@@ -144,6 +150,9 @@ class _Search:
             # The model is off by this much here; what it proves then holds for the corrected budget only.
             allowed -= excess
         fitting = [each for each in found if each.peak_bytes <= budget]
+        if not fitting:  # the solver ran out of time, or the budget is too small
+            fitting = [each for each in frontier(self.posed.graph) if each.peak_bytes <= budget]
+            fitting = [] if self.anchors else fitting
         if not fitting:
             least = self.least()
             if least.peak_bytes > budget:

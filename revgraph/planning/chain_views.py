@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import networkx as nx
 
@@ -74,6 +74,13 @@ class ChainView:
         for state, found in by_state.items():
             for value in self.states[state]:
                 spans[value] += [(made, read) for made, read in found]
+        began: dict[int, int] = {}
+        for time, (do, node, way) in enumerate(actions):
+            if do == "forward":
+                began[node] = time
+            elif way is not None:
+                for value in way.values:
+                    spans[value].append((began[node], time))
         return {value: _merged_spans(found) for value, found in spans.items()}
 
     @staticmethod
@@ -181,17 +188,12 @@ class _Viewing:
         made = [value for other in problem.items[self.nodes[n] : after] for value in other.outputs]
         # Results count here: the chain holds them only once their node has run.
         out = sum(problem.storage_bytes[s] for s in {problem.storage_of[value] for value in made})
-        first, again = list[Way](), list[Way]()
-        for c, option in enumerate(item.options):
-            way = self._way(n, c, option, out)
-            if way is not None:
-                first.append(way)
-        plain = [way for way in first if not way.held and item.options[way.option].name != "keep"]
+        first = [way for c, option in enumerate(item.options) for way in self._ways(n, c, option, out)]
         rerun_peak = max(item.rerun_peak, out)
-        for way in plain:
-            again.append(Way(way.needs, 0, way.flops, rerun_peak, way.backward_peak, way.option))
+        plain = [way for way in first if _is_plain(item.options[way.option])]
+        again = [replace(way, forward_peak=rerun_peak) for way in plain]
         if plain:
-            option = next((way.option for way in plain if way.needs == "input"), plain[0].option)
+            option = next((c for c, each in enumerate(item.options) if each.name == "recompute" and _is_plain(each)), plain[0].option)
             backward = max(0, item.options[option].backward_peak - item.captured_bytes)
             forward = max(item.rerun_peak, out + item.captured_bytes)
             again.append(Way("nothing", item.captured_bytes, 0, forward, backward, option))
@@ -205,22 +207,39 @@ class _Viewing:
             rerun_peak=rerun_peak,
         )
 
-    def _way(self, n: int, c: int, option: Option, out: int) -> Way | None:
-        held = option.held_bytes + self._bytes(option.pinned)
+    def _ways(self, n: int, c: int, option: Option, out: int) -> Iterator[Way]:
+        """The ways that an option stands for: with its output, its whole input, or what it needs of that held."""
+        held, given = option.held_bytes + self._bytes(option.pinned), self.given
         shared = self._bytes({v for v in option.pinned if v in self.states[n]})
         forward = max(option.forward_peak, option.held_bytes + out)
+        way = Way("nothing", held, option.flops, forward, option.backward_peak, c, shared)
         if option.name == "keep":
-            return Way("nothing", held, option.flops, forward, option.backward_peak, c, shared)
-        before, after = (
-            self._closure(self.states[n]) | self.given,
-            self._closure(self.states[n + 1]) | self.given,
-        )
+            yield way
+            return
+        before, after = self._closure(self.states[n]) | given, self._closure(self.states[n + 1]) | given
         if option.gives and set(option.needs) <= after:
-            back = self._closure({*option.gives, *after}) | self.given
+            back = self._closure({*option.gives, *after}) | given
             if set(self.states[n]) <= back:
-                extra = self._bytes({*self.states[n + 1], *option.needs}) - self._bytes(self.states[n + 1])
-                return Way("output", held, option.flops, forward, option.backward_peak + extra, c, shared)
+                extra = self._beyond(option.needs, self.states[n + 1])
+                yield replace(way, needs="output", backward_peak=option.backward_peak + extra)
         if set(option.needs) <= before:
-            extra = self._bytes({*self.states[n], *option.needs}) - self._bytes(self.states[n])
-            return Way("input", held, option.flops, forward, option.backward_peak + extra, c, shared)
-        return None
+            extra = self._beyond(option.needs, self.states[n])
+            if _is_plain(option):
+                yield replace(way, needs="input", backward_peak=option.backward_peak + extra)
+            values = tuple(value for value in option.needs if value not in given)
+            holding = replace(
+                way,
+                held=option.held_bytes + self._bytes({*option.pinned, *values}),
+                shared=self._bytes({v for v in (*option.pinned, *values) if v in self.states[n]}),
+                values=values,
+            )
+            if set(values) <= set(self.states[n]) and (holding.held > held or not _is_plain(option)):
+                yield holding
+
+    def _beyond(self, values: Iterable[int], state: Iterable[int]) -> int:
+        """Bytes that values take where a state is in memory."""
+        return self._bytes({*state, *values}) - self._bytes(state)
+
+
+def _is_plain(option: Option) -> bool:
+    return option.name != "keep" and not option.held_bytes and not option.pinned

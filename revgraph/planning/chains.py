@@ -32,6 +32,7 @@ class Way:
     backward_peak: int = 0
     option: int = 0
     shared: int = 0
+    values: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +194,7 @@ class ChainProgramme:
 
     def _back(self, key: Key) -> Iterator[Choice]:
         for way in self.chain.nodes[key.j - 1].again:
-            if way.needs == "input" and not way.held:
+            if way.needs == "input":
                 least = self._own(key) + self._gradient(key.j) + way.backward_peak
                 yield Choice("back", way.flops, least, (), way)
 
@@ -202,11 +203,11 @@ class ChainProgramme:
         i, j, d = key.i, key.j, key.d
         node, own, beside = self.chain.nodes[i - 1], self._own(key), self._beside(i, j)
         for way in node.first if j > self.last else node.again:
-            if way.needs == "input" and not way.held:
+            if way.needs == "input":
                 continue  # a jump by one
             if way.needs == "nothing" and i == j:
                 continue  # a replay, which holds its input to the end of its stage
-            stays = own if way.needs == "input" or (way.needs == "nothing" and d) else 0
+            stays = own if way.needs == "nothing" and d else 0
             stays = max(0, stays - way.shared)
             back = stays + way.held + self._gradient(i) + way.backward_peak
             back += self.state[i] if way.needs == "output" else 0
