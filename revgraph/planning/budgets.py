@@ -147,8 +147,8 @@ class _Search:
             excess = legal.peak_bytes - budget
             if excess <= 0:
                 break
-            # The model is off by this much here; what it proves then holds for the corrected budget only.
-            allowed -= excess
+            # The model is off here; what it proves then holds for the corrected budget only.
+            allowed = min(budget - (legal.peak_bytes - solution.peak_bytes), solution.peak_bytes - 1)
         fitting = [each for each in found if each.peak_bytes <= budget]
         if not fitting:  # the solver ran out of time, or the budget is too small
             fitting = [each for each in frontier(self.posed.graph) if each.peak_bytes <= budget]

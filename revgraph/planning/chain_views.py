@@ -41,7 +41,7 @@ class ChainView:
                 options[self.items[node - 1]] = way.option
             elif do == "forward" and time > turn:
                 reruns.add(self.items[node - 1])
-                if way is not None and way.needs == "nothing":
+                if way is not None and way.needs == "nothing" and not way.values:
                     holds[self.items[node - 1]] = self.items[stage_at[time] - 1]
         stored, drops = set[int](), defaultdict[int, set[int]](set)
         for value, spans in self._spans(actions).items():

@@ -130,7 +130,7 @@ def test_random_graphs(number: int) -> None:
         if net.graph.loss is None:
             return
         chosen = decisions(net.graph, lambda words: data.draw(st.sampled_from(words)))
-        for plan in [*rg.frontier(net.graph, points=6), rg.decide(net.graph, chosen)]:
+        for plan in [*rg.frontier(net.graph, points=4), rg.decide(net.graph, chosen)]:
             agree(net, plan, *inputs)
         drawn.append(recipe)
 
