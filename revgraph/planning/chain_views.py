@@ -193,7 +193,10 @@ class _Viewing:
         plain = [way for way in first if _is_plain(item.options[way.option])]
         again = [replace(way, forward_peak=rerun_peak) for way in plain]
         if plain:
-            option = next((c for c, each in enumerate(item.options) if each.name == "recompute" and _is_plain(each)), plain[0].option)
+            option = next(
+                (c for c, each in enumerate(item.options) if each.name == "recompute" and _is_plain(each)),
+                plain[0].option,
+            )
             backward = max(0, item.options[option].backward_peak - item.captured_bytes)
             forward = max(item.rerun_peak, out + item.captured_bytes)
             again.append(Way("nothing", item.captured_bytes, 0, forward, backward, option))
@@ -208,7 +211,7 @@ class _Viewing:
         )
 
     def _ways(self, n: int, c: int, option: Option, out: int) -> Iterator[Way]:
-        """The ways that an option stands for: with its output, its whole input, or what it needs of that held."""
+        """The ways that an option stands for: with its output, its whole input, or what it needs held."""
         held, given = option.held_bytes + self._bytes(option.pinned), self.given
         shared = self._bytes({v for v in option.pinned if v in self.states[n]})
         forward = max(option.forward_peak, option.held_bytes + out)

@@ -35,6 +35,7 @@ class Programme:
     _columns: list[int] = field(default_factory=list)
     _values: list[float] = field(default_factory=list)
     _starts: list[int] = field(default_factory=lambda: [0])
+    _rows: set[tuple[tuple[tuple[int, float], ...], float, float]] = field(default_factory=set)
     _matrix: scipy.sparse.csr_array | None = None
 
     def column(self, low: float = 0, high: float = 1, *, whole: bool = False) -> int:
@@ -45,13 +46,17 @@ class Programme:
         return len(self.low) - 1
 
     def row(self, terms: Terms, low: float = -np.inf, high: float = np.inf) -> None:
-        """A new row; terms of one column are added up."""
+        """A new row, unless there is the same already; terms of one column are added up."""
         summed: dict[int, float] = {}
         for column, value in terms:
             summed[column] = summed.get(column, 0.0) + value
         filled = [(column, value) for column, value in summed.items() if value]
         if not filled:
             return
+        signature = (tuple(sorted(filled)), low, high)
+        if signature in self._rows:
+            return
+        self._rows.add(signature)
         for column, value in filled:
             self._columns.append(column)
             self._values.append(value)

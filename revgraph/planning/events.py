@@ -14,8 +14,8 @@ class Events:
 
     `of` gives each value's stages in backward order. `reruns` gives for an item the stages in which it may
     be run again: the first in backward order to read what it makes, and up to `depth` in all, the others
-    being those in which an item that reads it may be run again. `readers` are the items with options that
-    read a value, `joined` the wirings' values that are known together.
+    being those in which an item that reads it may be run again. `neighbours` are the items that make or
+    read a value.
     """
 
     def __init__(self, problem: Problem, depth: int) -> None:
@@ -24,6 +24,10 @@ class Events:
         self.given = set(problem.given)
         self.stages = [k for k, item in reversed(list(enumerate(problem.items))) if item.options]
         self.wirings = [k for k, item in enumerate(problem.items) if not item.options and item.inputs]
+        self.neighbours: defaultdict[int, list[int]] = defaultdict(list)
+        for k, item in enumerate(problem.items):
+            for value in (*item.inputs, *item.outputs):
+                self.neighbours[value].append(k)
         self.family = self._families()
         self.reruns = self._reruns()
         self.of = self._events()

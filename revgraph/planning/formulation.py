@@ -11,6 +11,7 @@ from revgraph.planning.columns import Programme
 from revgraph.planning.events import Events
 from revgraph.planning.memory import Memory
 from revgraph.planning.problem import Problem
+from revgraph.planning.tying import Ties
 
 
 class Formulation:
@@ -22,7 +23,7 @@ class Formulation:
     the budget. `ties` names for an item another one that is decided as it is.
     """
 
-    def __init__(self, problem: Problem, scale: float, *, depth: int, ties: Mapping[int, int]) -> None:
+    def __init__(self, problem: Problem, scale: float, *, depth: int, ties: Ties) -> None:
         self.problem = problem
         self.scale = scale
         self.ties = ties
@@ -59,7 +60,7 @@ class Formulation:
     def _decisions(self) -> None:
         programme, items = self.programme, self.problem.items
         for k in sorted(self.events.stages):
-            like = self.ties.get(k, k)
+            like = self.ties.like.get(k, k)
             capturable = any(c.name != "keep" and not c.held_bytes and not c.pinned for c in items[k].options)
             for c in range(len(items[k].options)):
                 self.option[k, c] = self.option[like, c] if like != k else programme.column(whole=True)
@@ -85,12 +86,27 @@ class Formulation:
         return stages[n] if n < len(stages) else None
 
     def _values(self) -> None:
+        leads: dict[tuple[tuple[int, ...], ...], int] = {}
         for value, stages in self.events.of.items():
+            lead = leads.setdefault(self._surroundings(value, stages), value)
             # Wiring adds up sources, which must not build up a whole from parts.
             wired = len(self.events.relatives(value)) > 1
             for n, j in enumerate(stages):
+                if lead != value:
+                    self.carried[value, n] = self.carried[lead, n]
+                    self.at[value, j] = self.at[lead, self.events.of[lead][n]]
+                    continue
                 self.carried[value, n] = self.programme.column(whole=wired and n == 0)
                 self.at[value, j] = self.programme.column()
+
+    def _surroundings(self, value: int, stages: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """Equal for values whose every stage and neighbour is tied in the same way."""
+        around = (*stages, *self.events.neighbours[value])
+        if len(self.events.relatives(value)) > 1 or not self.ties.inner.issuperset(around):
+            return ((-1, value),)
+        likes = tuple(self.ties.like.get(k, k) for k in around)
+        first = min(around)
+        return likes, tuple(k - first for k in around)
 
     def _availability(self) -> None:
         """A value is at hand where it was carried to, is rerun, or comes over wiring from what is at hand."""

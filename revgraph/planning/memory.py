@@ -31,6 +31,7 @@ class Memory:
         self.count = len(self.position)
         self.size = [each / formulation.scale for each in self.problem.storage_bytes]
         self.changes: list[defaultdict[int, float]] = [defaultdict(float) for _ in range(self.count + 1)]
+        self.known: dict[tuple[frozenset[int], frozenset[int]], int] = {}
         self.at_turn: list[tuple[int, float]] = []
         self.later: defaultdict[int, list[tuple[int, float]]] = defaultdict(list)
         results = {self.problem.storage_of[value] for value in self.problem.results}
@@ -91,12 +92,9 @@ class Memory:
         for storage, by_stage in pinning.items():
             below: int | None = None
             for t in sorted(by_stage, reverse=True):
-                column = self.programme.column()
-                terms = [*((each, 1.0) for each in by_stage[t]), (column, -1.0)]
-                self.programme.at_most(terms, 0)
-                if below is not None:
-                    self.programme.implies(below, [column])
-                below = column
+                below = column = self._any_of(
+                    frozenset(by_stage[t]), frozenset() if below is None else frozenset((below,))
+                )
                 pins[storage].append((t, column))
             pins[storage].reverse()
         return pins
@@ -115,11 +113,21 @@ class Memory:
                 covering.append(pins[pin][1])
             if not covering or first == after:
                 continue
-            column = self.programme.column()
-            for each in covering:
-                self.programme.implies(each, [column])
-            parts.append((column, first, after - 1))
+            parts.append((self._any_of(frozenset(), frozenset(covering)), first, after - 1))
         return parts
+
+    def _any_of(self, together: frozenset[int], each: frozenset[int]) -> int:
+        """A column that is at least the sum of the columns `together`, and at least each of the others."""
+        if not together and len(each) == 1:
+            return next(iter(each))
+        key = together, each
+        if key not in self.known:
+            self.known[key] = column = self.programme.column()
+            if together:
+                self.programme.at_most([*((part, 1.0) for part in together), (column, -1.0)], 0)
+            for part in each:
+                self.programme.implies(part, [column])
+        return self.known[key]
 
     def _internals(self) -> None:
         """Internals held from forward or from a capturing rerun to the item's own stage."""
@@ -141,6 +149,8 @@ class Memory:
         beyond = self.constant + self.problem.loss_bytes / self.f.scale
         for i in reversed(range(len(steps))):
             base, peaks = steps[i]
+            if i in self.f.ties.silent:
+                continue
             if base + max(peaks.values(), default=0.0) > beyond:
                 own = [(self.f.option[i, c], peak) for c, peak in peaks.items()]
                 self.programme.at_most([*columns[: held[i]], *own, (self.f.peak, -1.0)], -base)
@@ -178,7 +188,8 @@ class Memory:
                 held[column] += size
                 if abs(held[column]) < NOTHING:
                     del held[column]
-            self._stage(j, held)
+            if j not in self.f.ties.silent:
+                self._stage(j, held)
 
     def _stage(self, j: int, held: Mapping[int, float]) -> None:
         """A stage's own replay and differentiation, and each rerun in it, fit beside what is held."""

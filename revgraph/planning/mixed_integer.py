@@ -14,6 +14,7 @@ from revgraph.planning.formulation import Formulation
 from revgraph.planning.merging import merge
 from revgraph.planning.problem import Problem, Solution
 from revgraph.planning.reading import read
+from revgraph.planning.tying import Ties
 
 # How often a programme is solved again with what its last solution got wrong forbidden.
 ATTEMPTS = 6
@@ -51,7 +52,7 @@ class Planner:
         self.merged = merge(problem)
         self.kept = keep_everything(problem)
         self.scale = float(max(1, self.kept.peak_bytes))
-        self.formulation = Formulation(self.merged.problem, self.scale, depth=depth, ties={})
+        self.formulation = Formulation(self.merged.problem, self.scale, depth=depth, ties=Ties())
         self.objective = self.formulation.objective()
         self.forbidden: dict[int, float] = {}
 

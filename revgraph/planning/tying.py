@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from revgraph.planning.problem import Problem
 
@@ -10,50 +13,88 @@ from revgraph.planning.problem import Problem
 LONGEST_BLOCK = 8
 
 
-def runs(problem: Problem) -> list[tuple[int, int, int]]:
-    """Where blocks of items repeat: (first item, items a block, blocks), in order and without overlap."""
+class Part(NamedTuple):
+    """`count` equal blocks of `period` items from item `start` on, decided alike."""
+
+    start: int
+    period: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ties:
+    """For items that are decided like an earlier one, that one; and how far apart they are.
+
+    `inner` are the items whose surroundings are tied as well: they lie neither in the first nor in the last
+    block of their part. `silent` ones need no memory rows, for others of their part need as much.
+    """
+
+    like: Mapping[int, int] = field(default_factory=dict)
+    inner: frozenset[int] = frozenset()
+    silent: frozenset[int] = frozenset()
+
+
+def runs(problem: Problem) -> list[Part]:
+    """Where blocks of items repeat, in order and without overlap."""
     looks = [item.look if item.options else ~len(item.inputs) for item in problem.items]
-    found: list[tuple[int, int, int]] = []
+    found: list[Part] = []
     start = 0
     while start < len(looks):
-        best = (0, 0)
+        best = Part(start, 1, 1)
         for period in range(1, LONGEST_BLOCK + 1):
-            count = _repeats(looks, start, period)
-            if count > 1 and (count * period, -period) > (best[0] * best[1], -best[1]):
-                best = count, period
-        count, period = best
-        if count > 1:
-            found.append((start, period, count))
-        start += max(1, count * period)
+            part = Part(start, period, _repeats(looks, start, period))
+            if part.count > 1 and part.count * period > best.count * best.period:
+                best = part
+        if best.count > 1:
+            found.append(best)
+        start += best.count * best.period
     return found
 
 
 def _repeats(looks: Sequence[int], start: int, period: int) -> int:
     block, count = looks[start : start + period], 1
+    if len(block) < period:
+        return 0
     while looks[start + count * period : start + (count + 1) * period] == block:
         count += 1
     return count
 
 
-def ties(problem: Problem, groups: int, free: frozenset[int] = frozenset()) -> Mapping[int, int]:
-    """For each item that is decided like an earlier one that one, so that about `groups` decisions are left.
+def parts_of(problem: Problem, groups: int) -> list[Part]:
+    """Runs cut into parts so that about `groups` decisions are left; none where there are no more than that.
 
-    The first and the last block of a run stay by themselves: they meet something else. So do `free` items.
+    The first and the last block of a run stay by themselves: they meet something else.
     """
-    decided = [k for k, item in enumerate(problem.items) if item.options]
-    if len(decided) <= groups:
-        return {}
-    repeated = runs(problem)
-    inner = sum(period * max(0, count - 2) for _, period, count in repeated)
-    share = max(1, groups - (len(decided) - inner)) / max(1, inner)
-    tied: dict[int, int] = {}
+    decided = sum(bool(item.options) for item in problem.items)
+    if decided <= groups:
+        return []
+    repeated = [run for run in runs(problem) if run.count > 3]
+    inner = sum(run.period * (run.count - 2) for run in repeated)
+    share = max(1, groups - (decided - inner)) / max(1, inner)
+    parts: list[Part] = []
     for start, period, count in repeated:
-        parts = max(1, round((count - 2) * share))
-        for block in range(1, count - 1):
-            part = (block - 1) * parts // (count - 2)
-            lead = 1 + -(-part * (count - 2) // parts)
+        pieces = max(1, round((count - 2) * share))
+        bounds = [1 + n * (count - 2) // pieces for n in range(pieces + 1)]
+        parts += [
+            Part(start + first * period, period, after - first)
+            for first, after in itertools.pairwise(bounds)
+            if after - first > 1
+        ]
+    return parts
+
+
+def tied(problem: Problem, parts: Sequence[Part]) -> Ties:
+    """All blocks of each part tied to its first."""
+    like: dict[int, int] = {}
+    inner, silent = set[int](), set[int]()
+    for start, period, count in parts:
+        for block in range(1, count):
             for place in range(period):
-                k, like = start + block * period + place, start + lead * period + place
-                if lead != block and problem.items[k].options and not {k, like} & free:
-                    tied[k] = like
-    return tied
+                k = start + block * period + place
+                if problem.items[k].options:
+                    like[k] = start + place
+                if block < count - 1:
+                    inner.add(k)
+                if 1 < block < count - 2:
+                    silent.add(k)
+    return Ties(like, frozenset(inner), frozenset(silent))

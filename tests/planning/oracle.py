@@ -168,7 +168,7 @@ class Machine:
     def ways_back(self, state: State, j: int, k: int) -> list[tuple[int, int, int, State]]:
         """Item k run again in the stage of item j: plainly, captured, or as its early replay."""
         item, ways = self.items[k], list[tuple[int, int, int, State]]()
-        # What holds anything from its forward on is not run again: the engine could not tell its two runs apart.
+        # What holds anything from its forward on is not run again: its two runs could not be told apart.
         if state.held[k] < 0 and self.there(state, self.inputs[k]):
             made, owed = self.outputs[k], paid(state.owed, self.inputs[k])
             run = state._replace(values=state.values | made, owed=owed)
