@@ -14,11 +14,11 @@ LONGEST_BLOCK = 8
 
 
 class Part(NamedTuple):
-    """`count` equal blocks of `period` items from item `start` on, decided alike."""
+    """`times` equal blocks of `period` items from item `start` on, decided alike."""
 
     start: int
     period: int
-    count: int
+    times: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,11 @@ def runs(problem: Problem) -> list[Part]:
         best = Part(start, 1, 1)
         for period in range(1, LONGEST_BLOCK + 1):
             part = Part(start, period, _repeats(looks, start, period))
-            if part.count > 1 and part.count * period > best.count * best.period:
+            if part.times > 1 and part.times * period > best.times * best.period:
                 best = part
-        if best.count > 1:
+        if best.times > 1:
             found.append(best)
-        start += best.count * best.period
+        start += best.times * best.period
     return found
 
 
@@ -68,8 +68,8 @@ def parts_of(problem: Problem, groups: int) -> list[Part]:
     decided = sum(bool(item.options) for item in problem.items)
     if decided <= groups:
         return []
-    repeated = [run for run in runs(problem) if run.count > 3]
-    inner = sum(run.period * (run.count - 2) for run in repeated)
+    repeated = [run for run in runs(problem) if run.times > 3]
+    inner = sum(run.period * (run.times - 2) for run in repeated)
     share = max(1, groups - (decided - inner)) / max(1, inner)
     parts: list[Part] = []
     for start, period, count in repeated:
