@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from revgraph.planning.sources import needs, sources_of
 from revgraph.program import Named, Operation, Program
 from revgraph.runtime.module import ReversibleModule
 from revgraph.runtime.probe import Probe
-from revgraph.runtime.tape import Replay
+from revgraph.runtime.tape import Pass, Replay
 
 LATER = "a later stage"
 Way = Literal["undo", "again", "rerun", "hold"]
@@ -77,35 +77,61 @@ def record_again(model: nn.Module, at: Situation, graph: Graph, way: Way) -> Rec
     """The course of a node that is run again by itself, not for its own backward.
 
     `undo` gives an inverted coupling's target back and captures, `again` does so without capturing; `rerun`
-    gives the outputs again, and `hold` captures besides.
+    gives the outputs again, and `hold` captures besides: its course has the node's backward after that, too.
     """
     node = at.node
     undoes = way in ("undo", "again")
     net = _net_of(model, at, graph, "invert" if undoes else "recompute", again=not undoes)
     recorder = Recorder(at.tensors)
     watching = _Watching(recorder, node)
-    with _uncollected(), recorder, torch.enable_grad(), net.watched_by(watching):
-        env, inputs = _inputs(at, recorder)
-        net._record(env)
-        for index, name in enumerate(node.outputs if undoes else ()):
-            recorder.label(env[name], f"out{index}")
-        env.clear()
-        del inputs
-        start = recorder.now
-        watching.in_backward = True
-        replay = watching.replays[-1]
-        on = replay.tape.current_pass()  # which holds what is captured to its end
-        on.stage = LATER if way == "hold" else ""
-        if way == "again":
-            on.captured[replay.step.index] = []
-        made = replay.run(on, set(replay.makes))
-        made.clear()
-        for slot in replay.needs:
-            slot.release()
-        events = [
-            event for event in recorder.events(start, recorder.now) if event[0] not in ("replay", "done")
-        ]
-    return Recorded(Course(forward=tuple(events), flops=watching.replay_flops))
+    spans: list[int] = []
+    try:
+        with _uncollected(), recorder, torch.enable_grad(), net.watched_by(watching):
+            env, inputs = _inputs(at, recorder)
+            net._record(env)
+            outputs = [env[name] for name in node.outputs]
+            for index, output in enumerate(outputs if undoes else ()):
+                recorder.label(output, f"out{index}")
+            env.clear()
+            watching.in_backward = True
+
+            def run() -> None:
+                spans.append(recorder.now)
+                on = _run_again(watching, way)
+                spans.append(recorder.now)
+                del on
+
+            leaving = _leave(at, recorder, outputs, inputs, before=run) if way == "hold" else None
+            del outputs, inputs
+            flops = recorder.flops
+            if leaving is None:
+                run()
+            else:
+                spans += _backward(recorder, at, *leaving)
+    finally:
+        for tensor in at.tensors:
+            tensor.grad = None
+    forward, *backward = [
+        tuple(event for event in recorder.events(start, end) if event[0] not in ("replay", "done"))
+        for start, end in zip(spans[::2], spans[1::2], strict=True)
+    ]
+    after = recorder.flops - flops - watching.replay_flops
+    return Recorded(Course(forward, *backward, flops=watching.replay_flops, backward_flops=after))
+
+
+def _run_again(watching: _Watching, way: Way) -> Pass:
+    """Run the last replay that the net left; the pass, which holds what is captured to its end."""
+    replay = watching.replays[-1]
+    watching.replays.clear()
+    on = replay.tape.current_pass()
+    on.stage = LATER if way == "hold" else ""
+    if way == "again":
+        on.captured[replay.step.index] = []
+    made = replay.run(on, set(replay.makes))
+    made.clear()
+    for slot in replay.needs:
+        slot.release()
+    return on
 
 
 def record_wiring(model: nn.Module, at: Situation, outputs: Sequence[Form], backwards: bool) -> Recorded:
@@ -250,15 +276,7 @@ def _run(
     watching.in_backward = True
     end = started = turn
     if leaving is not None:
-        loss, starts = leaving
-        root = torch.zeros_like(loss)
-        recorder.leave_out(root)
-        loss.backward(root)
-        (started,) = starts
-        end = recorder.now
-        for tensor in at.tensors:
-            if tensor.grad is not None:
-                recorder.leave_out(tensor.grad)
+        started, end = _backward(recorder, at, *leaving)
     course = Course(
         forward=(*recorder.events(start, turn), *(("drop", label) for label in lent)),
         backward=_with_needs_dropped(recorder.events(started, end)),
@@ -267,6 +285,19 @@ def _run(
         backward_flops=recorder.flops - flops - watching.replay_flops,
     )
     return Recorded(course, forms, dict(recorder.arrivals), heavy)
+
+
+def _backward(recorder: Recorder, at: Situation, loss: Tensor, starts: list[int]) -> tuple[int, int]:
+    """Run the node's backward; between which points of the log it lies."""
+    root = torch.zeros_like(loss)
+    recorder.leave_out(root)
+    loss.backward(root)
+    (started,) = starts
+    end = recorder.now
+    for tensor in at.tensors:
+        if tensor.grad is not None:
+            recorder.leave_out(tensor.grad)
+    return started, end
 
 
 def _inputs(at: Situation, recorder: Recorder) -> tuple[dict[str, Any], list[Tensor]]:
@@ -295,9 +326,16 @@ def _inputs(at: Situation, recorder: Recorder) -> tuple[dict[str, Any], list[Ten
 
 
 def _leave(
-    at: Situation, recorder: Recorder, outputs: list[Any], inputs: list[Tensor]
+    at: Situation,
+    recorder: Recorder,
+    outputs: list[Any],
+    inputs: list[Tensor],
+    before: Callable[[], None] | None = None,
 ) -> tuple[Tensor, list[int]] | None:
-    """A scalar whose backward starts the node's, and where the log stands once it has; None without any."""
+    """A scalar whose backward starts the node's, and where the log stands once it has; None without any.
+
+    What is to be done `before` is done in that backward, ahead of the gradients.
+    """
     roots = [
         (index, output, form)
         for index, (output, form) in enumerate(zip(outputs, at.gradients, strict=False))
@@ -313,6 +351,8 @@ def _leave(
     starts: list[int] = []
 
     def make() -> list[Tensor]:
+        if before is not None:
+            before()
         gradients = tensors_of(forms)
         for index, gradient in zip(indices, gradients, strict=True):
             recorder.label(gradient, f"go{index}", told=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -20,10 +21,10 @@ UNITS = {
     "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
 }  # fmt: skip
-SECONDS = 8.0
+SECONDS = 1.5
 POINTS = 16
-# Couplings and boundaries beyond which the least peak is not looked for unless a budget is given.
-MANY = 150
+# The least of a frontier's seconds, and of a plan's, that is left for what is solved last.
+LEAST_SECONDS = 0.2
 ATTEMPTS = 4
 
 
@@ -32,13 +33,14 @@ def plan(
     budget: int | str | None = None,
     max_drift: float | None = None,
     anchors: Iterable[str] = (),
+    seconds: float = SECONDS,
 ) -> Plan:
     """The plan that computes least again within a memory budget; without one, within the least peak.
 
     `budget` is in activation bytes, or text such as "300 MiB" or "1.5 GB". `anchors` are values to store
-    whatever they cost. The plan is checked by simulation, so its peak never exceeds the budget. Without a
-    budget, a graph of more than 150 couplings and boundaries gets every coupling inverted and every boundary
-    kept, at once: looking for the least peak takes long there.
+    whatever they cost. The plan is checked by simulation, so its peak never exceeds the budget. The search
+    ends after about so many `seconds`; a plan that is then "feasible" rather than "optimal" may become
+    better with more of them.
 
     Raises:
         BudgetError: no plan fits; the error has the least bytes that do, and the node that needs them.
@@ -60,21 +62,20 @@ def plan(
         if name not in graph.value:
             raise PlanError(f"anchor {name!r} is no value of the graph")
     limit = None if budget is None else parse_bytes(budget)
-    if limit is None and len(graph.planned) > MANY:
-        return _with_status(decide(graph, {}, anchors), None)
-    search = _Search(pose(graph), anchors)
+    search = _Search(pose(graph), anchors, seconds)
     return search.least() if limit is None else search.within(limit)
 
 
-def frontier(graph: Graph, points: int = POINTS) -> list[Plan]:
+def frontier(graph: Graph, points: int = POINTS, seconds: float = 10 * SECONDS) -> list[Plan]:
     """Plans from the least peak to ordinary autograd's speed: bytes rise, FLOPs strictly fall.
 
-    The first is `plan(graph)`; the last computes nothing again.
+    The first is the plan of the least peak; the last computes nothing again. The search for about so many
+    `points` ends after about so many `seconds`.
     """
-    posed = pose(graph)
-    least = _least(posed, Planner(posed.problem))
-    found = [_planned(posed, solution) for solution in solved_frontier(posed.problem, points)]
-    found += [_with_status(each, None) for each in (decide(graph, {}), keep_all(graph))]
+    search = _Search(pose(graph), (), seconds)
+    least = search.least(share=1 / 4)
+    found = [search.planned(each) for each in solved_frontier(search.planner, points, search.left())]
+    found += search.by_hand()
     later = [each for each in found if each is not None and each.peak_bytes > least.peak_bytes]
     return _strictly_falling([least, *later])
 
@@ -123,25 +124,37 @@ def parse_bytes(budget: int | str) -> int:
 class _Search:
     """Looks for plans: solves the problem, and corrects its budget by what the simulation says."""
 
-    def __init__(self, posed: Posed, anchors: tuple[str, ...]) -> None:
+    def __init__(self, posed: Posed, anchors: tuple[str, ...], seconds: float) -> None:
         self.posed = posed
         self.anchors = anchors
+        self.end = time.monotonic() + seconds
         self.planner = Planner(posed.problem)
 
-    def least(self) -> Plan:
-        """The least peak, then the least FLOPs."""
-        return _least(self.posed, self.planner, self.anchors)
+    def left(self) -> float:
+        """The seconds that are left to search."""
+        return max(LEAST_SECONDS, self.end - time.monotonic())
+
+    def least(self, share: float = 1.0) -> Plan:
+        """The plan of the least peak, and of the least FLOPs within it."""
+        end = time.monotonic() + share * self.left()
+        solved = self.planner.least(share * self.left())
+        found = [self.planned(solved), *self.by_hand()]
+        # What the model calls best may hold more in truth: a little above it there may be better.
+        if found[0] is not None and found[0].peak_bytes > solved.peak_bytes:
+            for allowed in (found[0].peak_bytes - 1, (found[0].peak_bytes + solved.peak_bytes) // 2):
+                near = self.planner.within(allowed, max(LEAST_SECONDS, end - time.monotonic()))
+                found += [] if near is None else [self.planned(near)]
+        legal = [each for each in found if each is not None]
+        return min(legal, key=lambda each: (each.peak_bytes, each.flops_ratio))
 
     def within(self, budget: int) -> Plan:
         """The least FLOPs within the budget."""
         found: list[Plan] = []
         allowed = budget
         for _ in range(ATTEMPTS):
-            solution = self.planner.within(allowed, SECONDS)
-            if solution is None:
-                break
-            legal = _planned(self.posed, solution, self.anchors)
-            if legal is None:
+            solution = self.planner.within(allowed, self.left())
+            legal = None if solution is None else self.planned(solution)
+            if solution is None or legal is None:
                 break
             found.append(legal)
             excess = legal.peak_bytes - budget
@@ -149,50 +162,38 @@ class _Search:
                 break
             # The model is off here; what it proves then holds for the corrected budget only.
             allowed = min(budget - (legal.peak_bytes - solution.peak_bytes), solution.peak_bytes - 1)
-        fitting = [each for each in found if each.peak_bytes <= budget]
-        if not fitting:  # the solver ran out of time, or the budget is too small
-            fitting = [each for each in frontier(self.posed.graph) if each.peak_bytes <= budget]
-            fitting = [] if self.anchors else fitting
+        fitting = [each for each in (*found, *self.by_hand()) if each.peak_bytes <= budget]
         if not fitting:
             least = self.least()
             if least.peak_bytes > budget:
-                raise self._too_small(budget, least)
+                raise _too_small(budget, least)
             fitting.append(least)
         best = min(fitting, key=lambda each: (each.flops_ratio, each.peak_bytes))
         return best if allowed == budget else replace(best, status="feasible")
 
-    def _too_small(self, budget: int, least: Plan) -> BudgetError:
-        when, _, node = least.peak_at.partition(" of ")
-        return BudgetError(
-            f"no plan fits {human_bytes(budget)} ({budget:,} bytes): the least peak is "
-            f"{human_bytes(least.peak_bytes)} ({least.peak_bytes:,} bytes), at the {when} of {node!r}. "
-            "Raise the budget, lower the batch, or split that node.",
-            least_bytes=least.peak_bytes,
-            node=node,
-        )
+    def by_hand(self) -> list[Plan]:
+        """The plans that every search competes with: all couplings inverted, and ordinary autograd."""
+        graph = self.posed.graph
+        plans = [decide(graph, {}, self.anchors), keep_all(graph)]
+        return [_with_status(each, None) for each in plans]
+
+    def planned(self, solution: Solution) -> Plan | None:
+        """The plan of a solution; None where the engine cannot follow it."""
+        try:
+            return _with_status(self.posed.plan(solution, self.anchors), solution)
+        except PlanError:
+            return None
 
 
-def _least(posed: Posed, planner: Planner, anchors: tuple[str, ...] = ()) -> Plan:
-    """The plan of the least peak, and of the least FLOPs within it."""
-    graph = posed.graph
-    solved = planner.least(SECONDS)
-    found = [_planned(posed, solved, anchors)]
-    # What the model calls best may hold more in truth: a little above it there may be better.
-    if found[0] is not None and found[0].peak_bytes > solved.peak_bytes:
-        for allowed in (found[0].peak_bytes - 1, (found[0].peak_bytes + solved.peak_bytes) // 2):
-            near = planner.within(allowed, SECONDS)
-            found += [] if near is None else [_planned(posed, near, anchors)]
-    found += [_with_status(each, None) for each in (decide(graph, {}, anchors), keep_all(graph))]
-    legal = [each for each in found if each is not None]
-    return min(legal, key=lambda each: (each.peak_bytes, each.flops_ratio))
-
-
-def _planned(posed: Posed, solution: Solution, anchors: tuple[str, ...] = ()) -> Plan | None:
-    """The plan of a solution; None where the engine cannot follow it."""
-    try:
-        return _with_status(posed.plan(solution, anchors), solution)
-    except PlanError:
-        return None
+def _too_small(budget: int, least: Plan) -> BudgetError:
+    when, _, node = least.peak_at.partition(" of ")
+    return BudgetError(
+        f"no plan fits {human_bytes(budget)} ({budget:,} bytes): the least peak found is "
+        f"{human_bytes(least.peak_bytes)} ({least.peak_bytes:,} bytes), at the {when} of {node!r}. "
+        "Raise the budget, lower the batch, or split that node.",
+        least_bytes=least.peak_bytes,
+        node=node,
+    )
 
 
 def _with_status(found: Plan, solution: Solution | None) -> Plan:

@@ -40,6 +40,7 @@ class Programme:
 
     def column(self, low: float = 0, high: float = 1, *, whole: bool = False) -> int:
         """A new column's index."""
+        self._matrix = None
         self.low.append(low)
         self.high.append(high)
         self.whole.append(whole)
@@ -57,6 +58,7 @@ class Programme:
         if signature in self._rows:
             return
         self._rows.add(signature)
+        self._matrix = None
         for column, value in filled:
             self._columns.append(column)
             self._values.append(value)

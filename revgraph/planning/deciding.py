@@ -183,6 +183,8 @@ def finished(plan: Plan) -> Plan:
         PlanError: a step of its schedule reads what is not in memory.
     """
     moments = simulate(plan)
+    if not moments:
+        return plan
     top = max(moments, key=lambda moment: moment.peak_bytes)
     turn = next((index for index, moment in enumerate(moments) if moment.step.action == "loss"), -1)
     plain = sum(node.cost.flops + node.cost.backward_flops for node in plan.graph.nodes)

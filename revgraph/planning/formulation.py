@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from math import gcd
 
 from revgraph.planning.columns import Programme
 from revgraph.planning.events import Events
 from revgraph.planning.memory import Memory
-from revgraph.planning.problem import Problem
+from revgraph.planning.problem import Option, Problem
 from revgraph.planning.tying import Ties
 
 
@@ -23,22 +23,25 @@ class Formulation:
     the budget. `ties` names for an item another one that is decided as it is.
     """
 
-    def __init__(self, problem: Problem, scale: float, *, depth: int, ties: Ties) -> None:
+    def __init__(self, problem: Problem, scale: float, depth: int, ties: Ties) -> None:
         self.problem = problem
         self.scale = scale
         self.ties = ties
         self.events = Events(problem, depth)
         self.programme = Programme()
         self.peak = self.programme.column(0, float("inf"))
+        self.cost = self.programme.column(0, float("inf"), whole=True)
         self.option: dict[tuple[int, int], int] = {}
         self.captured: dict[tuple[int, int], int] = {}
         self.rerun: dict[tuple[int, int], int] = {}
         self.at: dict[tuple[int, int], int] = {}
         self.carried: dict[tuple[int, int], int] = {}
+        self.held: set[int] = set()
         self._decisions()
         self._values()
         self._availability()
         self._uses()
+        self._costs()
         self.memory = Memory(self)
 
     @cached_property
@@ -48,20 +51,57 @@ class Formulation:
         found = gcd(*(option.flops for item in items for option in item.options))
         return max(1, gcd(found, *(item.rerun_flops for item in items if item.options)))
 
-    def objective(self) -> dict[int, float]:
-        """FLOPs computed again, in units of `unit`."""
-        costs: defaultdict[int, float] = defaultdict(float)
+    def decisions(self) -> Iterator[tuple[tuple[str, int, int], int]]:
+        """Every whole-numbered decision by a name that all formulations of a problem share."""
         for (k, c), column in self.option.items():
-            costs[column] += self.problem.items[k].options[c].flops / self.unit
+            yield ("option", k, c), column
+        for (k, j), column in self.rerun.items():
+            yield ("rerun", k, j), column
+        for (k, j), column in self.captured.items():
+            yield ("captured", k, j), column
+
+    def hold_stored(self, value: int) -> bool:
+        """Have the value, if it is stored, stay to the last stage that reads it; False if it does already."""
+        stages = self.events.of[value]
+        lead = self.carried[value, 0]
+        if lead in self.held or len(stages) < 2:
+            return False
+        self.held.add(lead)
+        later: int | None = None
+        for n in reversed(range(1, len(stages))):
+            column = self.programme.column()
+            self.programme.implies(self.at[value, stages[n]], [column])
+            if later is not None:
+                self.programme.implies(later, [column])
+            self.programme.at_most([(lead, 1.0), (column, 1.0), (self.carried[value, n], -1.0)], 1)
+            later = column
+        return True
+
+    def decide_wiring(self) -> bool:
+        """Have values that come over wiring be at hand or not, never in part; False if they do already."""
+        columns = [
+            column
+            for (value, _), column in (*self.at.items(), *self.carried.items())
+            if len(self.events.relatives(value)) > 1 and not self.programme.whole[column]
+        ]
+        for column in columns:
+            self.programme.whole[column] = True
+        return bool(columns)
+
+    def _costs(self) -> None:
+        """The column `cost` is what is computed again, in units of `unit`."""
+        terms = [(self.cost, -1.0)]
+        for (k, c), column in self.option.items():
+            terms.append((column, self.problem.items[k].options[c].flops / self.unit))
         for (k, _), column in self.rerun.items():
-            costs[column] += self.problem.items[k].rerun_flops / self.unit
-        return costs
+            terms.append((column, self.problem.items[k].rerun_flops / self.unit))
+        self.programme.row(terms, 0, 0)
 
     def _decisions(self) -> None:
         programme, items = self.programme, self.problem.items
         for k in sorted(self.events.stages):
             like = self.ties.like.get(k, k)
-            capturable = any(c.name != "keep" and not c.held_bytes and not c.pinned for c in items[k].options)
+            capturable = any(map(is_plain, items[k].options))
             for c in range(len(items[k].options)):
                 self.option[k, c] = self.option[like, c] if like != k else programme.column(whole=True)
             for n, j in enumerate(self.events.reruns[k]):
@@ -80,6 +120,11 @@ class Formulation:
             choices = [self.option[k, c] for c in range(len(items[k].options))]
             choices += [self.captured[k, j] for j in self.events.reruns[k] if (k, j) in self.captured]
             programme.row([(choice, 1.0) for choice in choices], 1, 1)
+            # The engine runs nothing again that holds something from its forward on.
+            holding = [self.option[k, c] for c, each in enumerate(items[k].options) if not is_plain(each)]
+            for j in self.events.reruns[k]:
+                if (k, j) in self.rerun:
+                    programme.at_most([(each, 1.0) for each in (*holding, self.rerun[k, j])], 1)
 
     def _rerun_like(self, like: int, n: int) -> int | None:
         stages = self.events.reruns[like]
@@ -90,14 +135,17 @@ class Formulation:
         for value, stages in self.events.of.items():
             lead = leads.setdefault(self._surroundings(value, stages), value)
             # Wiring adds up sources, which must not build up a whole from parts.
-            wired = len(self.events.relatives(value)) > 1
+            relatives = self.events.relatives(value)
+            wired = len(relatives) > 1
+            ways = {k for each in relatives for k in self.events.neighbours[each]}
+            tangled = len(ways.intersection(self.events.wirings)) > 1
             for n, j in enumerate(stages):
                 if lead != value:
                     self.carried[value, n] = self.carried[lead, n]
                     self.at[value, j] = self.at[lead, self.events.of[lead][n]]
                     continue
-                self.carried[value, n] = self.programme.column(whole=wired and n == 0)
-                self.at[value, j] = self.programme.column()
+                self.carried[value, n] = self.programme.column(whole=tangled or (wired and n == 0))
+                self.at[value, j] = self.programme.column(whole=tangled)
 
     def _surroundings(self, value: int, stages: Sequence[int]) -> tuple[tuple[int, ...], ...]:
         """Equal for values whose every stage and neighbour is tied in the same way."""
@@ -175,6 +223,11 @@ class Formulation:
                 by = dict.fromkeys(each for value in sorted(together) for each in users.get((value, j), ()))
                 programme.implies(self.rerun[k, j], by)
                 programme.at_most([*carried, (self.rerun[k, j], 1.0)], count)
+
+
+def is_plain(option: Option) -> bool:
+    """Whether an option holds nothing from the forward on."""
+    return option.name != "keep" and not option.held_bytes and not option.pinned
 
 
 class _Sweep:

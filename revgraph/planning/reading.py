@@ -11,7 +11,7 @@ import numpy as np
 from revgraph.planning.formulation import Formulation
 from revgraph.planning.merging import Merged
 from revgraph.planning.problem import Problem, Solution
-from revgraph.planning.rebuilding import rebuild
+from revgraph.planning.rebuilding import IllegalSolution, rebuild
 
 # Continuous columns that stand for yes or no are read as yes from here on.
 YES = 0.99
@@ -30,21 +30,30 @@ def read(formulation: Formulation, merged: Merged, values: np.ndarray[Any, Any])
             holds[k] = j
             options[k] = plain_replay(problem, k)
     reruns = frozenset(k for (k, _), column in formulation.rerun.items() if values[column] > 0.5)
-    stored: set[int] = set()
+    names = merged.names
+    stored = {names[value][0] for value in formulation.events.of if is_stored(formulation, value, values)}
     drops: defaultdict[int, list[int]] = defaultdict(list)
-    for value, stages in formulation.events.of.items():
-        names = merged.names[value]
-        if values[formulation.carried[value, 0]] > YES:
-            stored.add(names[0])
-        wanted = [values[formulation.at[value, j]] > YES for j in stages]
-        for n, j in enumerate(stages[:-1]):
-            carried = values[formulation.carried[value, n + 1]] > YES
-            if wanted[n] and not carried and any(wanted[n + 1 :]):
-                drops[j] += names
+    for value in formulation.events.of:
+        for j in drops_of(formulation, value, values):
+            drops[j] += names[value]
     return tidy(
         merged.problem,
         Solution(tuple(options), frozenset(stored), reruns, holds, {j: tuple(v) for j, v in drops.items()}),
     )
+
+
+def is_stored(formulation: Formulation, value: int, values: np.ndarray[Any, Any]) -> bool:
+    return bool(values[formulation.carried[value, 0]] > YES)
+
+
+def drops_of(formulation: Formulation, value: int, values: np.ndarray[Any, Any]) -> list[int]:
+    """The stages at whose end a value goes although it is at hand again in a later one."""
+    stages = formulation.events.of[value]
+    wanted = [values[formulation.at[value, j]] > YES for j in stages]
+    return [
+        j for n, j in enumerate(stages[:-1])
+        if wanted[n] and any(wanted[n + 1 :]) and not values[formulation.carried[value, n + 1]] > YES
+    ]  # fmt: skip
 
 
 def plain_replay(problem: Problem, k: int) -> int:
@@ -57,8 +66,26 @@ def plain_replay(problem: Problem, k: int) -> int:
 
 
 def tidy(problem: Problem, solution: Solution) -> Solution:
-    """The solution without stored values that nothing reads, and reruns that never happen."""
-    rebuilding = rebuild(problem, solution)
+    """The solution without what it does to no purpose.
+
+    That is stored values that nothing reads, reruns that never happen, and captures by them: where an item's
+    outputs are at hand in the stage that was to capture it, it is replayed in its own instead. What is
+    stored stays to the last stage that reads it: drops are for what was rebuilt.
+
+    Raises:
+        IllegalSolution: a value is asked for that is neither stored nor can be rebuilt.
+    """
+    drops = {j: tuple(v for v in values if v not in solution.stored) for j, values in solution.drops.items()}
+    solution = replace(solution, drops={j: values for j, values in drops.items() if values})
+    while True:
+        try:
+            rebuilding = rebuild(problem, solution)
+            break
+        except IllegalSolution as error:
+            if error.item not in solution.holds:
+                raise
+            holds = {k: stage for k, stage in solution.holds.items() if k != error.item}
+            solution = replace(solution, holds=holds)
     unread = {value for value, spans in rebuilding.spans.items() if spans[0] == (-1, -1)}
     rerun = {move.item for stage in rebuilding.stages for move in stage.moves if move.how == "rerun"}
     return replace(solution, stored=solution.stored - unread, reruns=solution.reruns & rerun)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from revgraph.courses import Course, Event, own_bytes
+from revgraph.courses import Course, Event
 from revgraph.errors import PlanError
 from revgraph.graph import Graph, Node
 from revgraph.planning.plans import Plan
@@ -151,22 +151,8 @@ class Machine:
         return course.backward_flops
 
     def _backward_course(self, node: Node) -> Course:
-        """The course that tells a node's backward.
-
-        Where a rerun captured for it, that is what follows a replay, or, as a replay without outputs tells
-        nothing of them, the backward of the kept node where the outputs are captured too.
-        """
-        courses = node.cost.courses
-        if node.name not in self.held_again:
-            return self.plan.course(node)
-        dropped = {event[1] for event in courses["hold"].forward if event[0] == "drop"}
-        bare = all(event[1] in dropped for event in courses["hold"].forward if event[0] == "born")
-        if bare:
-            own = courses["recompute"]
-            return replace(own, backward=(*before_replay(own), *after_replay(own)))
-        # A replay captures copies of buffers, which a kept node does not: they go first here.
-        copies = own_bytes(courses["hold"].forward) - own_bytes(courses["keep"].forward)
-        return replace(courses["keep"], backward=(("use", 0, -copies), *courses["keep"].backward))
+        """The course that tells a node's backward: that of the rerun that captured for it, if one did."""
+        return node.cost.courses["hold"] if node.name in self.held_again else self.plan.course(node)
 
     def _begin(self, node: Node) -> None:
         """What a node's backward does before it first asks for what it needs."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ from revgraph.planning.problem import Problem
 
 # Blocks of more items than this are not looked for.
 LONGEST_BLOCK = 8
+# Pieces that a part is cut into where it matters.
+PIECES = 12
 
 
 class Part(NamedTuple):
@@ -98,3 +101,25 @@ def tied(problem: Problem, parts: Sequence[Part]) -> Ties:
                 if 1 < block < count - 2:
                     silent.add(k)
     return Ties(like, frozenset(inner), frozenset(silent))
+
+
+def cut_where_it_changes(
+    parts: Sequence[Part], decided: Mapping[tuple[str, int, int], float]
+) -> Iterator[Part]:
+    """The parts, those cut into pieces that are decided otherwise than the block before or after them."""
+    by_item: defaultdict[int, set[tuple[str, int]]] = defaultdict(set)
+    for (what, k, which), value in decided.items():
+        if value > 0.5:
+            by_item[k].add((what, which if what == "option" else which - k))
+    for start, period, times in parts:
+        end = start + period * times
+        here = [by_item[k] for k in range(start, start + period)]
+        before = [by_item[k] for k in range(start - period, start)]
+        if here == before == [by_item[k] for k in range(end, end + period)]:
+            yield Part(start, period, times)
+            continue
+        pieces = min(times, PIECES)
+        bounds = [n * times // pieces for n in range(pieces + 1)]
+        for first, after in itertools.pairwise(bounds):
+            if after - first > 1:
+                yield Part(start + first * period, period, after - first)

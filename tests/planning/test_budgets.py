@@ -86,7 +86,7 @@ def test_large_budget_keeps_everything(graph: rg.Graph) -> None:
 
 def test_impossible_budget_names_the_least_bytes_and_the_node(graph: rg.Graph) -> None:
     with pytest.raises(
-        rg.BudgetError, match=r"no plan fits 1.0 KiB \(1,024 bytes\): the least peak is"
+        rg.BudgetError, match=r"no plan fits 1.0 KiB \(1,024 bytes\): the least peak found is"
     ) as caught:
         rg.plan(graph, budget=1024)
     assert caught.value.least_bytes == rg.plan(graph).peak_bytes
