@@ -66,7 +66,7 @@ class Events:
                 reruns[k] = ()
                 continue
             asked = {j for value in items[k].outputs for j in direct[value] if j > k}
-            found = {max(asked)} if asked else set[int]()
+            found = set(asked)
             found.update(
                 j for value in items[k].outputs for reader in readers[value] if reader > k
                 for j in reruns.get(reader, ())

@@ -34,6 +34,7 @@ class Memory:
         self.known: dict[tuple[frozenset[int], frozenset[int]], int] = {}
         self.at_turn: list[tuple[int, float]] = []
         self.later: defaultdict[int, list[tuple[int, float]]] = defaultdict(list)
+        self.passing: defaultdict[int, list[tuple[int, int | None, float]]] = defaultdict(list)
         results = {self.problem.storage_of[value] for value in self.problem.results}
         self.results = results
         self.reruns_in: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
@@ -74,11 +75,22 @@ class Memory:
             alone = len(values) == 1 and storage not in pins
             parts = presences[storage] if alone else self._union(presences[storage], pins[storage])
             size = self.size[storage]
+            if alone:
+                self._passing(*values, size)
             for column, first, last in parts:
                 self._present(column, size, max(first, 0), last)
                 if first == -1:
                     self.at_turn.append((column, size))
                     self.later[last_read[storage]].append((column, size))
+
+    def _passing(self, value: int, size: float) -> None:
+        """Note the stages that read a value in reruns alone: it goes before their own replay, unless it is
+        carried on."""
+        stages = self.f.events.of[value]
+        for n, j in enumerate(stages):
+            if not any(value in (*option.needs, *option.gives) for option in self.problem.items[j].options):
+                after = self.f.carried[value, n + 1] if n + 1 < len(stages) else None
+                self.passing[j].append((self.f.at[value, j], after, size))
 
     def _pins(self) -> defaultdict[int, list[tuple[int, int]]]:
         """For each storage, by stage in backward order: a column at least 1 where this or a later stage
@@ -200,6 +212,8 @@ class Memory:
         replayed = max((option.backward_peak for option in item.options if option.name != "keep"), default=0)
         after = max(0, replayed - item.captured_bytes) / scale
         own += [(self.f.captured[j, i], after) for i in self.f.events.reruns[j] if (j, i) in self.f.captured]
+        for at, after, size in self.passing[j]:
+            own += [(at, -size), *([] if after is None else [(after, size)])]
         self.programme.at_most([*terms, *own], -base)
         for k, column in self.reruns_in[j]:
             rerun = self.problem.items[k]

@@ -19,8 +19,8 @@ FEW, SOME = 30, 60
 GROUPS, ROUNDS = 24, 2
 # The most seconds that one of several searches may take once there is a solution.
 PATIENCE = 2.0
-# Stages in which an item may be run again.
-DEPTH = 1
+# Stages in which an item may be run again, in problems of at most so many decided items, and in larger ones.
+SMALL, DEPTH, DEPTH_BEYOND = 16, 3, 1
 
 
 def keep_everything(problem: Problem) -> Solution:
@@ -35,9 +35,8 @@ def keep_everything(problem: Problem) -> Solution:
 class Planner:
     """Searches for solutions; all that were found are `known` and serve any budget that they fit."""
 
-    def __init__(self, problem: Problem, *, depth: int = DEPTH) -> None:
+    def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.depth = depth
         self.merged = merge(problem)
         self.kept = keep_everything(problem)
         self.known: list[Solution] = [self.kept]
@@ -45,6 +44,7 @@ class Planner:
         self.scale = float(max(1, self.kept.peak_bytes))
         self._last: Mapping[Decision, float] | None = None
         self.size = sum(bool(item.options) for item in problem.items)
+        self.depth = DEPTH if self.size <= SMALL else DEPTH_BEYOND
 
     @cached_property
     def whole(self) -> Solver:
