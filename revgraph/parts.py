@@ -35,6 +35,7 @@ class Cost:
     `saved_bytes`: internals that autograd holds from forward to backward when the node is kept.
     `saved_values`: the values that autograd holds besides.
     `flops`: of one forward evaluation; `backward_flops` of its backward.
+    `heavy_results`: how many heavy operators (matrix products, convolutions) its function runs.
     `frees`: the values that the forward lets go of after this node.
     `shared`: the node's parameters that other nodes use too.
     `courses`: how its memory runs, by decision.
@@ -44,6 +45,7 @@ class Cost:
     saved_values: tuple[str, ...] = ()
     flops: int = 0
     backward_flops: int = 0
+    heavy_results: int = 0
     frees: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
     courses: Mapping[str, Course] = field(default_factory=dict, repr=False, hash=False)
@@ -194,6 +196,7 @@ COST_FORMS: dict[str, Callable[[Any], Any]] = {
     "saved_values": _several(_name),
     "flops": _count,
     "backward_flops": _count,
+    "heavy_results": _count,
     "frees": _several(_name),
     "shared": _several(_name),
     "courses": _courses,

@@ -67,9 +67,10 @@ def with_costs(program: Program, model: nn.Module) -> Graph:
 
 def _cost(node: Node, sweep: Sweep, names: Mapping[int, str]) -> Cost:
     at = sweep.situations[node.name]
+    kept = sweep.record(at, "keep")
     courses: dict[str, Course] = {}
     for decision in _decisions(node):
-        for results in ((), *_kept_results(sweep.record(at, "keep"), decision)):
+        for results in ((), *_kept_results(kept, decision)):
             recorded = sweep.record(at, decision, results)
             if recorded is not None:
                 courses["+".join((decision, *map(str, results)))] = recorded.course
@@ -93,6 +94,7 @@ def _cost(node: Node, sweep: Sweep, names: Mapping[int, str]) -> Cost:
         saved_values=tuple(pinned),
         flops=keep.flops,
         backward_flops=keep.backward_flops,
+        heavy_results=len(kept.heavy) if kept is not None else 0,
         shared=tuple(names.get(id(tensor), "") for tensor in at.shared),
         courses=courses,
     )

@@ -170,6 +170,12 @@ def _checked_results(
                 )
             if index == TERM and graph.node[name].kind != "coupling":
                 raise PlanError(f"boundary {name!r} has no term to keep: results are counted from 0")
+            heavy = graph.node[name].cost.heavy_results
+            if graph.node[name].cost.courses and index >= heavy:
+                raise PlanError(
+                    f"{name!r} has no result {index}: its function runs {heavy} heavy operators, counted from "
+                    "0"
+                )
         if indices and chosen[name] == "keep":
             raise PlanError(f"{name!r} is kept with all its internals: it has no use for kept results")
         checked[name] = tuple(sorted(set(indices)))

@@ -142,9 +142,8 @@ class Evaluation:
         if self.step.results == (TERM,):
             results = self.step.expression.run(self.tape.net, inputs)
         else:
-            with Keeping(self.kept) as keeping:
+            with Keeping(self.kept):
                 results = self.step.expression.run(self.tape.net, inputs)
-            keeping.check()
         self.kept.keep_term(results[0] if results else None, inputs)
         return results
 

@@ -60,8 +60,9 @@ def is_heavy(operator: Any) -> bool:
 class Kept:
     """The results that one forward of a node keeps for its replays: of heavy operators, and its term.
 
-    They may be fewer than the plan asks for: a result that lies in the memory of another tensor, or was drawn
-    at random, is computed again instead.
+    They may be fewer than the plan asks for: a result that lies in the memory of another tensor, was drawn at
+    random, or that this forward does not have (compiled since, or run on another shape), is computed again
+    instead.
     """
 
     __slots__ = ("_results", "_term", "step")
@@ -142,17 +143,6 @@ class Keeping(TorchDispatchMode):
                 self.kept._results[self.count] = _Entry(func, map_leaves(_aliased, result))
             self.count += 1
         return result
-
-    def check(self) -> None:
-        """Refuse an index beyond the heavy operators that the function ran."""
-        step = self.kept.step
-        unknown = [index for index in step.results if index >= self.count]
-        if unknown:
-            raise ReplayError(
-                f"{step.describe()} is to keep the result of heavy operator {unknown[0]}, and its function "
-                f"ran {self.count} of them, counted from 0. Plan with the indices that there are: "
-                f"results {{{step.node!r}: {tuple(each for each in step.results if each < self.count)}}}."
-            )
 
 
 class HandingOut(TorchDispatchMode):
