@@ -173,8 +173,8 @@ def _checked_results(
             heavy = graph.node[name].cost.heavy_results
             if graph.node[name].cost.courses and index >= heavy:
                 raise PlanError(
-                    f"{name!r} has no result {index}: its function runs {heavy} heavy operators, counted from "
-                    "0"
+                    f"{name!r} has no result {index}: its function runs {heavy} heavy operators, and they "
+                    "are counted from 0"
                 )
         if indices and chosen[name] == "keep":
             raise PlanError(f"{name!r} is kept with all its internals: it has no use for kept results")
