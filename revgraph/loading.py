@@ -11,20 +11,28 @@ from torch import nn
 
 from revgraph.costs import with_costs
 from revgraph.errors import SpecError, TraceError
+from revgraph.gridding import on_grid
 from revgraph.runtime.module import ReversibleModule
 from revgraph.specs import build, example_inputs
 from revgraph.tracing import trace as trace_program
 
 
-def trace(model: nn.Module, *example_inputs: Any, **example_kwargs: Any) -> ReversibleModule:
+def trace(
+    model: nn.Module, *example_inputs: Any, exact: bool | float = False, **example_kwargs: Any
+) -> ReversibleModule:
     """A reversible module that computes what `model` does, traced with example inputs.
 
     Couplings are found in its code: coupling modules, and additions `x1 + f(x2)` whose target can be given
     back. What cannot be traced stays one opaque node. The model shares its parameters with the result and
     is left as it was.
 
+    With `exact`, streams live on a fixed-point grid and inversion is exact: gradients are bit for bit those
+    of stored activations, at any depth. True means steps of 2**-14 (numbers up to 1,024 in float32); a number
+    is the step to use, a power of two. Numbers beyond the range raise a `DriftError` in the forward.
+
     Raises:
-        TraceError: the model fails on the example, or its own forward cannot be traced.
+        TraceError: the model fails on the example, its own forward cannot be traced, or it has couplings
+            other than sums in exact mode.
 
     Example:
         >>> import torch, revgraph as rg
@@ -39,22 +47,27 @@ def trace(model: nn.Module, *example_inputs: Any, **example_kwargs: Any) -> Reve
         >>> [node.name for node in net.graph.nodes if node.kind == "coupling"]
         ['f', 'g']
     """
-    return _net(model, example_inputs, example_kwargs, type(model).__name__)
+    return _net(model, example_inputs, example_kwargs, type(model).__name__, exact)
 
 
 def load(
-    source: str | Path | Mapping[str, Any], batch: int | None = None, **parameters: Any
+    source: str | Path | Mapping[str, Any],
+    batch: int | None = None,
+    exact: bool | float | None = None,
+    **parameters: Any,
 ) -> ReversibleModule:
     """A reversible module from a spec: a shipped name, a YAML file, or a mapping.
 
-    `batch` is the batch size to plan for; `parameters` override the spec's own (`classes=100`).
+    `batch` is the batch size to plan for; `exact` as in `trace`, and as the spec says unless given;
+    `parameters` override the spec's own (`classes=100`).
 
     Raises:
         SpecError: the spec is wrong; the text says where.
     """
     built = build(source, batch=batch, **parameters)
     try:
-        return _net(built.module, example_inputs(built), {}, built.name)
+        wanted = built.exact if exact is None else exact
+        return _net(built.module, example_inputs(built), {}, built.name, wanted)
     except TraceError as error:
         cause = error.__cause__ or error
         places = [note.split("declared at ")[-1] for note in getattr(cause, "__notes__", ())]
@@ -63,6 +76,10 @@ def load(
         ) from error
 
 
-def _net(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> ReversibleModule:
+def _net(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, exact: bool | float
+) -> ReversibleModule:
     program = trace_program(model, args, kwargs, name)
+    if exact is not False:
+        program = on_grid(program, model, exact)
     return ReversibleModule(model, replace(program, graph=with_costs(program, model)))

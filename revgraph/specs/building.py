@@ -22,8 +22,9 @@ from revgraph.specs.syntax import InputShape
 class Built:
     """A network made from a specification.
 
-    `module` is an ordinary module: plain autograd trains it. `inputs` are the shapes it was declared for, and
-    `parameters` the values its specification's parameters had.
+    `module` is an ordinary module: plain autograd trains it. `inputs` are the shapes it was declared for,
+    `parameters` the values its specification's parameters had, and `exact` whether `rg.load` is to put its
+    streams on a fixed-point grid (of which resolution, if it is a number).
     """
 
     module: Network
@@ -31,6 +32,7 @@ class Built:
     name: str
     description: str
     parameters: Mapping[str, Any]
+    exact: bool | float = False
 
 
 def build(
@@ -56,7 +58,7 @@ def build(
     tree, name = sources.read(source, limits)
     spec, values = specification(tree, name, batch, parameters, limits)
     check(spec.body, limits)
-    return Built(assemble(spec.body, limits), spec.inputs, spec.name, spec.description, values)
+    return Built(assemble(spec.body, limits), spec.inputs, spec.name, spec.description, values, spec.exact)
 
 
 def example_inputs(built: Built, device: torch.device | str | None = None) -> tuple[Tensor, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from revgraph.errors import SpecError
+from revgraph.rounding import is_power_of_two
 from revgraph.specs import expect
 from revgraph.specs.hints import listed, meant, shortened
 from revgraph.specs.layers import body
@@ -17,7 +18,7 @@ from revgraph.specs.parameters import parameters, substitute
 from revgraph.specs.syntax import InputShape, Spec, size
 from revgraph.specs.trees import Listing, Scalar, Tree
 
-KEYS = ("name", "description", "parameters", "batch", "inputs", "layers", "outputs")
+KEYS = ("name", "description", "parameters", "batch", "exact", "inputs", "layers", "outputs")
 INPUT_KEYS = ("shape", "dtype", "batched", "fill")
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -64,6 +65,7 @@ def specification(
         "" if described is None else expect.a_text(described, "a sentence about the network"),
         inputs,
         network,
+        _exact(parts.get("exact")),
     )
     return spec, {key: _plain(value) for key, value in values.items()}
 
@@ -74,6 +76,20 @@ def _batch(tree: Tree | None, given: int | None) -> int:
             raise SpecError(f"batch must be a whole number of at least 1, not {given!r}")
         return given
     return BATCH if tree is None else expect.an_integer(tree, "a number of samples", 1, 2**20)
+
+
+def _exact(tree: Tree | None) -> bool | float:
+    """Whether streams are on a grid: false, true, or the grid's resolution."""
+    if tree is None:
+        return False
+    value = tree.value if isinstance(tree, Scalar) else None
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, (int, float)) and is_power_of_two(value):
+        return float(value)
+    raise SpecError(
+        f"{tree.where}: `exact` is true, false, or a resolution that is a power of two (0.00390625 is 2**-8)"
+    )
 
 
 def _inputs(tree: Tree, batch: int, limits: Limits, *, samples: int) -> tuple[InputShape, ...]:

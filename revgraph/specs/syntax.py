@@ -86,6 +86,7 @@ class Spec:
     description: str
     inputs: tuple[InputShape, ...]
     body: Body
+    exact: bool | float = False
 
 
 def size(what: Any) -> int:
