@@ -7,6 +7,7 @@ from revgraph.errors import (
     BudgetError,
     DataError,
     DriftError,
+    DriftWarning,
     GraphError,
     PlanError,
     ReplayError,
@@ -14,6 +15,7 @@ from revgraph.errors import (
     SpecError,
     TraceError,
 )
+from revgraph.estimating import estimate_drift
 from revgraph.graph import Graph, Node, Value, verify
 from revgraph.loading import load, trace
 from revgraph.measuring import GradientReport, Measurement, check, measure
@@ -33,6 +35,7 @@ __all__ = [
     "Coupling",
     "DataError",
     "DriftError",
+    "DriftWarning",
     "GradientReport",
     "Graph",
     "GraphError",
@@ -56,6 +59,7 @@ __all__ = [
     "check",
     "decide",
     "draw",
+    "estimate_drift",
     "frontier",
     "keep_all",
     "knee",

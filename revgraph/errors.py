@@ -43,6 +43,10 @@ class DriftError(RevgraphError):
     """A reconstructed value is too far from the one it stands for."""
 
 
+class DriftWarning(UserWarning):
+    """A value that was rebuilt while training has drifted further than it should."""
+
+
 class DataError(RevgraphError):
     """A data file or checkpoint is missing, short, or not what it claims to be."""
 

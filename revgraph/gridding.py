@@ -29,6 +29,7 @@ from revgraph.program import (
     WiringModule,
 )
 from revgraph.rounding import DIGITS, RESOLUTION, in_range, is_power_of_two, rounded, to_grid
+from revgraph.streams import streams_of
 from revgraph.wiring import Concatenate, Permute, Reshape, SpaceToDepth, Split, Swap
 
 # Wiring modules that move elements and compute nothing.
@@ -91,40 +92,22 @@ class _Gridding:
 
     def write(self) -> Program:
         operations, nodes = list[Operation](), {node.name: [node] for node in self.graph.nodes}
-        begins = dict.fromkeys(
-            name
-            for operation in self.program.operations
-            if operation.target is not None
-            for name in self._beginnings(operation.target)
-        )
-        for name in begins:
+        streams = streams_of(self.program)
+        for operation in streams.wirings:
+            self._check_wiring(operation)
+        for name in streams.beginnings:
+            self._check_dtype(name)
             if name in self.graph.inputs:
                 maker = next(node for node in self.graph.nodes if name in node.outputs)
                 self._begin(name, operations, nodes[maker.name])
         for operation in self.program.operations:
             operations.append(self._renamed(operation))
             for name in operation.makes:
-                if name in begins:
+                if name in streams.beginnings:
                     self._begin(name, operations, nodes[operation.node])
         ordered = [self._node(node) for group in nodes.values() for node in group]
         graph = Graph(tuple(ordered), tuple(self._values()), self.graph.name)
         return replace(self.program, graph=verify(graph), operations=tuple(operations))
-
-    def _beginnings(self, name: str) -> Iterator[str]:
-        """The values that a stream's value is made of which are not on the grid by themselves."""
-        pending, seen = [name], set[str]()
-        while pending:
-            each = pending.pop()
-            if each in seen:
-                continue
-            seen.add(each)
-            maker = self.makers.get(each)
-            if maker is None or (maker.target is None and maker.rearrangement is None):
-                self._check_dtype(each)
-                yield each
-            elif maker.rearrangement is not None:
-                self._check_wiring(maker)
-                pending += self.graph.node[maker.node].inputs
 
     def _check_dtype(self, name: str) -> None:
         dtype = self.graph.value[name].dtype

@@ -12,13 +12,20 @@ from torch import nn
 from revgraph.costs import with_costs
 from revgraph.errors import SpecError, TraceError
 from revgraph.gridding import on_grid
+from revgraph.program import Program
 from revgraph.runtime.module import ReversibleModule
 from revgraph.specs import build, example_inputs
 from revgraph.tracing import trace as trace_program
 
+HALF = ("float16", "bfloat16")
+
 
 def trace(
-    model: nn.Module, *example_inputs: Any, exact: bool | float = False, **example_kwargs: Any
+    model: nn.Module,
+    *example_inputs: Any,
+    exact: bool | float = False,
+    half_streams: bool = False,
+    **example_kwargs: Any,
 ) -> ReversibleModule:
     """A reversible module that computes what `model` does, traced with example inputs.
 
@@ -30,9 +37,12 @@ def trace(
     of stored activations, at any depth. True means steps of 2**-14 (numbers up to 1,024 in float32); a number
     is the step to use, a power of two. Numbers beyond the range raise a `DriftError` in the forward.
 
+    Streams are to be float32 or float64; functions may run in low precision under autocast, which leaves the
+    streams in float32. `half_streams` permits float16 and bfloat16, whose sums lose far more when undone.
+
     Raises:
-        TraceError: the model fails on the example, its own forward cannot be traced, or it has couplings
-            other than sums in exact mode.
+        TraceError: the model fails on the example, its own forward cannot be traced, a stream is in half
+            precision, or exact mode meets couplings other than sums.
 
     Example:
         >>> import torch, revgraph as rg
@@ -47,7 +57,7 @@ def trace(
         >>> [node.name for node in net.graph.nodes if node.kind == "coupling"]
         ['f', 'g']
     """
-    return _net(model, example_inputs, example_kwargs, type(model).__name__, exact)
+    return _net(model, example_inputs, example_kwargs, type(model).__name__, exact, half_streams)
 
 
 def load(
@@ -77,9 +87,28 @@ def load(
 
 
 def _net(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, exact: bool | float
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    name: str,
+    exact: bool | float,
+    half_streams: bool = False,
 ) -> ReversibleModule:
     program = trace_program(model, args, kwargs, name)
+    if not half_streams:
+        _refuse_half(program)
     if exact is not False:
         program = on_grid(program, model, exact)
     return ReversibleModule(model, replace(program, graph=with_costs(program, model)))
+
+
+def _refuse_half(program: Program) -> None:
+    """Raise a `TraceError` where a stream is in half precision."""
+    for operation in program.operations:
+        target = program.graph.value.get(operation.target or "")
+        if target is not None and target.dtype in HALF:
+            raise TraceError(
+                f"coupling {operation.node!r} changes {target.name!r}, which is {target.dtype}: a sum in "
+                "half precision cannot be undone well. Keep the streams in float32 and run the functions "
+                "under autocast, or permit it with half_streams=True."
+            )

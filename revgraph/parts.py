@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
@@ -39,6 +40,8 @@ class Cost:
     `frees`: the values that the forward lets go of after this node.
     `shared`: the node's parameters that other nodes use too.
     `courses`: how its memory runs, by decision.
+    `rounding`, `growth`: of a coupling's target when it is inverted, the relative error that comes of
+    rounding alone, and by how much it has grown from that of what the inverse reads; 0 until measured.
     """
 
     saved_bytes: int = 0
@@ -49,6 +52,8 @@ class Cost:
     frees: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
     courses: Mapping[str, Course] = field(default_factory=dict, repr=False, hash=False)
+    rounding: float = 0.0
+    growth: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +196,12 @@ def _courses(value: Any) -> Mapping[str, Course]:
     return value
 
 
+def _size(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ValueError(f"{value!r} should be a number of at least 0")
+    return float(value)
+
+
 COST_FORMS: dict[str, Callable[[Any], Any]] = {
     "saved_bytes": _count,
     "saved_values": _several(_name),
@@ -200,6 +211,8 @@ COST_FORMS: dict[str, Callable[[Any], Any]] = {
     "frees": _several(_name),
     "shared": _several(_name),
     "courses": _courses,
+    "rounding": _size,
+    "growth": _size,
 }
 VALUE_FORMS: dict[str, Callable[[Any], Any]] = {
     "name": _name,

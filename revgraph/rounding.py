@@ -47,8 +47,8 @@ def in_range(tensor: Tensor, resolution: float, node: str) -> Tensor:
     if not reach <= limit:  # nan is not, either
         raise DriftError(
             f"node {node!r} makes {reach:.4g}, and exact mode holds numbers up to {limit:.4g} at a "
-            f"resolution of {resolution:.4g}. Ask for a coarser one (exact={2 * resolution:.4g} reaches twice as far), "
-            "use float64 streams, or normalize what the node's function returns."
+            f"resolution of {resolution:.4g}. Ask for a coarser one (exact={2 * resolution:.4g} reaches "
+            "twice as far), use float64 streams, or normalize what the node's function returns."
         )
     return tensor
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from revgraph.errors import BudgetError, PlanError
 from revgraph.graph import Graph
 from revgraph.planning.deciding import decide, keep_all
+from revgraph.planning.drifting import anchors_of, check_estimates
 from revgraph.planning.mixed_integer import Planner
 from revgraph.planning.mixed_integer import frontier as solved_frontier
 from revgraph.planning.plans import Plan, human_bytes
@@ -38,13 +39,15 @@ def plan(
     """The plan that computes least again within a memory budget; without one, within the least peak.
 
     `budget` is in activation bytes, or text such as "300 MiB" or "1.5 GB". `anchors` are values to store
-    whatever they cost. The plan is checked by simulation, so its peak never exceeds the budget. The search
-    ends after about so many `seconds`; a plan that is then "feasible" rather than "optimal" may become
-    better with more of them.
+    whatever they cost. `max_drift` bounds the estimated relative error of every rebuilt value: as many
+    anchors are placed as that takes, by what `estimate_drift` has measured. The plan is checked by
+    simulation, so its peak never exceeds the budget. The search ends after about so many `seconds`; a plan
+    that is then "feasible" rather than "optimal" may become better with more of them.
 
     Raises:
         BudgetError: no plan fits; the error has the least bytes that do, and the node that needs them.
-        PlanError: the budget cannot be read, or an anchor is no value of the graph.
+        PlanError: the budget cannot be read, an anchor is no value of the graph, or drift is to be bounded
+            and was not estimated.
 
     Example:
         >>> import torch, revgraph as rg
@@ -53,17 +56,26 @@ def plan(
         True
     """
     if max_drift is not None:
-        raise PlanError(
-            "plans that bound the drift are not available in this version: store values of your choice with "
-            "`anchors`, and measure with revgraph.check"
-        )
+        check_estimates(graph, max_drift)
     anchors = tuple(anchors)
     for name in anchors:
         if name not in graph.value:
             raise PlanError(f"anchor {name!r} is no value of the graph")
     limit = None if budget is None else parse_bytes(budget)
-    search = _Search(pose(graph), anchors, seconds)
-    return search.least() if limit is None else search.within(limit)
+    posed = pose(graph)
+    if max_drift is not None:
+        anchors = (*anchors, *anchors_of(decide(graph, {}, anchors), max_drift))
+    for _ in range(ATTEMPTS):
+        search = _Search(posed, anchors, seconds)
+        found = search.least() if limit is None else search.within(limit)
+        more = () if max_drift is None else anchors_of(found, max_drift)
+        if not more:
+            return found
+        anchors = (*anchors, *more)  # this plan rebuilds values in other ways than inversion from the end
+    raise PlanError(
+        f"no plan was found that keeps the drift below {max_drift}: its anchors change what is rebuilt and "
+        "how. Give those values as `anchors` that matter most, or use exact mode."
+    )
 
 
 def frontier(graph: Graph, points: int = POINTS, seconds: float = 10 * SECONDS) -> list[Plan]:
@@ -174,13 +186,14 @@ class _Search:
     def by_hand(self) -> list[Plan]:
         """The plans that every search competes with: all couplings inverted, and ordinary autograd."""
         graph = self.posed.graph
-        plans = [decide(graph, {}, self.anchors), keep_all(graph)]
-        return [_with_status(each, None) for each in plans]
+        inverted = replace(decide(graph, {}, self.anchors), anchors=self.anchors)
+        return [_with_status(each, None) for each in (inverted, keep_all(graph))]
 
     def planned(self, solution: Solution) -> Plan | None:
         """The plan of a solution; None where the engine cannot follow it."""
         try:
-            return _with_status(self.posed.plan(solution, self.anchors), solution)
+            found = self.posed.plan(solution, self.anchors)
+            return _with_status(replace(found, anchors=self.anchors), solution)
         except PlanError:
             return None
 

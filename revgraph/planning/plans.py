@@ -45,6 +45,8 @@ class Plan:
     or recomputed node the results of its function that are kept from the forward: those of heavy operators
     by index, in the order they run, and `TERM` for a coupling's term.
 
+    `anchors` are stored besides, because someone asked for it or to bound the drift.
+
     A plan that is "optimal" is so for the planner's formulation; `bound` are FLOPs computed again that no
     plan of that formulation can go below.
     """
@@ -63,6 +65,7 @@ class Plan:
     results: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     holds: Mapping[str, str] = field(default_factory=dict)
     drops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    anchors: tuple[str, ...] = ()
 
     def course(self, node: Node) -> Course:
         """How the node's memory runs under this plan; an empty course where that is not known."""
@@ -83,6 +86,12 @@ class Plan:
         source = self.sources.get(target or "")
         return target in self.graph.inputs or (source is not None and source.how != "stored")
 
+    @property
+    def anchor_bytes(self) -> int:
+        """The bytes that anchors hold from forward to backward."""
+        values = [self.graph.value[name] for name in self.anchors if name in self.stored]
+        return sum({value.storage: value.nbytes for value in values}.values())
+
     def explain(self, name: str) -> str:
         """Why the node `name` is decided as it is, in a sentence.
 
@@ -101,6 +110,8 @@ class Plan:
             + f"; predicted peak {human_bytes(self.peak_bytes)} ({self.peak_at}), "
             f"held {human_bytes(self.held_bytes)}, FLOPs x{self.flops_ratio:.3f}"
         )
+        if self.anchors:
+            head += f"; {len(self.anchors)} anchors hold {human_bytes(self.anchor_bytes)}"
         rows = [
             (
                 clipped(node.name),

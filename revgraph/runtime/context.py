@@ -18,6 +18,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 # States of generators are tensors to torch, but not to those who watch or fake what a node does.
 unseen: Callable[[], AbstractContextManager[None]] = torch._C._DisableTorchDispatch
 
+HALF = (torch.float16, torch.bfloat16)
 Autocast = tuple[torch.dtype | None, ...]
 NO_AUTOCAST: Autocast = (None,) * len(DEVICES)
 
@@ -27,6 +28,13 @@ def autocast_state() -> Autocast:
     return tuple(
         [torch.get_autocast_dtype(each) if torch.is_autocast_enabled(each) else None for each in DEVICES]
     )
+
+
+def widened(value: Any) -> Any:
+    """A stream's first value in float32, where autocast made it in half precision."""
+    if isinstance(value, Tensor) and value.dtype in HALF and torch.is_autocast_enabled(value.device.type):
+        return value.float()
+    return value
 
 
 @contextmanager

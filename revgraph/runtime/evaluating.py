@@ -21,6 +21,7 @@ from revgraph.runtime.context import (
     autocast_restored,
     autocast_state,
     random_restored,
+    widened,
 )
 from revgraph.runtime.deriving import Replay
 from revgraph.runtime.heavy import HandingOut, Keeping, Kept
@@ -126,7 +127,7 @@ class Evaluation:
                     results = self._join(step.law, given, term, wanted, made, capture, joins)
                 if gives_outputs:
                     made.update(
-                        (name, value.detach())
+                        (name, widened(value.detach()) if name in step.begins else value.detach())
                         for name, value in zip(step.makes, results, strict=True)
                         if name in wanted
                     )

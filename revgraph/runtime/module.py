@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,14 +14,17 @@ from torch import Tensor, nn
 from revgraph.errors import PlanError, add_note
 from revgraph.expressions import map_leaves
 from revgraph.graph import Graph
+from revgraph.parts import Cost
 from revgraph.planning import Plan, Source, plan
 from revgraph.program import Named, Program
 from revgraph.runtime.capturing import Handle
+from revgraph.runtime.context import widened
 from revgraph.runtime.inverting import invert
 from revgraph.runtime.probe import Probe
 from revgraph.runtime.replaying import NodeReplay, Rerun, WiringReplay
 from revgraph.runtime.script import Script, Step, write_script
 from revgraph.runtime.tape import Replay, Slot, Tape
+from revgraph.runtime.watching import DriftWatch
 from revgraph.tracing.arguments import bind, read_form
 
 
@@ -42,6 +46,7 @@ class ReversibleModule(nn.Module):
         self._program = program
         self._script: Script
         self._probe: Probe | None = None
+        self._watch: DriftWatch | None = None
         self.plan = chosen or plan(program.graph)
 
     def train(self, mode: bool = True) -> ReversibleModule:
@@ -77,13 +82,52 @@ class ReversibleModule(nn.Module):
         env: dict[str, Any] = {}
         given = bind(self._program.signature, args, kwargs)
         read_form(self._program.arguments, given, "the call", env)
+        for name in self._script.begun_inputs:
+            env[name] = widened(env[name])
+        if self._probe is not None:
+            for name in self.graph.inputs:
+                self._probe.made(name, env[name])
         if torch.is_grad_enabled():
-            self._record(env)
+            watch = None if self._watch is None or self._probe is not None else self._watch.next(self._plan)
+            with nullcontext() if watch is None else self.watched_by(watch):
+                self._record(env)
         else:
             self._run(env)
         return map_leaves(
             lambda leaf: env[leaf.name] if isinstance(leaf, Named) else leaf, self._program.results
         )
+
+    def watch_drift(self, every: int = 100, limit: float = 1e-3) -> None:
+        """Warn while training when rebuilt values drift: a `DriftWarning` that names the node.
+
+        In every so many forwards that record, a few elements of a few values are remembered and compared when
+        the backward has rebuilt them. `limit` is the relative error from which on to warn.
+
+        Raises:
+            PlanError: `every` is no whole number above 0, or `limit` not above 0.
+        """
+        self._watch = DriftWatch(every, limit)
+
+    def stop_watching_drift(self) -> None:
+        """Compare nothing any more."""
+        self._watch = None
+
+    def adopt(self, graph: Graph) -> None:
+        """Take a graph of the same nodes and values with other costs, such as estimates, for the net's own.
+
+        Raises:
+            PlanError: it has other nodes or values.
+        """
+        bare = [
+            [replace(node, cost=Cost()) for node in each.nodes] + list(each.values)
+            for each in (graph, self.graph)
+        ]
+        if bare[0] != bare[1]:
+            raise PlanError(
+                f"graph {graph.name!r} is not the net's own with other costs: nodes or values differ"
+            )
+        self._program = replace(self._program, graph=graph)
+        self._plan = replace(self._plan, graph=graph)
 
     def inverse(self, *outputs: Any, **known: Any) -> Any:
         """The inputs that give these outputs.
@@ -177,6 +221,8 @@ class ReversibleModule(nn.Module):
 
     def _put(self, step: Step, env: dict[str, Any], results: tuple[Any, ...]) -> None:
         env.update(zip(step.makes, results, strict=True))
+        for name in step.begins:
+            env[name] = widened(env[name])
         if self._probe is not None:
             for name, value in zip(step.makes, results, strict=True):
                 if isinstance(value, Tensor):

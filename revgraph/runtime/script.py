@@ -13,6 +13,7 @@ from revgraph.planning.plans import Plan
 from revgraph.planning.sources import needs
 from revgraph.planning.uses import clients_of, uses_of
 from revgraph.program import CouplingLaw, Law, Named, Operation, Program, Rearrangement
+from revgraph.streams import streams_of
 
 GIVES = ("rewired", "wired", "recomputed")
 
@@ -25,7 +26,8 @@ class Step:
     replay reads; `tracked` those it makes that any replay asks for. `gives` says in which ways of `GIVES` it
     serves replays besides its own. `frees` are the names that nothing later reads. `held_from`, `drops` and
     `results` are what the plan says of the node. `undoes_input` is its target if that is the caller's: it is
-    rebuilt, though nothing reads it, to show how far the reconstruction has drifted by then.
+    rebuilt, though nothing reads it, to show how far the reconstruction has drifted by then. `begins` are
+    values that streams begin with.
     """
 
     index: int
@@ -50,6 +52,7 @@ class Step:
     drops: frozenset[str]
     results: tuple[int, ...]
     undoes_input: str | None
+    begins: tuple[str, ...]
 
     def describe(self) -> str:
         """The node, and where it is declared."""
@@ -60,9 +63,9 @@ class Step:
 class Script:
     """Steps in order, and the caller's inputs that replays read.
 
-    `clients` are, for each value that may be read more often than `uses` counts (others are derived from it
-    that are rerun, or dropped and derived again), the values derived from it. `drops` are the values to drop
-    after stages, by step and latest first.
+    `begun_inputs` are those that streams begin with. `clients` are, for each value that may be read more
+    often than `uses` counts (others are derived from it that are rerun, or dropped and derived again), the
+    values derived from it. `drops` are the values to drop after stages, by step and latest first.
     """
 
     steps: tuple[Step, ...]
@@ -70,6 +73,7 @@ class Script:
     clients: Mapping[str, tuple[str, ...]]
     drops: tuple[tuple[int, frozenset[str]], ...]
     tracked_inputs: tuple[str, ...]
+    begun_inputs: tuple[str, ...]
     _uses: dict[frozenset[str], dict[str, int]] = field(default_factory=dict)
 
     def uses(self, silent: frozenset[str]) -> dict[str, int]:
@@ -93,6 +97,7 @@ def write_script(program: Program, plan: Plan) -> Script:
         frees[index].append(name)
     stored = set(plan.stored) | set(graph.inputs)
     results = _result_names(program)
+    begins = set(streams_of(program).beginnings)
     serving = {(source.how, source.node) for source in plan.sources.values()}
     steps = tuple(
         _step(
@@ -103,6 +108,7 @@ def write_script(program: Program, plan: Plan) -> Script:
             stored,
             serving,
             tuple(name for name in frees[index] if name not in results),
+            begins,
         )
         for index, op in enumerate(program.operations)
     )
@@ -112,6 +118,7 @@ def write_script(program: Program, plan: Plan) -> Script:
         clients=clients_of(graph, plan.sources, plan.drops),
         drops=tuple((step.index, step.drops) for step in reversed(steps) if step.drops),
         tracked_inputs=tuple(name for name in graph.inputs if name in plan.sources),
+        begun_inputs=tuple(name for name in graph.inputs if name in begins),
     )
 
 
@@ -138,6 +145,7 @@ def _step(
     stored: set[str],
     serving: set[tuple[str, str]],
     frees: tuple[str, ...],
+    begins: set[str],
 ) -> Step:
     node = graph.node.get(op.node)
     decision = plan.decisions.get(op.node, "wire")
@@ -164,6 +172,7 @@ def _step(
         drops=frozenset(plan.drops.get(op.node, ())),
         results=tuple(plan.results.get(op.node, ())),
         undoes_input=op.target if decision == "invert" and op.target in graph.inputs else None,
+        begins=tuple(name for name in op.makes if name in begins),
     )
 
 
