@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from revgraph.cli.guarding import NO
-from revgraph.cli.options import Json, Net, Parameters, parameters_of
+from revgraph.cli.options import Exact, Json, Net, Parameters, parameters_of
 from revgraph.cli.showing import messages, show_json, show_table
 from revgraph.reporting import as_json, report
+
+if TYPE_CHECKING:
+    from revgraph.measuring import GradientReport
 
 
 def check(
@@ -24,6 +27,7 @@ def check(
         typer.Option("--max-drift", min=0, help="Relative error of a rebuilt value that is still good."),
     ] = 1e-2,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the weights and the output's gradient.")] = 0,
+    exact: Exact = False,
     set_: Parameters = None,
     json: Json = False,
 ) -> None:
@@ -41,7 +45,7 @@ def check(
     with torch.device("meta"):
         built = specs.build(net, batch=batch, **parameters)
     torch.manual_seed(seed)
-    network = rg.load(net, batch=batch, **parameters)
+    network = rg.load(net, batch=batch, exact=exact or None, **parameters)
     found = rg.check(network, *specs.example_inputs(built, "cpu"), seed=seed)
     drift = max(found.drift.values(), default=0.0)
     # Written so that nan, which is below nothing, is not good.
@@ -52,5 +56,18 @@ def check(
     else:
         show_table(report(found))
     if not good:
-        messages().print(f"{built.name}: the gradients are too far from those of stored activations.")
+        messages().print(_advice(built.name, found, max_drift), soft_wrap=True)
         raise typer.Exit(NO)
+
+
+def _advice(name: str, found: GradientReport, max_drift: float) -> str:
+    """What is wrong, where it is worst, and what to do."""
+    text = f"{name}: the gradients are too far from those of stored activations."
+    worst = max(found.drift, key=found.drift.__getitem__, default=None)
+    if worst is not None and not found.drift[worst] <= max_drift:
+        text += (
+            f" Value {worst!r} comes back with an error of {found.drift[worst]:.2g} of its size. Use exact "
+            "mode (--exact, or `exact: true` in the specification), or bound the drift with anchors "
+            "(revgraph.estimate_drift, then revgraph.plan(net.graph, max_drift=...))."
+        )
+    return text

@@ -22,6 +22,12 @@ Budget = Annotated[
         help='Activation bytes that a step may take at most: a number, or text such as "300 MiB".',
     ),
 ]
+Exact = Annotated[
+    bool,
+    typer.Option(
+        "--exact", help="Exact mode: streams on a fixed-point grid, which inversion gives back bit for bit."
+    ),
+]
 Parameters = Annotated[
     list[str] | None,
     typer.Option(

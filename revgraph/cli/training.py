@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from revgraph.cli.guarding import INTERRUPTED
-from revgraph.cli.options import Budget, Json, Net, Parameters, parameters_of
+from revgraph.cli.options import Budget, Exact, Json, Net, Parameters, parameters_of
 from revgraph.cli.showing import messages, show_json, show_table
 from revgraph.reporting import Report
 
@@ -45,6 +45,7 @@ def train(
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images in a batch.")] = 100,
     budget: Budget = None,
+    exact: Exact = False,
     learning_rate: Annotated[
         float,
         typer.Option(
@@ -121,7 +122,7 @@ def train(
         precision=precision,  # pyright: ignore[reportArgumentType]
     )
     folder = out if out is not None else Path("runs") / f"{Path(net).stem}-{images.name}"
-    network = _load(net, images.classes, recipe, budget, parameters_of(set_))
+    network = _load(net, images.classes, recipe, budget, exact, parameters_of(set_))
     with Bar(messages()) as bar:
         result = fit(
             network,
@@ -148,7 +149,7 @@ def train(
 
 
 def _load(
-    net: str, classes: int, recipe: Recipe, budget: str | None, parameters: dict[str, Any]
+    net: str, classes: int, recipe: Recipe, budget: str | None, exact: bool, parameters: dict[str, Any]
 ) -> ReversibleModule:
     """The network, with weights from the seed, and the data's number of classes if that is a parameter.
 
@@ -164,7 +165,7 @@ def _load(
     if "classes" in known:
         parameters = {"classes": classes, **parameters}
     torch.manual_seed(recipe.seed)
-    network = rg.load(net, batch=recipe.batch, **parameters)
+    network = rg.load(net, batch=recipe.batch, exact=exact or None, **parameters)
     if budget is not None:
         network.plan = rg.plan(network.graph, budget=budget)
     return network

@@ -32,8 +32,9 @@ class ReversibleModule(nn.Module):
     """A model's modules under their own names, run as a graph of couplings, boundaries and wiring.
 
     Parameters, buffers and submodules are the model's own objects, so `state_dict` has the model's keys and
-    training one trains the other. `plan` says what is stored, inverted and recomputed; assigning another one
-    takes effect at the next forward. Get one from `rg.trace` or `rg.load`.
+    training one trains the other. `plan` says what is stored, inverted and recomputed: that of the least
+    peak, made when it is first needed, or one that is assigned, from the next forward on. Get a reversible
+    module from `rg.trace` or `rg.load`.
     """
 
     def __init__(self, model: nn.Module, program: Program, chosen: Plan | None = None) -> None:
@@ -44,10 +45,10 @@ class ReversibleModule(nn.Module):
         self.training = model.training
         self._is_full_backward_hook = model._is_full_backward_hook
         self._program = program
-        self._script: Script
+        self._plan = chosen
+        self._written: Script | None = None
         self._probe: Probe | None = None
         self._watch: DriftWatch | None = None
-        self.plan = chosen or plan(program.graph)
 
     def train(self, mode: bool = True) -> ReversibleModule:
         """Set training or evaluation mode, of the model too."""
@@ -61,7 +62,9 @@ class ReversibleModule(nn.Module):
 
     @property
     def plan(self) -> Plan:
-        """What is stored, inverted and recomputed."""
+        """What is stored, inverted and recomputed; that of the least peak until another one is assigned."""
+        if self._plan is None:
+            self._plan = plan(self.graph)
         return self._plan
 
     @plan.setter
@@ -76,7 +79,13 @@ class ReversibleModule(nn.Module):
                 f"the net's is {self.graph.name!r}, {len(self.graph.nodes)} nodes). Make one from net.graph."
             )
         self._plan = value
-        self._script = write_script(self._program, value)
+        self._written = None
+
+    @property
+    def _script(self) -> Script:
+        if self._written is None:
+            self._written = write_script(self._program, self.plan)
+        return self._written
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         env: dict[str, Any] = {}
@@ -88,7 +97,7 @@ class ReversibleModule(nn.Module):
             for name in self.graph.inputs:
                 self._probe.made(name, env[name])
         if torch.is_grad_enabled():
-            watch = None if self._watch is None or self._probe is not None else self._watch.next(self._plan)
+            watch = None if self._watch is None or self._probe is not None else self._watch.next(self.plan)
             with nullcontext() if watch is None else self.watched_by(watch):
                 self._record(env)
         else:
@@ -127,7 +136,9 @@ class ReversibleModule(nn.Module):
                 f"graph {graph.name!r} is not the net's own with other costs: nodes or values differ"
             )
         self._program = replace(self._program, graph=graph)
-        self._plan = replace(self._plan, graph=graph)
+        if self._plan is not None:
+            self._plan = replace(self._plan, graph=graph)
+        self._written = None
 
     def inverse(self, *outputs: Any, **known: Any) -> Any:
         """The inputs that give these outputs.
@@ -193,7 +204,7 @@ class ReversibleModule(nn.Module):
         replay.gives = {name: weakref.ref(slots[name]) for name in replay.makes if name in slots}
         replay.is_ready = True
         for name in replay.gives:
-            if self._plan.sources.get(name) == Source(replay.how, step.node):
+            if self.plan.sources.get(name) == Source(replay.how, step.node):
                 slots[name].maker = replay
 
     def _evaluate(self, step: Step, env: dict[str, Any]) -> None:
