@@ -13,7 +13,7 @@ PEERS_READY := $(PEERS)/.ready
 # The documentation's theme otherwise advertises its successor on every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test check docs bench bench-peers bench-frontier bench-planning clean
+.PHONY: demo test check docs bench bench-peers bench-frontier bench-planning bench-exact clean
 
 demo: $(READY)
 	$(BIN)/python -m revgraph.training.demo --out runs/demo
@@ -32,7 +32,7 @@ docs: $(READY)
 	$(BIN)/mkdocs build --strict
 	@echo "The documentation is in site/index.html"
 
-bench: bench-peers bench-frontier bench-planning
+bench: bench-peers bench-frontier bench-planning bench-exact
 
 # matplotlib, for the charts, is in the peers' environment.
 bench-frontier: $(PEERS_READY)
@@ -40,6 +40,9 @@ bench-frontier: $(PEERS_READY)
 
 bench-planning: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.planning_time
+
+bench-exact: $(PEERS_READY)
+	$(PEERS)/bin/python -m benchmarks.exact_mode
 
 bench-peers: $(PEERS_READY)
 	$(PEERS)/bin/python -m benchmarks.peers

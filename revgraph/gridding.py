@@ -2,7 +2,7 @@
 
 Every stream is rounded where it begins, and every term before it is added. Sums and differences of such
 numbers are exact as long as they stay within range, so that what a coupling gives back is what it took, bit
-for bit, at any depth.
+for bit, at any depth. Functions round otherwise on other layouts of the same numbers: all read dense tensors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from revgraph.couplings import Additive
 from revgraph.errors import TraceError
-from revgraph.expressions import Call, Register, expression, module_at
+from revgraph.expressions import Call, Expression, Register, expression, module_at
 from revgraph.graph import Graph, Node, Value, verify
 from revgraph.program import (
     CouplingLaw,
@@ -139,8 +139,10 @@ class _Gridding:
 
     def _renamed(self, operation: Operation) -> Operation:
         law = operation.law
+        wired = not operation.node or operation.rearrangement is not None
         return replace(
             operation,
+            expression=operation.expression if wired else _on_dense_inputs(operation.expression),
             reads=self._names(operation.reads),
             target=operation.target and self._name(operation.target),
             law=law and self._law(law, operation.node),
@@ -186,3 +188,14 @@ class _Gridding:
 
     def _names(self, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(self._name(name) for name in names)
+
+
+def _on_dense_inputs(run: Expression) -> Expression:
+    """The expression with its inputs made contiguous first, as a value that is rebuilt may lie otherwise."""
+    inputs = range(run.inputs)
+    first = [Call("function", _dense, (Register(index),), {}, index, ()) for index in inputs]
+    return expression((*first, *run.calls), run.inputs, run.outputs)
+
+
+def _dense(value: Any) -> Any:
+    return value.contiguous() if isinstance(value, Tensor) else value
