@@ -12,7 +12,7 @@ from torch import nn
 from revgraph.costs import with_costs
 from revgraph.errors import SpecError, TraceError
 from revgraph.runtime.module import ReversibleModule
-from revgraph.specs import build, example_inputs
+from revgraph.specs import build, traced_inputs
 from revgraph.tracing import trace as trace_program
 
 
@@ -54,7 +54,7 @@ def load(
     """
     built = build(source, batch=batch, **parameters)
     try:
-        return _net(built.module, example_inputs(built), {}, built.name)
+        return _net(built.module, traced_inputs(built), {}, built.name)
     except TraceError as error:
         cause = error.__cause__ or error
         places = [note.split("declared at ")[-1] for note in getattr(cause, "__notes__", ())]
