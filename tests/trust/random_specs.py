@@ -123,12 +123,13 @@ WRONG: list[Any] = [None, True, -1, 0, 1.5, 10**17, float("inf"), "x", "", "$non
 
 def wrong_types(tree: Any) -> Iterator[Any]:
     """The tree with each of its places, one after another, holding each wrong value instead."""
-    for path in _paths(tree):
+    for path in paths_of(tree):
         for value in WRONG:
-            yield _replaced(tree, path, value)
+            yield replaced(tree, path, value)
 
 
-def _replaced(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
+def replaced(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """A copy of the tree with this value at that place."""
     changed = deepcopy(tree)
     place = changed
     for key in path[:-1]:
@@ -137,11 +138,12 @@ def _replaced(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
     return changed
 
 
-def _paths(tree: Any) -> Iterator[tuple[Any, ...]]:
+def paths_of(tree: Any) -> Iterator[tuple[Any, ...]]:
+    """Every place in nested mappings and lists, as the keys that lead there."""
     children = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     for key, child in children:
         yield (key,)
-        yield from ((key, *path) for path in _paths(child))
+        yield from ((key, *path) for path in paths_of(child))
 
 
 WIDTH = 4
@@ -199,7 +201,7 @@ def spoilt(draw: Any) -> Any:
     """A valid specification with one or two of its places holding something else."""
     tree = draw(valid())
     for _ in range(draw(st.integers(1, 2))):
-        paths = list(_paths(tree))
+        paths = list(paths_of(tree))
         if paths:
-            tree = _replaced(tree, draw(st.sampled_from(paths)), draw(st.one_of(LEAVES, TREES)))
+            tree = replaced(tree, draw(st.sampled_from(paths)), draw(st.one_of(LEAVES, TREES)))
     return tree
