@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,9 @@ OPERANDS: dict[str, tuple[type, ...]] = {
     "replay": (),
     "done": (),
 }
+PLACED = re.compile(r"(in|out|go)([0-9]{1,6})")
+# Bytes, FLOPs and sizes stay below this, so that sums over thousands of nodes fit into 64 bits.
+LARGEST = 2**48
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,35 @@ def own_bytes(events: Iterable[Event]) -> int:
     return sum(event[2] for event in events if event[0] == "use")
 
 
+def verify_course(course: Course, inputs: int, outputs: int, shared: int) -> None:
+    """Nothing, where the course fits a node of so many inputs, outputs and shared parameters.
+
+    Raises:
+        ValueError: an event names an input, output, parameter or storage that is not there, or a replay that
+            has no end.
+    """
+    known: set[str] = set()
+    for event in (*course.forward, *course.backward):
+        labels = [part for part in event[1:] if isinstance(part, str)]
+        begun = event[1] if event[0] in ("born", "same") else None
+        for label in labels:
+            place = PLACED.fullmatch(label)
+            if place is None and label.startswith(("in", "out", "go")):
+                raise ValueError(f"the label {label!r:.60} is none of a storage")
+            if place is not None and int(place[2]) >= (inputs if place[1] == "in" else outputs):
+                raise ValueError(f"the label {label!r} is of no input or output of the node")
+            if place is None and label not in ("target", begun) and label not in known:
+                raise ValueError(f"event {event!r:.60} names a storage that has not begun")
+        known.update(labels)
+        if event[0] == "identity" and not (0 <= event[1] < outputs and 0 <= event[2] < inputs):
+            raise ValueError(f"event {event!r:.60} is of no input or output of the node")
+        if event[0] == "grad" and not 0 <= event[1] < inputs + shared:
+            raise ValueError(f"event {event!r:.60} is of no input or shared parameter of the node")
+    marks = [event[0] for event in course.backward if event[0] in ("replay", "done")]
+    if marks not in ([], ["replay", "done"]):
+        raise ValueError(f"its replays begin and end as {', '.join(marks)}, not once each")
+
+
 def course_from(item: Any) -> Course:
     """The course in a JSON object.
 
@@ -66,8 +99,8 @@ def course_from(item: Any) -> Course:
         raise ValueError(f"a Course is an object with {', '.join(Course.__slots__)}, not {item!r:.60}")
     flops = [item[key] for key in ("flops", "replay_flops", "backward_flops")]
     for count in flops:
-        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-            raise ValueError(f"{count!r} should be a whole number of at least 0")
+        if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count < LARGEST:
+            raise ValueError(f"{count!r:.60} should be a whole number from 0 to {LARGEST - 1}")
     return Course(_events(item["forward"]), _events(item["backward"]), *flops)
 
 
@@ -86,4 +119,6 @@ def _event(item: Any) -> Event:
         for part, kind in zip(item[1:], kinds, strict=True)
     ):
         raise ValueError(f"event {item!r:.60} should have operands {', '.join(k.__name__ for k in kinds)}")
+    if any(isinstance(part, int) and abs(part) >= LARGEST for part in item[1:]):
+        raise ValueError(f"event {item!r:.60} holds a number of {LARGEST} or more")
     return tuple(item)

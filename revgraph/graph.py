@@ -12,6 +12,7 @@ from typing import cast
 
 import networkx as nx
 
+from revgraph.courses import verify_course
 from revgraph.errors import GraphError
 from revgraph.parts import KINDS, Cost, CourseTable, Kind, Node, Value, value_from
 
@@ -126,16 +127,16 @@ class Graph:
                 loss=None if loss is None else courses.read(loss),
             )
             if not isinstance(graph.name, str):
-                raise ValueError(f"a graph's name is text, not {graph.name!r}")
+                raise ValueError(f"a graph's name is text, not {graph.name!r:.60}")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise GraphError(
                 f"this is not a graph in revgraph's JSON form ({type(error).__name__}: {error}). "
                 "Write one with graph.to_json()."
             ) from error
         for node in verify(graph).nodes:
-            for name in node.cost.saved_values:
-                if name not in graph.value:
-                    raise GraphError(f"the cost of node {node.name!r} names {name!r}, which is no value")
+            _verify_cost(node, graph)
+        if graph.loss is not None:
+            _verify_cost(graph.loss, graph)
         return graph
 
     def __str__(self) -> str:
@@ -221,6 +222,17 @@ def _verify_form(node: Node) -> None:
         raise GraphError(f"input node {node.name!r} cannot read values")
     if node.kind == "output" and node.outputs:
         raise GraphError(f"output node {node.name!r} cannot make values")
+
+
+def _verify_cost(node: Node, graph: Graph) -> None:
+    for name in (*node.inputs, *node.cost.saved_values, *node.cost.frees):
+        if name not in graph.value:
+            raise GraphError(f"node {node.name!r}, or its cost, names {name!r}, which is no value")
+    for decision, course in node.cost.courses.items():
+        try:
+            verify_course(course, len(node.inputs), len(node.outputs), len(node.cost.shared))
+        except ValueError as error:
+            raise GraphError(f"the course {decision!r} of node {node.name!r}: {error}") from error
 
 
 def _verify_coupling(graph: Graph, node: Node) -> None:

@@ -14,7 +14,7 @@ from revgraph.errors import SpecError, TraceError
 from revgraph.gridding import on_grid
 from revgraph.program import Program
 from revgraph.runtime.module import ReversibleModule
-from revgraph.specs import build, example_inputs
+from revgraph.specs import build, traced_inputs
 from revgraph.tracing import trace as trace_program
 
 HALF = ("float16", "bfloat16")
@@ -77,7 +77,7 @@ def load(
     built = build(source, batch=batch, **parameters)
     try:
         wanted = built.exact if exact is None else exact
-        return _net(built.module, example_inputs(built), {}, built.name, wanted)
+        return _net(built.module, traced_inputs(built), {}, built.name, wanted)
     except TraceError as error:
         cause = error.__cause__ or error
         places = [note.split("declared at ")[-1] for note in getattr(cause, "__notes__", ())]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
-from revgraph.courses import Course, course_from
+from revgraph.courses import LARGEST, Course, course_from
 
 Kind = Literal["input", "coupling", "boundary", "wiring", "output"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -141,19 +141,21 @@ class CourseTable:
 def _checked(kind: type[Any], item: Any, forms: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
     known = [each.name for each in fields(kind)]
     if not isinstance(item, dict):
-        raise ValueError(f"a {kind.__name__} is an object, not {item!r}")
+        raise ValueError(f"a {kind.__name__} is an object, not {item!r:.60}")
     for key in item:
         if key not in known:
-            raise ValueError(f"a {kind.__name__} has no field {key!r}; it has {', '.join(known)}")
+            raise ValueError(f"a {kind.__name__} has no field {key!r:.60}; it has {', '.join(known)}")
     try:
         return {key: forms[key](value) for key, value in item.items()}
     except ValueError as error:
-        raise ValueError(f"{kind.__name__} {item.get('name', '')!r}: {error}") from None
+        raise ValueError(f"{kind.__name__} {item.get('name', '')!r:.60}: {error}") from None
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} should be text")
+        raise ValueError(f"{value!r:.60} should be text")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"{value!r:.60} holds half of a surrogate pair, which no file can hold")
     return value
 
 
@@ -164,27 +166,27 @@ def _name(value: Any) -> str:
 
 
 def _count(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{value!r} should be a whole number of at least 0")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < LARGEST:
+        raise ValueError(f"{value!r:.60} should be a whole number from 0 to {LARGEST - 1}")
     return value
 
 
 def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise ValueError(f"{value!r} should be true or false")
+        raise ValueError(f"{value!r:.60} should be true or false")
     return value
 
 
 def _kind(value: Any) -> Any:
     if value not in KINDS:
-        raise ValueError(f"{value!r} is no kind of node; the kinds are {', '.join(KINDS)}")
+        raise ValueError(f"{value!r:.60} is no kind of node; the kinds are {', '.join(KINDS)}")
     return value
 
 
 def _several(form: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
     def read(value: Any) -> tuple[Any, ...]:
         if not isinstance(value, list):
-            raise ValueError(f"{value!r} should be a list")
+            raise ValueError(f"{value!r:.60} should be a list")
         return tuple(form(item) for item in value)
 
     return read

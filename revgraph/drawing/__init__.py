@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import threading
 from pathlib import Path
 
 from revgraph.drawing.dot import to_drawing
@@ -71,14 +71,10 @@ def draw(graph_or_plan: Graph | Plan, path: str | os.PathLike[str], *, fold: boo
 def _write(target: Path, content: bytes) -> None:
     """Write a file that is either complete or not there: under another name beside it first."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    unfinished = target.with_name(f".unfinished-{os.getpid()}-{threading.get_ident()}-{target.name}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, target)
+        unfinished.write_bytes(content)
+        unfinished.replace(target)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise

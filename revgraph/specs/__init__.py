@@ -33,7 +33,7 @@
 
 from __future__ import annotations
 
-from revgraph.specs.building import Built, build, example_inputs
+from revgraph.specs.building import Built, build, example_inputs, traced_inputs
 from revgraph.specs.limits import Limits
 from revgraph.specs.networks import Network, Step
 from revgraph.specs.registry import register
@@ -50,4 +50,5 @@ __all__ = [
     "example_inputs",
     "register",
     "shipped",
+    "traced_inputs",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from revgraph.errors import SpecError
 from revgraph.specs import sources
 from revgraph.specs.assembling import assemble, check
 from revgraph.specs.grammar import specification
@@ -16,6 +18,9 @@ from revgraph.specs.limits import DEFAULT, Limits
 from revgraph.specs.networks import Network
 from revgraph.specs.sources import Source
 from revgraph.specs.syntax import InputShape
+
+# Elements from which an input is traced as zeros.
+LARGE = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,27 @@ def example_inputs(built: Built, device: torch.device | str | None = None) -> tu
     An input with a `fill` is filled with it. The global random state is left alone.
     """
     return tuple(_example(shape, seed, device) for seed, shape in enumerate(built.inputs))
+
+
+def traced_inputs(built: Built) -> tuple[Tensor, ...]:
+    """As `example_inputs`, for tracing, which hardly ever looks at the numbers.
+
+    Large ones are zeros, which take memory only where somebody writes or reads them.
+
+    Raises:
+        SpecError: an input is too large for this machine.
+    """
+    made: list[Tensor] = []
+    for seed, shape in enumerate(built.inputs):
+        try:
+            small = math.prod(shape.shape) <= LARGE
+            made.append(_example(shape, seed, None) if small else torch.zeros(shape.shape, dtype=shape.dtype))
+        except RuntimeError as error:
+            raise SpecError(
+                f"{built.name}: an example of input {shape.name!r}, of shape {list(shape.shape)}, does not "
+                "fit into this machine's memory. Give a smaller batch or shape."
+            ) from error
+    return tuple(made)
 
 
 def _example(shape: InputShape, seed: int, device: torch.device | str | None) -> Tensor:

@@ -30,6 +30,7 @@ DTYPES = {
 # The fewest samples with which batch normalization works on vectors.
 BATCH = 2
 DIMENSIONS = 16
+WIDEST_TITLE = 100
 
 
 def specification(
@@ -61,13 +62,23 @@ def specification(
     described = parts.get("description")
     named = parts.get("name")
     spec = Spec(
-        name if named is None else expect.a_text(named, "the network's name"),
+        name if named is None else _title(named),
         "" if described is None else expect.a_text(described, "a sentence about the network"),
         inputs,
         network,
         _exact(parts.get("exact")),
     )
     return spec, {key: _plain(value) for key, value in values.items()}
+
+
+def _title(tree: Tree) -> str:
+    title = expect.a_text(tree, "the network's name")
+    if "\n" in title or len(title) > WIDEST_TITLE:
+        raise SpecError(
+            f"{tree.where}: {shortened(title)} cannot be a network's name: it has at most {WIDEST_TITLE} "
+            "characters, in one line"
+        )
+    return title
 
 
 def _batch(tree: Tree | None, given: int | None) -> int:
@@ -126,12 +137,23 @@ def _input(name: str, tree: Tree, batch: int) -> InputShape:
         )
     whole = _shape(shape)
     with_batch = batched is None or batched.value is True
+    kind = torch.float32 if dtype is None else _dtype(dtype)
     return InputShape(
         name,
         (batch, *whole) if with_batch else whole,
-        torch.float32 if dtype is None else _dtype(dtype),
-        None if fill is None else fill.value,  # pyright: ignore[reportArgumentType]
+        kind,
+        None if fill is None else _fill(fill, kind),
     )
+
+
+def _fill(tree: Scalar, dtype: torch.dtype) -> float:
+    assert isinstance(tree.value, (int, float))
+    try:
+        torch.full((2,), tree.value, dtype=dtype)
+    except (RuntimeError, OverflowError):
+        name = str(dtype).removeprefix("torch.")
+        raise SpecError(f"{tree.where}: {tree.value} is no {name}: give a `fill` within its range") from None
+    return tree.value
 
 
 def _shape(tree: Tree) -> tuple[int, ...]:

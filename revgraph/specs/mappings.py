@@ -8,6 +8,7 @@ from typing import Any
 from revgraph.errors import SpecError
 from revgraph.specs.hints import shortened
 from revgraph.specs.limits import Limits
+from revgraph.specs.scalars import readable
 from revgraph.specs.trees import Scalar, Tree, listing, table, too_deep, too_large
 
 
@@ -37,7 +38,7 @@ class _Reader:
         if isinstance(value, Mapping):
             return table(
                 [
-                    (self._key(key, where), self.read(item, f"{where}.{key}", depth + 1))
+                    (self._key(key, where), self.read(item, f"{where}.{_cut(key)}", depth + 1))
                     for key, item in value.items()
                 ],
                 where,
@@ -53,6 +54,8 @@ class _Reader:
 
     @staticmethod
     def _scalar(value: str | float | None, where: str) -> Scalar:
+        if isinstance(value, str):
+            readable(value, where)
         if isinstance(value, int) and abs(value) >= 10**18:
             raise SpecError(f"{where}: the number is too large")
         if isinstance(value, float) and value != value:
@@ -63,4 +66,10 @@ class _Reader:
     def _key(key: Any, where: str) -> str:
         if not isinstance(key, str):
             raise SpecError(f"{where}: a key must be a word, not {shortened(repr(key))}")
-        return key
+        return readable(key, where)
+
+
+def _cut(key: Any) -> str:
+    """The key as part of a place, cut where it is long."""
+    text = str(key)
+    return text if len(text) <= 40 else text[:37] + "..."

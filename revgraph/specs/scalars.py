@@ -21,6 +21,8 @@ INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 ODD_NUMBER = re.compile(r"[-+]?(0[0-9_]+|0[xob][0-9a-fA-F_]+|[0-9][0-9_]*_[0-9_]*(\.[0-9_]*)?)")
 DIGITS = 18
+# What a terminal or a file would take for a command, or cannot hold at all.
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def resolve(text: str, where: str) -> Plain:
@@ -50,4 +52,16 @@ def resolve(text: str, where: str) -> Plain:
         if not math.isfinite(value):
             raise SpecError(f"{where}: the number {shortened(text, 30)} is too large")
         return value
+    return text
+
+
+def readable(text: str, where: str) -> str:
+    """The text itself, where a reader can see all of it.
+
+    Raises:
+        SpecError: it holds a control character or half of a surrogate pair.
+    """
+    odd = UNPRINTABLE.search(text)
+    if odd is not None:
+        raise SpecError(f"{where}: this text holds the character {odd[0]!r}, which cannot be shown")
     return text

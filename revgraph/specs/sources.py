@@ -77,7 +77,8 @@ def _file(path: Path, limits: Limits) -> tuple[Tree, str]:
     except FileNotFoundError:
         raise SpecError(f"there is no file {shortened(str(path), 200)}{_neighbours(path)}") from None
     except (OSError, ValueError) as error:
-        raise SpecError(f"the file {shortened(str(path), 200)} cannot be read: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise SpecError(f"the file {shortened(str(path), 200)} cannot be read: {reason}") from None
     if len(content) > limits.text_bytes:
         raise SpecError(
             f"{path}: the file is larger than the {limits.text_bytes} bytes a specification may have"
@@ -90,7 +91,8 @@ def _file(path: Path, limits: Limits) -> tuple[Tree, str]:
             f"{path}:{line}: the file is not UTF-8 text (byte 0x{content[error.start]:02x}). Save it as "
             "UTF-8."
         ) from None
-    return read_yaml(text, str(path), limits), path.stem
+    # A file's name need not be text: what is none of it becomes a question mark.
+    return read_yaml(text, str(path), limits), path.stem.encode(errors="replace").decode()
 
 
 def _neighbours(path: Path) -> str:

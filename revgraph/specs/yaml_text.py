@@ -20,7 +20,7 @@ from yaml.events import (
 from revgraph.errors import SpecError
 from revgraph.specs.hints import listed, meant, shortened
 from revgraph.specs.limits import Limits
-from revgraph.specs.scalars import resolve
+from revgraph.specs.scalars import readable, resolve
 from revgraph.specs.trees import Scalar, Tree, listing, table, too_deep, too_large
 
 
@@ -106,6 +106,7 @@ class _Composer:
                 "text or number. A specification has no tags: leave it out."
             )
         if isinstance(event, ScalarEvent):
+            readable(event.value, where)
             as_key = bool(self._stack) and self._awaits_key(self._stack[-1])
             value = event.value if event.style or as_key else resolve(event.value, where)
             self._finish(Scalar(value, where), event.anchor)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -24,7 +27,7 @@ from revgraph.wiring import Wiring
 __all__ = ["trace"]
 
 # What the errors of runs without memory have in common: the result depends on values.
-FAKE_FAILED = re.compile("fake ?tensor|data.?dependent|dynamic ?output", re.IGNORECASE)
+FAKE_FAILED = re.compile("fake ?tensor|data.?dependent|dynamic ?output|unsupported ?operator", re.IGNORECASE)
 
 
 def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = "") -> Program:
@@ -48,7 +51,8 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name:
     name = name or type(model).__name__
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        program, opaque = _trace(model, form, named, name, fake_mode)
+        with _silent():
+            program, opaque = _trace(model, form, named, name, fake_mode)
     except RevgraphError:
         raise
     except Exception:
@@ -56,12 +60,16 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name:
     else:
         if not any(FAKE_FAILED.search(reason) for reason in opaque.values()):
             return program
+    if _is_known(model):
+        # What fails without memory would fail with it too, but perhaps after taking a great deal.
+        with _silent():
+            _run_once(model, form, named, name, fake_mode)
     try:
         return _trace(model, form, named, name, None)[0]
     except RevgraphError:
         raise
     except Exception as error:
-        _run_once(model, form, named, name)
+        _run_once(model, form, named, name, None)
         raise TraceError(
             f"the forward of {name} cannot be traced{place_of(error)}: {type(error).__name__}: {error}. "
             "Move what cannot be "
@@ -70,17 +78,41 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name:
         ) from error
 
 
-def _run_once(model: nn.Module, form: dict[str, Any], named: dict[str, Any], name: str) -> None:
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep torch from logging the traceback of what fails on tensors without memory: it is raised as well."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
+def _is_known(model: nn.Module) -> bool:
+    """Whether all of the model's modules are torch's and revgraph's own."""
+    return all(type(module).__module__.startswith(("torch.nn.", "revgraph.")) for module in model.modules())
+
+
+def _run_once(
+    model: nn.Module,
+    form: dict[str, Any],
+    named: dict[str, Any],
+    name: str,
+    fake_mode: FakeTensorMode | None,
+) -> None:
     """Run the model as it is.
 
     Raises:
-        TraceError: it fails, so that the fault is not the trace's.
+        TraceError: it fails, and not for want of real tensors: the fault is not the trace's.
     """
     try:
-        with untouched(model, faked=False), torch.no_grad():
-            given = {label: _shadow(thing, None) for label, thing in named.items()}
+        with untouched(model, faked=fake_mode is not None), torch.no_grad(), fake_mode or nullcontext():
+            given = {label: _shadow(thing, fake_mode) for label, thing in named.items()}
             call_with(model.forward, fill_form(form, given))
     except Exception as error:
+        if fake_mode is not None and FAKE_FAILED.search(f"{type(error).__name__}: {error}"):
+            return
         raise TraceError(
             f"{name} fails on the example input{place_of(error)}: {type(error).__name__}: {error}. Give an "
             "example that the "

@@ -118,8 +118,10 @@ def _hint(folder: Path, layout: Layout) -> str:
 
 
 def _read(path: Path, records: int, layout: Layout) -> Images:
+    expected = records * layout.record_bytes
     try:
-        content = np.fromfile(path, dtype=np.uint8)
+        size = path.stat().st_size
+        content = np.fromfile(path, dtype=np.uint8, count=min(size, expected))
     except OSError as error:
         raise DataError(f"{layout.name}: cannot read {str(path)!r}: {error.strerror or error}") from error
     foreign = FOREIGN.get(content[:2].tobytes())
@@ -128,13 +130,12 @@ def _read(path: Path, records: int, layout: Layout) -> Images:
             f"{layout.name}: {str(path)!r} is {foreign}. "
             f"Use the file of the same name from {layout.archive} ({layout.name}'s binary version)."
         )
-    expected = records * layout.record_bytes
-    if len(content) != expected:
-        whole, rest = divmod(len(content), layout.record_bytes)
+    if not len(content) == size == expected:
+        whole, rest = divmod(size, layout.record_bytes)
         found = f"{whole:,} records" + (f" and {rest:,} bytes of another" if rest else "")
         raise DataError(
-            f"{layout.name}: {str(path)!r} is {'short' if len(content) < expected else 'long'}: "
-            f"{len(content):,} bytes ({found}) instead of {expected:,} "
+            f"{layout.name}: {str(path)!r} is {'short' if size < expected else 'long'}: "
+            f"{size:,} bytes ({found}) instead of {expected:,} "
             f"({records:,} records of {layout.record_bytes:,}). Download and unpack {layout.archive} again."
         )
     table = torch.from_numpy(content.reshape(records, layout.record_bytes))

@@ -11,7 +11,7 @@ from torch import nn
 
 from revgraph.errors import DataError
 from revgraph.training.averages import settling
-from revgraph.training.checkpoints import Checkpoint, checkpoints, load_state, load_weights, save
+from revgraph.training.checkpoints import Checkpoint, checkpoints, load_state, load_weights, restoring, save
 from revgraph.training.durable import discard, sweep
 from revgraph.training.errors import TrainingError
 from revgraph.training.evaluating import Score, evaluate
@@ -74,7 +74,8 @@ def fit(
     trainer = Trainer(net, data, recipe)
     try:
         if start is not None:
-            trainer.restore(load_state(start))
+            with restoring(start):
+                trainer.restore(load_state(start))
             load_weights(start, net)
         with settling(net, recipe.steps):
             return run.go(trainer, start, tensorboard)

@@ -10,6 +10,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from revgraph.errors import DataError
 from revgraph.training.durable import new_file, sync
 from revgraph.training.errors import TrainingError
 
@@ -73,9 +74,10 @@ def metrics(folder: Path, after: int, tensorboard: bool | None = None) -> Iterat
 
     Raises:
         TrainingError: TensorBoard is asked for and not installed.
+        DataError: a row of the file is damaged.
     """
     path = folder / CSV
-    kept = [line for line in _lines(path) if int(line[0]) <= after] if after else []
+    kept = [cells for row, cells in _lines(path) if row.step <= after] if after else []
     with new_file(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([COLUMNS, *kept])
     with ExitStack() as stack:
@@ -86,24 +88,43 @@ def metrics(folder: Path, after: int, tensorboard: bool | None = None) -> Iterat
 
 
 def read_rows(folder: str | Path) -> list[Row]:
-    """The whole rows of the CSV file in `folder`, in order; none where there is no file."""
-    return [
-        Row(
-            int(line[0]),
-            *(float(cell) for cell in line[1:7]),
-            *(float(cell) if cell else None for cell in line[7:]),
-        )
-        for line in _lines(Path(folder) / CSV)
-    ]
+    """The whole rows of the CSV file in `folder`, in order; none where there is no file.
+
+    Raises:
+        DataError: a row is damaged.
+    """
+    return [row for row, _ in _lines(Path(folder) / CSV)]
 
 
-def _lines(path: Path) -> list[list[str]]:
-    if not path.exists():
+def _lines(path: Path) -> list[tuple[Row, list[str]]]:
+    """Each row with its cells as they are written; a line that was cut off at the end is left out."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
         return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1].splitlines()
-    lines = list(csv.reader(whole))[1:]
-    return [line for line in lines if len(line) == len(COLUMNS) and line[0].isdigit()]
+    lines = content.decode("utf-8", "replace").split("\n")[:-1]
+    found = []
+    for number, line in enumerate(lines[1:], 2):
+        cells = line.rstrip("\r").split(",")
+        try:
+            found.append((_row(cells), cells))
+        except ValueError:
+            raise DataError(
+                f"line {number} of {str(path)!r} is damaged: {line[:60]!r} is no row of "
+                f"{len(COLUMNS)} numbers. "
+                "Mend or remove that line, or move the file away to go on without its rows."
+            ) from None
+    return found
+
+
+def _row(cells: list[str]) -> Row:
+    if len(cells) != len(COLUMNS) or not (cells[0].isascii() and cells[0].isdigit()):
+        raise ValueError(cells)
+    return Row(
+        int(cells[0]),
+        *(float(cell) for cell in cells[1:7]),
+        *(float(cell) if cell else None for cell in cells[7:]),
+    )
 
 
 def _wanted(tensorboard: bool | None) -> bool:

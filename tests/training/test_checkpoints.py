@@ -18,6 +18,7 @@ from torch import nn
 from revgraph.errors import DataError
 from revgraph.training import checkpoints as module
 from revgraph.training.checkpoints import Checkpoint, checkpoints, load_state, load_weights, save
+from revgraph.training.checksums import write_checksums
 from revgraph.training.durable import sweep
 from revgraph.training.errors import TrainingError
 from revgraph.training.randomness import random_states, restore_random_states
@@ -44,7 +45,7 @@ def test_weights_are_safetensors_under_the_nets_own_names(tmp_path: Path) -> Non
     net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     saved = save(tmp_path, 5, net, STATE)
     assert saved == Checkpoint(5, tmp_path / "step-00000005")
-    assert names(saved.folder) == ["model.safetensors", "state.pt"]
+    assert names(saved.folder) == ["checksums.json", "model.safetensors", "state.pt"]
     assert load_file(saved.folder / "model.safetensors").keys() == net.state_dict().keys()
 
 
@@ -143,8 +144,9 @@ class Payload:
 def test_hostile_state_runs_no_code(tmp_path: Path) -> None:
     saved = save(tmp_path, 1, nn.Linear(1, 1), {})
     touched = tmp_path / "touched"
-    torch.save({"revgraph": 1, "x": Payload(touched)}, saved.folder / "state.pt")
-    with pytest.raises(DataError, match=r"state\.pt' is missing or damaged"):
+    torch.save({"revgraph": 2, "x": Payload(touched)}, saved.folder / "state.pt")
+    write_checksums(saved.folder, ["model.safetensors", "state.pt"])
+    with pytest.raises(DataError, match=r"state\.pt' is missing or damaged: Weights only"):
         load_state(saved)
     assert not touched.exists()
 
