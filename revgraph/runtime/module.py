@@ -20,6 +20,7 @@ from revgraph.runtime.inverting import invert
 from revgraph.runtime.probe import Probe
 from revgraph.runtime.replaying import NodeReplay, Rerun, WiringReplay
 from revgraph.runtime.script import Script, Step, write_script
+from revgraph.runtime.sharding import advice_on_shards
 from revgraph.runtime.tape import Replay, Slot, Tape
 from revgraph.tracing.arguments import bind, read_form
 
@@ -77,10 +78,16 @@ class ReversibleModule(nn.Module):
         env: dict[str, Any] = {}
         given = bind(self._program.signature, args, kwargs)
         read_form(self._program.arguments, given, "the call", env)
-        if torch.is_grad_enabled():
-            self._record(env)
-        else:
-            self._run(env)
+        try:
+            if torch.is_grad_enabled():
+                self._record(env)
+            else:
+                self._run(env)
+        except Exception as error:
+            called = (path for step in self._script.steps for path in step.modules)
+            if advice := advice_on_shards(self, called):
+                add_note(error, advice)
+            raise
         return map_leaves(
             lambda leaf: env[leaf.name] if isinstance(leaf, Named) else leaf, self._program.results
         )
