@@ -17,7 +17,7 @@ from revgraph.errors import DataError
 from revgraph.training.durable import discard, new_folder
 from revgraph.training.errors import TrainingError
 
-FORMAT = 1
+FORMAT = 2
 KEPT = 2
 WEIGHTS = "model.safetensors"
 STATE = "state.pt"
