@@ -1,8 +1,8 @@
-"""`gradients_worker.py FOLDER RANK PROCESSES`: cases of training in several processes, and what came of them.
+"""`gradients_worker.py FOLDER RANK PROCESSES`: cases of several processes, and what came of them.
 
 Each trains for two steps on this process's part of a batch, and notes in `FOLDER/RANK.json` how far its
 gradients were from those of the plain model in one process on the whole batch; or, for cases that must fail,
-the error.
+the error. Then it saves a checkpoint in `FOLDER/two`, and loads the one in `FOLDER/one`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from trust.networks import WIDTH, Function, Scaling, SyncNorm, additive, make
+from trust.states import load, momentum, save, whole
 
 import revgraph as rg
 
@@ -169,6 +170,33 @@ def sharded_blocks(made: tuple[nn.Module, Tensor]) -> float:
     return 0.0
 
 
+def saved_by_two(folder: Path) -> float:
+    """A checkpoint of shards, and beside it all that should be in it."""
+    model, x = make(PLAIN)
+    wrapped = sharded()(rg.trace(model, part(x)))
+    optimizer = momentum(wrapped)
+    loss_of(wrapped(part(x))).backward()
+    optimizer.step()
+    save(folder / "two", wrapped, optimizer)
+    states = whole(wrapped, optimizer)
+    if dist.get_rank() == 0:
+        torch.save(states, folder / "two.pt")
+    return 0.0
+
+
+def loaded_from_one(folder: Path) -> list[str]:
+    """The names of what came out otherwise than one process had saved it."""
+    model, x = make(PLAIN)
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    wrapped = sharded()(rg.trace(model, part(x)))
+    optimizer = momentum(wrapped)
+    load(folder / "one", wrapped, optimizer)
+    found, expected = whole(wrapped, optimizer), torch.load(folder / "one.pt")
+    missing = found.keys() ^ expected.keys()
+    return [*missing, *(name for name in found if not torch.equal(found[name], expected[name]))]
+
+
 def batch_norm() -> nn.Module:
     return nn.BatchNorm1d(WIDTH)
 
@@ -204,7 +232,11 @@ def main(folder: Path, rank: int, processes: int) -> None:
     meeting = f"file://{folder / 'meeting'}"
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
     found: dict[str, Any] = {}
-    for name, case in CASES.items():
+    states = {
+        "saved by two": lambda: saved_by_two(folder),
+        "loaded from one": lambda: loaded_from_one(folder),
+    }
+    for name, case in {**CASES, **states}.items():
         try:
             found[name] = case()
         except Exception as failure:

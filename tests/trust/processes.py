@@ -1,54 +1,69 @@
-"""Several processes of one script, each with its rank and a file to find the others by."""
+"""Several processes at once, each with an end in sight."""
 
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import revgraph
 
 ROOT = Path(revgraph.__file__).parents[1]
+PYTHON = (sys.executable, "-W", "error")
 
 
-def environment(**more: str) -> dict[str, str]:
-    """The environment of a process that imports this revgraph and computes on one thread."""
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
-        "OMP_NUM_THREADS": "1",
-        **more,
-    }
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a process ended, and what it wrote to both of its streams."""
+
+    status: int
+    text: str
 
 
-def run_together(script: Path, folder: Path, processes: int = 2, timeout: float = 90) -> None:
-    """Run `script FOLDER RANK PROCESSES` in as many processes; all must end well, and in time."""
-    commands = [
-        [sys.executable, "-W", "error", str(script), str(folder), str(rank), str(processes)]
-        for rank in range(processes)
+def together(
+    commands: Sequence[Sequence[object]],
+    folder: Path,
+    environments: Sequence[Mapping[str, str]] | None = None,
+    timeout: float = 90,
+) -> list[Ended]:
+    """Run all commands at once, with this revgraph, on one thread each; what is late is killed."""
+    environments = environments or [{}] * len(commands)
+    logs = [folder / f"log-{index}" for index in range(len(commands))]
+    running = [
+        _start(command, own, log) for command, own, log in zip(commands, environments, logs, strict=True)
     ]
-    logs = [folder / f"log-{rank}" for rank in range(processes)]
-    running = [_start(command, log) for command, log in zip(commands, logs, strict=True)]
     deadline = time.monotonic() + timeout
     try:
-        while any(each.poll() is None for each in running) and time.monotonic() < deadline:
-            if any(each.returncode for each in running):
-                break
-            time.sleep(0.1)
-        # The others may be about to say why.
-        time.sleep(0.5 if any(each.returncode for each in running) else 0)
+        for each in running:
+            each.wait(max(0.1, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        pass
     finally:
         for each in running:
             if each.poll() is None:
                 each.kill()
-            each.wait()
-    statuses = [each.returncode for each in running]
-    assert statuses == [0] * processes, "\n".join((str(statuses), *(log.read_text() for log in logs)))
+                each.wait()
+    return [Ended(each.returncode, log.read_text()) for each, log in zip(running, logs, strict=True)]
 
 
-def _start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+def ranks(count: int) -> list[dict[str, str]]:
+    """The environments of `count` processes on this machine that meet at a port that is free."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    sizes = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    return [{**meeting, **sizes, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
+def _start(command: Sequence[object], own: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **own}
     with log.open("wb") as file:
-        return subprocess.Popen(command, env=environment(), stdout=file, stderr=subprocess.STDOUT)
+        words = [str(word) for word in command]
+        return subprocess.Popen(words, env=environment, stdout=file, stderr=subprocess.STDOUT)
