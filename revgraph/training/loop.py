@@ -19,7 +19,7 @@ from revgraph.training.evaluating import Score
 from revgraph.training.images import Data
 from revgraph.training.interrupting import interruptible
 from revgraph.training.metrics import CSV, TENSORBOARD, Metrics, Row, metrics, no_metrics
-from revgraph.training.processes import Together, is_lost, launched, share
+from revgraph.training.processes import Together, is_lost, launched, share, why_lost
 from revgraph.training.recipe import Recipe, steps_of
 from revgraph.training.trainer import Trainer
 from revgraph.training.watching import Silent, Watch
@@ -99,7 +99,7 @@ def fit(
             raise
         raise TrainingError(
             f"process {together.rank} of {together.count} has lost another: it ended or does not answer "
-            f"({str(error).splitlines()[0]}). {_intact(folder)} See what that process wrote last, launch all "
+            f"({why_lost(error)}). {_intact(folder)} See what that process wrote last, launch all "
             "again, and go on with --resume."
         ) from error
 

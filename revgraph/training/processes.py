@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -123,6 +124,11 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(word in str(error).lower() for word in ("gloo", "nccl"))
     )
+
+
+def why_lost(error: BaseException) -> str:
+    """What the backend says of it, without where in its source and what else to read."""
+    return re.sub(r"^(\[[^]]*\.cc:\d+\] )+", "", str(error)).split(". ")[0].splitlines()[0]
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:
