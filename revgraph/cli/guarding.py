@@ -12,8 +12,9 @@ from typing import ParamSpec
 import typer
 from rich.text import Text
 
-from revgraph.cli.showing import messages
+from revgraph.cli.showing import messages, process
 from revgraph.errors import BudgetError, RevgraphError
+from revgraph.training.errors import Elsewhere
 
 NO = 1
 BAD_INPUT = 2
@@ -44,6 +45,8 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             sys.stdout.flush()
         except BudgetError as error:
             raise refusal(str(error), NO) from error
+        except Elsewhere as error:
+            raise typer.Exit(BAD_INPUT) from error
         except RevgraphError as error:
             raise refusal(str(error)) from error
         except ModuleNotFoundError as error:
@@ -71,5 +74,6 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
 
 def refusal(text: str, status: int = BAD_INPUT) -> typer.Exit:
     """The exit to raise, once `text` has been written as an error."""
-    messages().print(Text.assemble(("error: ", "bold red"), text), soft_wrap=True)
+    where = f"error in process {process()}: " if process() else "error: "
+    messages().print(Text.assemble((where, "bold red"), text), soft_wrap=True)
     return typer.Exit(status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -13,9 +14,14 @@ from rich.text import Text
 from revgraph.reporting import Report
 
 
-def messages() -> Console:
+def process() -> int:
+    """The rank of this process among those launched together (torchrun's RANK); 0 is the main one."""
+    return int(os.environ.get("RANK") or 0)
+
+
+def messages(quiet: bool = False) -> Console:
     """The console for progress and errors."""
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, quiet=quiet)
 
 
 def show_json(data: Any) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from revgraph.cli.guarding import INTERRUPTED
 from revgraph.cli.options import Budget, Exact, Json, Net, Parameters, parameters_of
-from revgraph.cli.showing import messages, show_json, show_table
+from revgraph.cli.showing import messages, process, show_json, show_table
 from revgraph.reporting import Report
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ def train(
     epochs: Annotated[
         float | None, typer.Option("--epochs", help="Passes over the training images, instead of --steps.")
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images in a batch.")] = 100,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, help="Images in a batch, over all processes.")
+    ] = 100,
     budget: Budget = None,
     exact: Exact = False,
     learning_rate: Annotated[
@@ -93,11 +95,13 @@ def train(
 
     Stochastic gradient descent with momentum and the paper's schedule, scaled to the steps asked for. The
     folder gets metrics.csv, the newest two checkpoints and TensorBoard events. Ctrl-C saves and stops; a
-    second one aborts at once.
+    second one aborts at once. Under torchrun or accelerate launch the processes train together, and the main
+    one writes and prints.
     """
     from revgraph.training.data import load_data
     from revgraph.training.loop import fit
     from revgraph.training.metrics import CSV
+    from revgraph.training.processes import close
     from revgraph.training.progress import Bar
     from revgraph.training.recipe import PRECISIONS, Recipe, steps_of
 
@@ -123,7 +127,7 @@ def train(
     )
     folder = out if out is not None else Path("runs") / f"{Path(net).stem}-{images.name}"
     network = _load(net, images.classes, recipe, budget, exact, parameters_of(set_))
-    with Bar(messages()) as bar:
+    with Bar(messages(quiet=process() > 0)) as bar:
         result = fit(
             network,
             images,
@@ -136,6 +140,9 @@ def train(
             tensorboard=tensorboard,
             watch=bar,
         )
+    close()
+    if process():
+        raise typer.Exit(INTERRUPTED if result.interrupted else 0)
     if json:
         show_json(_report(result, folder / CSV))
     else:
@@ -153,19 +160,21 @@ def _load(
 ) -> ReversibleModule:
     """The network, with weights from the seed, and the data's number of classes if that is a parameter.
 
-    Its plan fits the budget, if there is one.
+    Its plan is for the images that each process gets, and fits the budget, if there is one.
     """
     import torch
 
     import revgraph as rg
     from revgraph import specs
+    from revgraph.training.processes import launched, share
 
+    batch = share(recipe.batch, launched())
     with torch.device("meta"):
-        known = specs.build(net, batch=recipe.batch, **parameters).parameters
+        known = specs.build(net, batch=batch, **parameters).parameters
     if "classes" in known:
         parameters = {"classes": classes, **parameters}
     torch.manual_seed(recipe.seed)
-    network = rg.load(net, batch=recipe.batch, exact=exact or None, **parameters)
+    network = rg.load(net, batch=batch, exact=exact or None, **parameters)
     if budget is not None:
         network.plan = rg.plan(network.graph, budget=budget)
     return network

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from revgraph.errors import ReplayError
+from revgraph.runtime.sharding import NO_SHARDS, Shards, shard_versions
 
 DEVICES = ("cpu", "cuda")
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -104,13 +105,19 @@ class ModuleState:
     training, which writes its running statistics without reading them.
     """
 
-    __slots__ = ("_copies", "_flags", "_modules", "_versions")
+    __slots__ = ("_copies", "_flags", "_modules", "_shards", "_versions")
 
-    def __init__(self, modules: list[nn.Module], every_buffer: bool = False) -> None:
-        """With `every_buffer` a run is shielded from all of them, whether or not a forward changed any."""
+    def __init__(
+        self, modules: list[nn.Module], every_buffer: bool = False, shards: Shards = NO_SHARDS
+    ) -> None:
+        """With `every_buffer` a run is shielded from all of them, whether or not a forward changed any.
+
+        Parameters among the `shards` are told by these.
+        """
         self._modules = modules
         self._flags = [module.training for module in modules]
-        self._versions = _parameter_versions(modules)
+        self._shards = _own(modules, shards) if shards else NO_SHARDS
+        self._versions = _parameter_versions(modules, self._shards)
         self._copies: list[_Copy] = []
         for module in modules:
             if module._buffers:
@@ -123,6 +130,8 @@ class ModuleState:
         """Let go of the copies of buffers that did not change."""
         for copy in self._copies:
             copy.after_forward()
+        if self._shards:  # FSDP lays out its shards anew in the first forward
+            self._versions = _parameter_versions(self._modules, self._shards)
 
     def check(self, node: str) -> None:
         """Refuse a replay on parameters or buffers that changed since the forward.
@@ -130,7 +139,7 @@ class ModuleState:
         Raises:
             ReplayError: one did.
         """
-        if _parameter_versions(self._modules) != self._versions or any(
+        if _parameter_versions(self._modules, self._shards) != self._versions or any(
             copy.is_stale() for copy in self._copies
         ):
             raise ReplayError(
@@ -196,12 +205,22 @@ class _Copy:
         return id(buffer), -1 if buffer is None else buffer._version
 
 
-def _parameter_versions(modules: Sequence[nn.Module]) -> list[tuple[int, int, int]]:
+def _parameter_versions(modules: Sequence[nn.Module], shards: Shards) -> list[tuple[int, int, int]]:
     """What changes when a parameter is edited, given other memory (`.data = ...`) or replaced."""
-    return [
+    versions = shard_versions(shards) if shards else []
+    return versions + [
         (id(parameter), parameter._version, parameter.untyped_storage()._cdata)
         for module in modules
         if module._parameters
-        for parameter in module._parameters.values()
-        if parameter is not None
+        for name, parameter in module._parameters.items()
+        if parameter is not None and not (shards and (module, name) in shards)
     ]
+
+
+def _own(modules: Sequence[nn.Module], shards: Shards) -> Shards:
+    return {
+        (module, name): shards[module, name]
+        for module in modules
+        for name in module._parameters
+        if (module, name) in shards
+    }

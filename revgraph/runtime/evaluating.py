@@ -67,7 +67,7 @@ class Evaluation:
             for name, value in zip(step.reads, inputs, strict=True)
             if not isinstance(value, Tensor)
         }
-        self.state = ModuleState(modules_of(net, step))
+        self.state = ModuleState(modules_of(net, step), shards=self.tape.shards)
         versions = [value._version for value in inputs if isinstance(value, Tensor)]
         before = self.tape.random.before()
 

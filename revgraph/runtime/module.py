@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from revgraph.runtime.inverting import invert
 from revgraph.runtime.probe import Probe
 from revgraph.runtime.replaying import NodeReplay, Rerun, WiringReplay
 from revgraph.runtime.script import Script, Step, write_script
+from revgraph.runtime.sharding import advice_on_shards
 from revgraph.runtime.tape import Replay, Slot, Tape
 from revgraph.runtime.watching import DriftWatch
 from revgraph.tracing.arguments import bind, read_form
@@ -96,12 +97,20 @@ class ReversibleModule(nn.Module):
         if self._probe is not None:
             for name in self.graph.inputs:
                 self._probe.made(name, env[name])
-        if torch.is_grad_enabled():
-            watch = None if self._watch is None or self._probe is not None else self._watch.next(self.plan)
-            with nullcontext() if watch is None else self.watched_by(watch):
-                self._record(env)
-        else:
-            self._run(env)
+        try:
+            if torch.is_grad_enabled():
+                watch = (
+                    None if self._watch is None or self._probe is not None else self._watch.next(self.plan)
+                )
+                with nullcontext() if watch is None else self.watched_by(watch):
+                    self._record(env)
+            else:
+                self._run(env)
+        except Exception as error:
+            called = (path for step in self._script.steps for path in step.modules)
+            if advice := advice_on_shards(self, called):
+                add_note(error, advice)
+            raise
         return map_leaves(
             lambda leaf: env[leaf.name] if isinstance(leaf, Named) else leaf, self._program.results
         )
@@ -116,6 +125,10 @@ class ReversibleModule(nn.Module):
             PlanError: `every` is no whole number above 0, or `limit` not above 0.
         """
         self._watch = DriftWatch(every, limit)
+
+    def _drift_watched(self) -> AbstractContextManager[None]:
+        watch = None if self._watch is None or self._probe is not None else self._watch.next(self.plan)
+        return nullcontext() if watch is None else self.watched_by(watch)
 
     def stop_watching_drift(self) -> None:
         """Compare nothing any more."""

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from revgraph.runtime.capturing import Capture
 from revgraph.runtime.deriving import Pass, Replay
-from revgraph.runtime.evaluating import Evaluation
-from revgraph.runtime.script import Step
+from revgraph.runtime.evaluating import NOTHING, Evaluation
+from revgraph.runtime.script import Step, modules_of
+from revgraph.runtime.sharding import resharded
 from revgraph.runtime.tape import Tape
 
 
@@ -100,7 +101,8 @@ def _repeat(
     step, probe = replay.step, replay.tape.probe
     capture = Capture(step, evaluation.saved, captures)
     given = {slot.name: on.get(slot) for slot in replay.needs}
-    made = evaluation.again(given, capture, wanted, uses_up=captures and on.frees_graph)
+    with resharded(modules_of(replay.tape.net, step)) if replay.tape.shards else NOTHING:
+        made = evaluation.again(given, capture, wanted, uses_up=captures and on.frees_graph)
     del given
     if captures:
         capture.check()

@@ -13,6 +13,7 @@ from revgraph.runtime.context import RandomStream, autocast_state
 from revgraph.runtime.deriving import Pass, Replay, Slot
 from revgraph.runtime.probe import Probe
 from revgraph.runtime.script import Script
+from revgraph.runtime.sharding import shards_of
 
 __all__ = ["Pass", "Replay", "Slot", "Tape"]
 
@@ -20,7 +21,7 @@ __all__ = ["Pass", "Replay", "Slot", "Tape"]
 class Tape:
     """What one forward leaves for its backward passes; held alive by autograd's graph alone."""
 
-    __slots__ = ("autocast", "net", "passes", "probe", "random", "script", "uses")
+    __slots__ = ("autocast", "net", "passes", "probe", "random", "script", "shards", "uses")
 
     def __init__(self, net: nn.Module, inputs: Sequence[Any], script: Script, probe: Probe | None) -> None:
         self.net = net
@@ -28,6 +29,7 @@ class Tape:
         self.autocast = autocast_state()
         self.random = RandomStream(inputs)
         self.script = script
+        self.shards = shards_of(net)
         self.uses = script.uses(frozenset())
         self.passes: weakref.WeakValueDictionary[int, Pass] = weakref.WeakValueDictionary()
 

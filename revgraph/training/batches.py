@@ -10,6 +10,7 @@ from torch import Tensor
 
 from revgraph.training.augmentation import augmented
 from revgraph.training.images import Data, normalised
+from revgraph.training.processes import share
 
 
 class Batches:
@@ -17,26 +18,32 @@ class Batches:
 
     Every batch has the same size; one that begins at the end of a pass goes on in the next. Orders, crops and
     flips come from one generator of its own, so that `state` and `restore` continue the stream exactly.
+    Processes that train together have equal streams; each draws part `rank` of `count` of every batch.
     """
 
-    def __init__(self, data: Data, batch: int, seed: int) -> None:
+    def __init__(self, data: Data, batch: int, seed: int, rank: int = 0, count: int = 1) -> None:
         self._data = data
         self._batch = batch
+        self.share = share(batch, count)
+        self._start = rank * self.share
         self._generator = torch.Generator().manual_seed(seed)
         self._waiting = torch.empty(0, dtype=torch.int64)
 
     def draw(self) -> tuple[Tensor, Tensor]:
         """The next images, normalised and augmented, and their labels.
 
-        Images are [batch, 3, 32, 32], float32; labels are [batch], int64.
+        Images are [N, 3, 32, 32], float32; labels are [N], int64; N is the batch or this
+        process's share of it.
         """
         train = self._data.train
         while len(self._waiting) < self._batch:
             order = torch.randperm(len(train), generator=self._generator)
             self._waiting = torch.cat([self._waiting, order])
         chosen, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
-        images = normalised(train.pixels[chosen], self._data.mean)
-        return augmented(images, self._generator, flip=self._data.flip), train.labels[chosen]
+        mine = chosen[self._start : self._start + self.share]
+        images = normalised(train.pixels[mine], self._data.mean)
+        images = augmented(images, self._generator, flip=self._data.flip, start=self._start, of=self._batch)
+        return images, train.labels[mine]
 
     def state(self) -> dict[str, Any]:
         """The position: the generator's state and the images that wait in this pass."""

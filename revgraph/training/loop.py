@@ -6,18 +6,20 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from revgraph.errors import DataError
 from revgraph.training.averages import settling
-from revgraph.training.checkpoints import Checkpoint, checkpoints, load_state, load_weights, restoring, save
+from revgraph.training.checkpoints import Checkpoint, checkpoints, load_state, restoring, save
 from revgraph.training.durable import discard, sweep
 from revgraph.training.errors import TrainingError
-from revgraph.training.evaluating import Score, evaluate
+from revgraph.training.evaluating import Score
 from revgraph.training.images import Data
 from revgraph.training.interrupting import interruptible
-from revgraph.training.metrics import CSV, TENSORBOARD, Metrics, Row, metrics
+from revgraph.training.metrics import CSV, TENSORBOARD, Metrics, Row, metrics, no_metrics
+from revgraph.training.processes import Together, is_lost, launched, share, why_lost
 from revgraph.training.recipe import Recipe, steps_of
 from revgraph.training.trainer import Trainer
 from revgraph.training.watching import Silent, Watch
@@ -62,30 +64,45 @@ def fit(
     thrown away. Ctrl-C saves and returns; a second Ctrl-C raises KeyboardInterrupt at once. The global
     random generators are seeded, and the net stays on the device it was trained on.
 
+    Processes that torchrun or Accelerate launched train together: all call this alike, each computes its part
+    of every batch, and the main one alone reads and writes the folder and tells `watch`.
+
     Raises:
-        TrainingError: the loss is no longer finite, the disk is full, or the folder holds another run.
+        TrainingError: the loss is no longer finite, the disk is full, the folder holds another run, the batch
+            cannot be split over the processes, or another process is gone.
         DataError: there is nothing to resume, or it is damaged, or does not fit `net`.
     """
     folder = Path(folder)
-    watch = watch or Silent()
-    start = _start(folder, resume=resume, overwrite=overwrite)
-    epoch = steps_of(1, len(data.train), recipe.batch)
-    run = _Run(folder, data, recipe, evaluate_every or epoch, save_every or epoch, watch)
-    trainer = Trainer(net, data, recipe)
+    share(recipe.batch, launched())
+    together = Together(recipe)
+    watch = (watch or Silent()) if together.is_main else Silent()
     try:
-        if start is not None:
-            with restoring(start):
-                trainer.restore(load_state(start))
-            load_weights(start, net)
-        with settling(net, recipe.steps):
-            return run.go(trainer, start, tensorboard)
+        start = together.from_main(lambda: _start(folder, resume=resume, overwrite=overwrite))
+        epoch = steps_of(1, len(data.train), recipe.batch)
+        run = _Run(folder, data, recipe, evaluate_every or epoch, save_every or epoch, watch, together)
+        trainer = Trainer(net, data, recipe, together)
+        try:
+            if start is not None:
+                with restoring(start):
+                    trainer.restore(together.from_main(lambda: _verified(start, trainer)))
+                trainer.load_weights(start)
+            with settling(net, recipe.steps):
+                return run.go(trainer, start, tensorboard)
+        finally:
+            trainer.close()
     except OSError as error:
         raise TrainingError(
             f"cannot write the run to {str(folder)!r}: {error}. {_intact(folder)} "
             "Once there is room, go on with --resume."
         ) from error
-    finally:
-        trainer.close()
+    except RuntimeError as error:
+        if together.count == 1 or not is_lost(error):
+            raise
+        raise TrainingError(
+            f"process {together.rank} of {together.count} has lost another: it ended or does not answer "
+            f"({why_lost(error)}). {_intact(folder)} See what that process wrote last, launch all "
+            "again, and go on with --resume."
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +113,7 @@ class _Run:
     evaluate_every: int
     save_every: int
     watch: Watch
+    together: Together
 
     def go(self, trainer: Trainer, start: Checkpoint | None, tensorboard: bool | None) -> Result:
         steps = self.recipe.steps
@@ -105,17 +123,17 @@ class _Run:
         self.watch.began(done, steps, self.recipe.batch)
         trainer.net.train()
         with (
-            metrics(self.folder, done, tensorboard) as rows,
+            metrics(self.folder, done, tensorboard) if self.together.is_main else no_metrics() as rows,
             interruptible(self.watch.interrupted) as interrupt,
         ):
             if done == steps:
-                test = self._evaluate(trainer)
-            while done < steps and not interrupt.asked:
+                test = trainer.evaluate(self.watch.evaluating)
+            while done < steps and not self.together.any(interrupt.asked):
                 done += 1
                 row, test = self._step(trainer, done, began)
                 rows.write(row)
                 self.watch.stepped(row)
-                if done % self.save_every == 0 or done == steps or interrupt.asked:
+                if done % self.save_every == 0 or done == steps:
                     last = self._save(trainer, done, rows)
             if last is None or last.step != done:
                 last = self._save(trainer, done, rows)
@@ -136,7 +154,7 @@ class _Run:
             raise TrainingError(f"{error} {_intact(self.folder)}") from error
         after = time.perf_counter()
         due = number % self.evaluate_every == 0 or number == self.recipe.steps
-        test = self._evaluate(trainer) if due else None
+        test = trainer.evaluate(self.watch.evaluating) if due else None
         row = Row(
             step=number,
             epoch=number * self.recipe.batch / len(self.data.train),
@@ -150,16 +168,13 @@ class _Run:
         )
         return row, test
 
-    def _evaluate(self, trainer: Trainer) -> Score:
-        return evaluate(
-            trainer.prepared,
-            self.data,
-            batch=self.recipe.batch,
-            device=trainer.device,
-            progress=self.watch.evaluating,
-        )
-
     def _save(self, trainer: Trainer, step: int, rows: Metrics) -> Checkpoint:
+        state = trainer.state()
+        checkpoint = self.together.from_main(lambda: self._write(trainer, step, rows, state))
+        self.watch.saved(checkpoint)
+        return checkpoint
+
+    def _write(self, trainer: Trainer, step: int, rows: Metrics, state: dict[str, Any]) -> Checkpoint:
         if not trainer.finite():
             raise TrainingError(
                 f"a weight is no longer a finite number after step {step}: training has diverged. "
@@ -167,9 +182,7 @@ class _Run:
                 f"{_intact(self.folder)}"
             )
         rows.sync()
-        checkpoint = save(self.folder / CHECKPOINTS, step, trainer.net, trainer.state())
-        self.watch.saved(checkpoint)
-        return checkpoint
+        return save(self.folder / CHECKPOINTS, step, trainer.net, state)
 
 
 def _start(folder: Path, *, resume: bool, overwrite: bool) -> Checkpoint | None:
@@ -193,6 +206,13 @@ def _start(folder: Path, *, resume: bool, overwrite: bool) -> Checkpoint | None:
             "Go on with --resume, throw it away with --overwrite, or choose another folder."
         )
     return found[-1] if found else None
+
+
+def _verified(start: Checkpoint, trainer: Trainer) -> dict[str, Any]:
+    """The state in a checkpoint, which goes on with the trainer's run."""
+    state = load_state(start)
+    trainer.verify(state)
+    return state
 
 
 def _intact(folder: Path) -> str:

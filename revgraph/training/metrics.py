@@ -41,15 +41,17 @@ COLUMNS = tuple(field.name for field in fields(Row))
 
 
 class Metrics:
-    """The open files of a run; `metrics` makes one."""
+    """The open files of a run; `metrics` makes one. Without a path there are none, and nothing is written."""
 
-    def __init__(self, path: Path, writer: Any, board: Any | None) -> None:
+    def __init__(self, path: Path | None, writer: Any, board: Any | None) -> None:
         self._path = path
         self._writer = writer
         self._board = board
 
     def write(self, row: Row) -> None:
         """Append `row`; it survives the end of this process."""
+        if self._path is None:
+            return
         self._writer.writerow(["" if cell is None else cell for cell in astuple(row)])
         if self._board is not None:
             for name in COLUMNS[2:]:
@@ -60,7 +62,8 @@ class Metrics:
 
     def sync(self) -> None:
         """Wait until all rows are on the disk."""
-        sync(self._path)
+        if self._path is not None:
+            sync(self._path)
         if self._board is not None:
             self._board.flush()
 
@@ -85,6 +88,12 @@ def metrics(folder: Path, after: int, tensorboard: bool | None = None) -> Iterat
         # Line by line, so that a killed process loses none.
         file = stack.enter_context(path.open("a", buffering=1, newline="", encoding="utf-8"))
         yield Metrics(path, csv.writer(file), board)
+
+
+@contextmanager
+def no_metrics() -> Iterator[Metrics]:
+    """For a process that leaves the writing to another."""
+    yield Metrics(None, None, None)
 
 
 def read_rows(folder: str | Path) -> list[Row]:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional
 
 from revgraph.errors import DataError
 from revgraph.training.batches import Batches
+from revgraph.training.checkpoints import Checkpoint, load_weights
 from revgraph.training.errors import TrainingError
+from revgraph.training.evaluating import Score, evaluate
 from revgraph.training.images import Data
 from revgraph.training.optimizing import sgd
+from revgraph.training.processes import Together
 from revgraph.training.randomness import random_states, restore_random_states, seed_everything
 from revgraph.training.recipe import Recipe, learning_rate
 
@@ -32,20 +35,22 @@ class Update:
 class Trainer:
     """A network in training: its optimizer, its data and everything random, on the device Accelerate chooses.
 
-    The global generators are seeded from the recipe. `close` gives the network back as an ordinary module.
+    The global generators are seeded from the recipe, in each process differently. `close` gives the network
+    back as an ordinary module. Processes that train together do all that is here together.
 
     Raises:
-        TrainingError: the precision does not work on this device, or there are several processes.
+        TrainingError: the batch cannot be split over the processes.
     """
 
-    def __init__(self, net: nn.Module, data: Data, recipe: Recipe) -> None:
+    def __init__(self, net: nn.Module, data: Data, recipe: Recipe, together: Together) -> None:
         self.net = net
+        self.together = together
         self._recipe = recipe
         self._data = data
-        self._accelerator = _accelerator(recipe)
+        self._accelerator = together.accelerator
         self._own_forward = net.__dict__.get("forward")
-        seed_everything(recipe.seed)
-        self._batches = Batches(data, recipe.batch, recipe.seed)
+        self._batches = Batches(data, recipe.batch, recipe.seed, together.rank, together.count)
+        seed_everything((recipe.seed + together.rank) % 2**32)
         self.prepared: nn.Module
         self.prepared, self._optimizer = self._accelerator.prepare(net, sgd(net, recipe))
 
@@ -69,8 +74,9 @@ class Trainer:
         self._verify_scores(logits, len(labels))
         with self._accelerator.autocast():
             loss = functional.cross_entropy(logits, labels)
-        value = loss.item()
-        if not torch.isfinite(loss):
+        right = (logits.argmax(1) == labels).to(loss.dtype).mean()
+        value, accuracy = self.together.mean(torch.stack([loss.detach(), right])).tolist()
+        if not math.isfinite(value):
             raise TrainingError(
                 f"the loss is {value} at step {number} (learning rate {rate:g}): training has diverged. "
                 "Start again with a lower learning rate, a longer warm-up or full precision."
@@ -78,34 +84,59 @@ class Trainer:
         self._accelerator.backward(loss)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        accuracy = (logits.argmax(1) == labels).float().mean().item()
         return Update(value, accuracy, rate)
 
     def state(self) -> dict[str, Any]:
         """All that the coming steps depend on besides the weights and buffers of the network."""
         scaler = self._accelerator.scaler
         return {
+            "processes": self.together.count,
             "recipe": asdict(self._recipe),
             "data": _identity(self._data),
             "optimizer": self._optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "batches": self._batches.state(),
-            "random": random_states(),
+            "random": self.together.gather(random_states()),
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state`.
+    def verify(self, state: Mapping[str, Any]) -> None:
+        """Refuse a `state` of another run.
 
         Raises:
-            TrainingError: it belongs to another recipe or to other data.
+            TrainingError: it belongs to another recipe, to other data, or to more or fewer processes.
         """
         _verify_same(state["recipe"], asdict(self._recipe))
         _verify_same(state["data"], _identity(self._data))
+        _verify_same(state, {"processes": self.together.count})
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state` that was verified."""
         self._optimizer.load_state_dict(state["optimizer"])
         if self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(state["scaler"])
         self._batches.restore(state["batches"])
-        restore_random_states(state["random"])
+        restore_random_states(state["random"][self.together.rank])
+
+    def load_weights(self, checkpoint: Checkpoint) -> None:
+        """Give the network of every process the weights and buffers that the main one reads.
+
+        Raises:
+            DataError: the file is missing or damaged, or belongs to another network.
+        """
+        self.together.from_main(lambda: load_weights(checkpoint, self.net))
+        self.together.spread(self.net, weights=True)
+
+    def evaluate(self, progress: Callable[[int, int], None]) -> Score:
+        """The score on the test images, with the main process's running averages."""
+        self.together.spread(self.net, weights=False)
+        return evaluate(
+            self.net,
+            self._data,
+            batch=self._batches.share,
+            device=self.device,
+            progress=progress,
+            together=self.together,
+        )
 
     def finite(self) -> bool:
         """Whether all weights are finite numbers."""
@@ -124,22 +155,6 @@ class Trainer:
                 f"the network returns {list(logits.shape)} for {count} images of {self._data.name}, which "
                 f"has {self._data.classes} classes: it must return [{count}, {self._data.classes}]"
             )
-
-
-def _accelerator(recipe: Recipe) -> Accelerator:
-    try:
-        accelerator = Accelerator(mixed_precision=recipe.precision)
-    except ValueError as error:
-        raise TrainingError(f"precision {recipe.precision!r} does not work here: {error}") from error
-    if recipe.precision == "fp16" and accelerator.device.type == "cpu":
-        # Accelerate would go on in full precision without a word.
-        raise TrainingError("precision 'fp16' does not work on a CPU: choose bf16 or no")
-    if accelerator.num_processes > 1:
-        raise TrainingError(
-            f"this loop trains in one process, and {accelerator.num_processes} were launched. "
-            "For several, use the network in a loop of your own: it is an ordinary module."
-        )
-    return accelerator
 
 
 def _identity(data: Data) -> dict[str, Any]:

@@ -59,6 +59,14 @@ def test_python_examples_run_from_top_to_bottom(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    # As torchrun sets them for a single process.
+    for name, setting in {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "0",
+    }.items():
+        monkeypatch.setenv(name, setting)
     torch.manual_seed(0)
     namespace: dict[str, object] = {"__name__": "__main__"}
     printed = io.StringIO()

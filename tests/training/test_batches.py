@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from revgraph.training.augmentation import augmented
 from revgraph.training.batches import Batches
+from revgraph.training.errors import TrainingError
 from revgraph.training.images import Data
 
 
@@ -75,3 +77,24 @@ def test_stream_goes_on_from_a_saved_state(few: Data) -> None:
     for images, labels in expected:
         again = other.draw()
         assert torch.equal(images, again[0]) and torch.equal(labels, again[1])
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_draw_their_parts_of_the_same_batches(few: Data, count: int) -> None:
+    data = replace(few, flip=True)
+    whole = Batches(data, batch=30, seed=4)
+    parts = [Batches(data, batch=30, seed=4, rank=rank, count=count) for rank in range(count)]
+    for _ in range(5):
+        images, labels = whole.draw()
+        drawn = [part.draw() for part in parts]
+        assert torch.equal(torch.cat([each[0] for each in drawn]), images)
+        assert torch.equal(torch.cat([each[1] for each in drawn]), labels)
+    assert all(str(part.state()) == str(whole.state()) for part in parts)
+
+
+def test_batch_that_cannot_be_split_evenly_is_refused(few: Data) -> None:
+    match = (
+        r"a batch of 100 images cannot be split evenly over 3 processes\. Choose a multiple of 3, such as 102"
+    )
+    with pytest.raises(TrainingError, match=match):
+        Batches(few, batch=100, seed=0, rank=1, count=3)
