@@ -76,7 +76,7 @@ class Memory:
             parts = presences[storage] if alone else self._union(presences[storage], pins[storage])
             size = self.size[storage]
             if alone:
-                self._passing(*values, size)
+                self._passing(next(iter(values)), size)
             for column, first, last in parts:
                 self._present(column, size, max(first, 0), last)
                 if first == -1:

@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 
 
 class Slot:
-    """Where a value of one forward is found in backward: stored here, or made by `maker`."""
+    """Where a value of one forward is found in backward: stored here, or made by `maker`.
 
-    __slots__ = ("__weakref__", "maker", "name", "released", "value", "version")
+    `is_exact` says that what is stored is what the forward made, and was not rebuilt since.
+    """
+
+    __slots__ = ("__weakref__", "is_exact", "maker", "name", "released", "value", "version")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -27,6 +30,7 @@ class Slot:
         self.version = 0
         self.maker: Replay | None = None
         self.released = False
+        self.is_exact = True
 
     def store(self, value: Tensor) -> None:
         self.value = value.detach()
@@ -161,6 +165,7 @@ class Pass:
                 slot = self.slots[name]()
                 if slot is not None and slot.value is None:
                     slot.store(value)
+                    slot.is_exact = False
 
     def _is_there(self, reference: weakref.ref[Slot]) -> bool:
         """Whether a value is at hand, or is beyond the reach of any replay."""

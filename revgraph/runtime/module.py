@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,11 +16,13 @@ from revgraph.graph import Graph
 from revgraph.planning import Plan, Source, plan
 from revgraph.program import Named, Program
 from revgraph.runtime.capturing import Handle
+from revgraph.runtime.context import devices_of
 from revgraph.runtime.inverting import invert
 from revgraph.runtime.probe import Probe
 from revgraph.runtime.replaying import NodeReplay, Rerun, WiringReplay
 from revgraph.runtime.script import Script, Step, write_script
 from revgraph.runtime.tape import Replay, Slot, Tape
+from revgraph.runtime.turns import turn
 from revgraph.tracing.arguments import bind, read_form
 
 
@@ -74,10 +76,20 @@ class ReversibleModule(nn.Module):
         self._script = write_script(self._program, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self._forward_uncompiled(*args, **kwargs)
+        return self._forward(*args, **kwargs)
+
+    # What the public torch.compiler.disable does, without its import of the compiler where nothing compiles.
+    @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
+    def _forward_uncompiled(self, *args: Any, **kwargs: Any) -> Any:
+        return self._forward(*args, **kwargs)
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
         env: dict[str, Any] = {}
         given = bind(self._program.signature, args, kwargs)
         read_form(self._program.arguments, given, "the call", env)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not is_transformed():
             self._record(env)
         else:
             self._run(env)
@@ -95,12 +107,16 @@ class ReversibleModule(nn.Module):
         Raises:
             GraphError: a boundary or a value that is not given lies on the way; the text names it.
         """
-        return invert(self, self._program, outputs, known)
+        with turn([]):
+            return invert(self, self._program, outputs, known)
 
     def _run(self, env: dict[str, Any]) -> None:
-        """Without gradients: every value goes as soon as nothing later reads it."""
+        """As plain code: every value goes as soon as nothing later reads it, except as autograd holds it."""
+        # In evaluation mode there is nothing that threads could disturb, and servers use many.
+        in_turn = turn(devices_of(list(env.values()))) if self.training else nullcontext()
         for step in self._script.steps:
-            self._evaluate(step, env)
+            with in_turn:
+                self._evaluate(step, env)
             for name in step.frees:
                 del env[name]
 
@@ -117,13 +133,17 @@ class ReversibleModule(nn.Module):
             replays: list[Replay]
             if step.decision in ("keep", "wire"):
                 replays = [WiringReplay(tape, step, way == "rewired", env) for way in step.gives]
-                self._evaluate(step, env)
+                with tape.turn:
+                    self._evaluate(step, env)
                 tape.random.state = None
             else:
                 own = NodeReplay(tape, step)
                 replays = [own, Rerun(own.evaluation)] if "recomputed" in step.gives else [own]
                 self._tell_evaluated(step)
-                self._put(step, env, own.forward(env))
+                with tape.turn:
+                    results = own.forward(env)
+                self._put(step, env, results)
+                del results
             self._track(step, env, slots)
             for replay in replays:
                 self._connect(replay, slots)
@@ -185,6 +205,12 @@ class ReversibleModule(nn.Module):
     def _tell_evaluated(self, step: Step) -> None:
         if self._probe is not None and step.node:
             self._probe.evaluated(step.node)
+
+
+def is_transformed() -> bool:
+    """Whether a transform of torch.func is running, under which autograd takes no hooks for saved tensors."""
+    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    return functorch.peek_interpreter_stack() is not None
 
 
 SHARED = (

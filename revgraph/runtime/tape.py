@@ -13,6 +13,7 @@ from revgraph.runtime.context import RandomStream, autocast_state
 from revgraph.runtime.deriving import Pass, Replay, Slot
 from revgraph.runtime.probe import Probe
 from revgraph.runtime.script import Script
+from revgraph.runtime.turns import turn
 
 __all__ = ["Pass", "Replay", "Slot", "Tape"]
 
@@ -20,13 +21,14 @@ __all__ = ["Pass", "Replay", "Slot", "Tape"]
 class Tape:
     """What one forward leaves for its backward passes; held alive by autograd's graph alone."""
 
-    __slots__ = ("autocast", "net", "passes", "probe", "random", "script", "uses")
+    __slots__ = ("autocast", "net", "passes", "probe", "random", "script", "turn", "uses")
 
     def __init__(self, net: nn.Module, inputs: Sequence[Any], script: Script, probe: Probe | None) -> None:
         self.net = net
         self.probe = probe
         self.autocast = autocast_state()
         self.random = RandomStream(inputs)
+        self.turn = turn(self.random.devices)
         self.script = script
         self.uses = script.uses(frozenset())
         self.passes: weakref.WeakValueDictionary[int, Pass] = weakref.WeakValueDictionary()
