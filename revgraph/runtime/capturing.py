@@ -42,6 +42,18 @@ class Borrowed:
 
 def unpack(packed: Handle | Borrowed | None) -> Tensor:
     """The saved tensor that a packed one stands for, replaying its node where it was not yet in this pass."""
+    if torch.compiler.is_compiling():
+        return _unpack_uncompiled(packed)
+    return _unpack(packed)
+
+
+# A backward inside a compiled function would have its replays compiled.
+@torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
+def _unpack_uncompiled(packed: Handle | Borrowed | None) -> Tensor:
+    return _unpack(packed)
+
+
+def _unpack(packed: Handle | Borrowed | None) -> Tensor:
     if isinstance(packed, Borrowed):
         if packed.tensor._version != packed.version:
             raise ReplayError(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from revgraph.errors import PlanError, add_note
 from revgraph.expressions import map_leaves
@@ -208,9 +209,12 @@ class ReversibleModule(nn.Module):
 
 
 def is_transformed() -> bool:
-    """Whether a transform of torch.func is running, under which autograd takes no hooks for saved tensors."""
+    """Whether a transform of torch.func is running, or a forward-mode derivative.
+
+    Under the one autograd takes no hooks for saved tensors, and with the other it saves those of tangents.
+    """
     functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
-    return functorch.peek_interpreter_stack() is not None
+    return functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 SHARED = (

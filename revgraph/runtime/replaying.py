@@ -105,7 +105,7 @@ def _repeat(
     with replay.tape.turn:
         made = evaluation.again(given, capture, wanted, uses_up=captures and on.frees_graph)
     if capture.departs and (probe is None or probe.compares):
-        _suspect(replay, evaluation, capture, given, wanted)
+        _suspect(replay, evaluation, capture, on, given, wanted)
     del given
     if captures:
         capture.check()
@@ -119,16 +119,21 @@ def _repeat(
 
 
 def _suspect(
-    replay: Replay, evaluation: Evaluation, capture: Capture, given: dict[str, Tensor], wanted: Set[str]
+    replay: Replay,
+    evaluation: Evaluation,
+    capture: Capture,
+    on: Pass,
+    given: dict[str, Tensor],
+    wanted: Set[str],
 ) -> None:
     """Refuse a replay whose values depart from its forward's, unless they do because its inputs do.
 
-    On values that were stored they must not. On rebuilt ones the node runs once more: what differs from
-    itself is not deterministic, and what does not has drifted. A node that often proves to drift is left
-    alone.
+    On the forward's own values they must not. On values with rounding errors the node runs once more: what
+    differs from itself is not deterministic, and what does not has drifted. A node that often proves to drift
+    is left alone.
     """
     step, drifts = replay.step, replay.tape.script.drifts
-    if all(slot.value is not None and slot.is_exact for slot in replay.needs if slot.name in step.reads):
+    if all(on.is_exact(slot) for slot in replay.needs if slot.name in step.reads):
         capture.refuse_values()
     if drifts[step.index] < PROOFS_OF_DRIFT:
         again = Capture(step, evaluation.saved, capture.records, capture.samples)

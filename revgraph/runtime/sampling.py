@@ -1,8 +1,8 @@
 """Samples: a few elements of a tensor as bytes, by which a replay is compared with its forward.
 
-A replay on rebuilt values differs from its forward by their rounding errors, so that samples tell a suspicion
-and no more than that: the node runs once more on the same values, and a function that gives other values then
-is not deterministic. On stored values a suspicion is enough.
+A replay on values that inversion gave back differs from its forward by their rounding errors, so that samples
+tell a suspicion and no more than that: the node runs once more on the same values, and a function that gives
+other values then is not deterministic. On the forward's own values a suspicion is enough.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ KINDS: dict[torch.dtype, tuple[int, str, float]] = {
     torch.complex128: (16, "d", 1e-6),
     torch.float32: (4, "f", 1e-3),
     torch.complex64: (8, "f", 1e-3),
-    torch.float16: (2, "e", 5e-2),
-    torch.bfloat16: (2, "H", 0.2),
+    torch.float16: (2, "e", 1e-2),
+    torch.bfloat16: (2, "H", 5e-2),
 }
 
 
@@ -46,35 +46,46 @@ class Samples:
 
 
 def sample(tensor: Any, ignored: Collection[int] = ()) -> bytes:
-    """Some bytes from the middle of a tensor's memory; none where there is nothing to compare.
+    """The elements from the middle of a tensor on, as bytes; none where there is nothing to compare.
 
-    That is for what is no plain tensor of floating-point numbers on the CPU (indices and masks may flip for a
-    rounding error, and a GPU would have to be waited for), or whose storage is `ignored`. The memory is read
-    directly: no operator runs that a counter or tracker could see.
+    From what is not contiguous it is one element. Nothing is taken from what is no plain tensor of
+    floating-point numbers on the CPU (indices and masks may flip for a rounding error, and a GPU would have
+    to be waited for), or whose storage is `ignored`. The memory is read directly: no operator runs that a
+    counter or tracker could see.
     """
     kind = KINDS.get(tensor.dtype) if type(tensor) is Tensor else None
     if kind is None or not tensor.is_cpu or tensor.layout is not torch.strided:
         return b""
-    if ignored and tensor.untyped_storage()._cdata in ignored:
+    storage = tensor.untyped_storage()
+    if ignored and storage._cdata in ignored:
         return b""
     count, size = tensor.numel(), kind[0]
-    if not count:
-        return b""
+    start: int = tensor.storage_offset()  # pyright: ignore[reportAssignmentType]
+    middle, length = count // 2, 1
     if tensor.is_contiguous():
-        length = min(BYTES // size, count)
-        return ctypes.string_at(tensor.data_ptr() + (count - length) // 2 * size, length * size)
-    offset = sum([extent // 2 * stride for extent, stride in zip(tensor.shape, tensor.stride(), strict=True)])
-    return ctypes.string_at(tensor.data_ptr() + offset * size, size)
+        start += middle
+        length = min(BYTES // size, count - middle)
+    else:
+        for extent, stride in zip(reversed(tensor.shape), reversed(tensor.stride()), strict=True):
+            middle, place = divmod(middle, max(extent, 1))
+            start += place * stride
+    # Zeros that torch does not write out, and what was given back, have no memory to read.
+    if not count or (start + length) * size > storage.nbytes() or not tensor.data_ptr():
+        return b""
+    return ctypes.string_at(storage.data_ptr() + start * size, length * size)
 
 
 def departs(before: bytes, now: bytes, tensor: Any) -> bool:
     """Whether a sample of `tensor` is another than `before`, by more than rounding explains."""
-    if before == now or not before or not now or len(before) != len(now):
+    if before == now or not before or not now:
         return False
+    common = min(len(before), len(now))  # the tensor may have lain otherwise in memory before
     bound = KINDS[tensor.dtype][2]
     pairs = [
         (one, two)
-        for one, two in zip(_numbers(before, tensor.dtype), _numbers(now, tensor.dtype), strict=True)
+        for one, two in zip(
+            _numbers(before[:common], tensor.dtype), _numbers(now[:common], tensor.dtype), strict=True
+        )
         if not (abs(one - two) <= bound * abs(two) or one == two or (math.isnan(one) and math.isnan(two)))
     ]
     if not pairs:
