@@ -16,7 +16,6 @@ from engine.samples import (
     doubled,
     inverted,
     loss_of,
-    mlp,
     normed,
     step,
 )
