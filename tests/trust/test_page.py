@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from trust.page import PAGE, ROOT, links
+from trust.page import FAULTY, INTRODUCTION, PAGE, ROOT, links
 from trust.promises import FAULTS, PROMISES, names
 
 
@@ -44,6 +44,11 @@ def test_every_test_that_is_named_exists(name: str) -> None:
     path, _, function = name.partition("::")
     source = (ROOT / "tests" / path).read_text(encoding="utf-8")
     assert re.search(rf"^def {function or 'test_'}", source, re.MULTILINE)
+
+
+def test_the_page_says_what_the_generator_says() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page.startswith(INTRODUCTION) and FAULTY in page
 
 
 def test_every_file_of_this_folder_is_named() -> None:
