@@ -13,7 +13,7 @@ PEERS_READY := $(PEERS)/.ready
 # The documentation's theme otherwise advertises its successor on every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test check docs bench bench-peers bench-frontier bench-planning bench-exact clean
+.PHONY: demo test check docs trust bench bench-peers bench-frontier bench-planning bench-exact clean
 
 demo: $(READY)
 	$(BIN)/python -m revgraph.training.demo --out runs/demo
@@ -31,6 +31,10 @@ check: $(READY)
 docs: $(READY)
 	$(BIN)/mkdocs build --strict
 	@echo "The documentation is in site/index.html"
+
+# Runs the tests behind every promise, and writes their results to docs/trust.md.
+trust: $(READY)
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m trust.page
 
 bench: bench-peers bench-frontier bench-planning bench-exact
 

@@ -6,14 +6,16 @@ first, the node is replayed (lines 1 to 3 of Algorithm 1, Gomez et al. 2017), wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from revgraph.errors import ReplayError
+from revgraph.expressions import leaves
 from revgraph.runtime.deriving import Replay
+from revgraph.runtime.sampling import Samples, departs, sample
 from revgraph.runtime.script import Step
 
 
@@ -40,6 +42,18 @@ class Borrowed:
 
 def unpack(packed: Handle | Borrowed | None) -> Tensor:
     """The saved tensor that a packed one stands for, replaying its node where it was not yet in this pass."""
+    if torch.compiler.is_compiling():
+        return _unpack_uncompiled(packed)
+    return _unpack(packed)
+
+
+# A backward inside a compiled function would have its replays compiled.
+@torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
+def _unpack_uncompiled(packed: Handle | Borrowed | None) -> Tensor:
+    return _unpack(packed)
+
+
+def _unpack(packed: Handle | Borrowed | None) -> Tensor:
     if isinstance(packed, Borrowed):
         if packed.tensor._version != packed.version:
             raise ReplayError(
@@ -76,14 +90,16 @@ class Saved:
     """The forms of what autograd saved in a node's forward, in order; `middle` of them before its law.
 
     A saved tensor is borrowed, and not among them, if it is a parameter, or a view of one, that is not
-    among the node's inputs.
+    among the node's inputs. Of storages in `ignored` no samples are taken.
     """
 
-    __slots__ = ("_storages", "forms", "middle")
+    __slots__ = ("_ignored", "_storages", "forms", "middle", "samples")
 
-    def __init__(self, given: Sequence[Any]) -> None:
+    def __init__(self, given: Sequence[Any], ignored: Collection[int] = ()) -> None:
         self.forms: list[tuple[torch.Size, torch.dtype]] = []
-        self.middle = 0
+        self.samples = Samples()
+        self.middle = -1
+        self._ignored = ignored
         self._storages = {
             value.untyped_storage()._cdata
             for value in given
@@ -96,21 +112,44 @@ class Saved:
 
     def add(self, tensor: Tensor) -> int:
         """Note a saved tensor; returns its index."""
+        if self.middle < 0:
+            self.samples.saved.append(sample(tensor, self._ignored))
         self.forms.append((tensor.shape, tensor.dtype))
         return len(self.forms) - 1
+
+    def end_function(self, results: Any) -> None:
+        """The node's function has returned; what is saved from here on is its law's."""
+        self.middle = self.count
+        self.samples.take_results(results)
 
     def is_borrowed(self, tensor: Tensor) -> bool:
         return _is_parameter(tensor) and tensor.untyped_storage()._cdata not in self._storages
 
 
 class Capture:
-    """What autograd saves while a node runs again: captured where `records`, dropped otherwise."""
+    """What autograd saves while a node runs again: captured where `records`, dropped otherwise.
 
-    __slots__ = ("_limit", "_saved", "_step", "_versions", "records", "tensors")
+    It `departs` if its samples do from `reference`, those of the forward if nothing else is given.
+    """
 
-    def __init__(self, step: Step, saved: Saved, records: bool) -> None:
+    __slots__ = (
+        "_limit",
+        "_reference",
+        "_saved",
+        "_step",
+        "_versions",
+        "departs",
+        "records",
+        "samples",
+        "tensors",
+    )
+
+    def __init__(self, step: Step, saved: Saved, records: bool, reference: Samples | None = None) -> None:
         self.tensors: list[Tensor | None] = []
         self.records = records
+        self.samples = Samples()
+        self.departs = False
+        self._reference = reference or saved.samples
         self._versions: list[int] = []
         self._step = step
         self._saved = saved
@@ -140,6 +179,21 @@ class Capture:
         if self._is_enough():
             raise Enough
 
+    def end_function(self, results: Any) -> None:
+        """Compare what the node's function returned; one that was stopped may return anything."""
+        if self._is_enough():
+            return
+        self.samples.take_results(results)
+        if self.samples.results != self._reference.results:
+            for before, now, result in zip(
+                self._reference.results, self.samples.results, leaves(results), strict=False
+            ):
+                self.departs = self.departs or departs(before, now, result)
+
+    def refuse_values(self) -> None:
+        """Refuse a function that gave other values."""
+        self._differs("its function gave other values on the same inputs")
+
     def check(self) -> None:
         """Refuse what a replay captured if it is less than the forward saved, or was edited since."""
         if len(self.tensors) != self._saved.count:
@@ -162,6 +216,10 @@ class Capture:
                 f"saved tensor {index} was {dtype} {list(shape)} in the forward and is {tensor.dtype} "
                 f"{list(tensor.shape)} now"
             )
+        if index < len(self._reference.saved):
+            before, now = self._reference.saved[index], sample(tensor)
+            self.samples.saved.append(now)
+            self.departs = self.departs or departs(before, now, tensor)
 
     def _differs(self, how: str) -> None:
         raise ReplayError(

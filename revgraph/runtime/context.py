@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from revgraph.errors import ReplayError
 from revgraph.runtime.sharding import NO_SHARDS, Shards, shard_versions
+from revgraph.runtime.turns import has_company
 
 DEVICES = ("cpu", "cuda")
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -50,15 +51,20 @@ def autocast_restored(state: Autocast) -> Iterator[None]:
         yield
 
 
+def devices_of(tensors: Sequence[Any]) -> list[int]:
+    """The GPUs that these tensors are on."""
+    return sorted(
+        {tensor.device.index for tensor in tensors if isinstance(tensor, Tensor) and tensor.is_cuda}
+    )
+
+
 class RandomStream:
     """The state of the random generators between nodes, read again only where it may have moved."""
 
     __slots__ = ("devices", "state")
 
     def __init__(self, tensors: Sequence[Any]) -> None:
-        self.devices = sorted(
-            {tensor.device.index for tensor in tensors if isinstance(tensor, Tensor) and tensor.is_cuda}
-        )
+        self.devices = devices_of(tensors)
         self.state: tuple[bytes, ...] | None = None
 
     def read(self) -> tuple[bytes, ...]:
@@ -69,7 +75,7 @@ class RandomStream:
             return (cpu, *(torch.cuda.get_rng_state(index).numpy().tobytes() for index in self.devices))
 
     def before(self) -> tuple[bytes, ...]:
-        if self.state is None:
+        if self.state is None or has_company():
             self.state = self.read()
         return self.state
 
@@ -133,6 +139,10 @@ class ModuleState:
         if self._shards:  # FSDP lays out its shards anew in the first forward
             self._versions = _parameter_versions(self._modules, self._shards)
 
+    def unread_storages(self) -> set[int]:
+        """The storages of buffers that the forward writes without reading them."""
+        return {copy.storage for copy in self._copies if copy.changed} if self._copies else set()
+
     def check(self, node: str) -> None:
         """Refuse a replay on parameters or buffers that changed since the forward.
 
@@ -177,13 +187,14 @@ class ModuleState:
 class _Copy:
     """A buffer before a forward; `changed` says, after it, whether the forward changed it."""
 
-    __slots__ = ("_version", "before", "changed", "module", "name")
+    __slots__ = ("_version", "before", "changed", "module", "name", "storage")
 
     def __init__(self, module: nn.Module, name: str, buffer: Tensor, disposable: bool) -> None:
         self.module = module
         self.name = name
         self.before = None if disposable else buffer.clone()
         self.changed = disposable
+        self.storage = buffer.untyped_storage()._cdata
         self._version = (id(buffer), buffer._version)
 
     def after_forward(self) -> None:

@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 
 
 class Slot:
-    """Where a value of one forward is found in backward: stored here, or made by `maker`."""
+    """Where a value of one forward is found in backward: stored here, or made by `maker`.
 
-    __slots__ = ("__weakref__", "maker", "name", "released", "value", "version")
+    `is_exact` says that what is stored is what the forward made, and was not rebuilt since.
+    """
+
+    __slots__ = ("__weakref__", "is_exact", "maker", "name", "released", "value", "version")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -27,6 +30,7 @@ class Slot:
         self.version = 0
         self.maker: Replay | None = None
         self.released = False
+        self.is_exact = True
 
     def store(self, value: Tensor) -> None:
         self.value = value.detach()
@@ -78,6 +82,9 @@ class Pass:
     leaves the stored values. One that frees it lets them go likewise, and what it has rebuilt but not used
     up takes their place.
 
+    `inexact` are the rebuilt values that may differ from the forward's by rounding errors: the targets of
+    inverted couplings, and what is derived from them.
+
     `clients` are, for each value that may be read more often than it is counted, the values derived from
     it. `drops` are the values to drop after stages, by step and latest first.
     """
@@ -89,6 +96,7 @@ class Pass:
         "counted",
         "drops",
         "frees_graph",
+        "inexact",
         "passed",
         "slots",
         "stage",
@@ -106,6 +114,7 @@ class Pass:
         self.values: dict[str, Tensor] = {}
         self.slots: dict[str, weakref.ref[Slot]] = {}
         self.uses = dict(uses)
+        self.inexact: set[str] = set()
         self.counted: set[tuple[int, str]] = set()
         self.captured: dict[int, list[Tensor | None]] = {}
         self.frees_graph = frees_graph
@@ -119,6 +128,10 @@ class Pass:
 
     def get(self, slot: Slot) -> Tensor:
         return slot.stored() if slot.value is not None else self.values[slot.name]
+
+    def is_exact(self, slot: Slot) -> bool:
+        """Whether a value is the forward's to the bit."""
+        return slot.is_exact if slot.value is not None else slot.name not in self.inexact
 
     def count(self, index: int, how: str, names: Iterable[str]) -> None:
         """Note that step `index` has read these values; only its first time counts."""
@@ -142,6 +155,9 @@ class Pass:
                 if last_read.get(name, -1) > place or (name not in step.drops and self.uses.get(name, 0) > 0)
                 if not self._is_there(slot)
             }
+            if wanted:
+                exact = each.how != "inverted" and all([self.is_exact(slot) for slot in each.needs])
+                (self.inexact.difference_update if exact else self.inexact.update)(wanted)
             self.values.update(each.run(self, wanted))
             self.slots.update((name, each.gives[name]) for name in wanted)
             derived |= wanted
@@ -161,6 +177,7 @@ class Pass:
                 slot = self.slots[name]()
                 if slot is not None and slot.value is None:
                     slot.store(value)
+                    slot.is_exact = name not in self.inexact
 
     def _is_there(self, reference: weakref.ref[Slot]) -> bool:
         """Whether a value is at hand, or is beyond the reach of any replay."""

@@ -61,13 +61,14 @@ class Evaluation:
         target = env[step.target] if step.target is not None else None
         self.flags = [isinstance(value, Tensor) and value.requires_grad for value in inputs]
         self.target_flag = target is not None and target.requires_grad
-        saved = self.saved = Saved(inputs if target is None else [*inputs, target])
         self.plain = {
             name: value
             for name, value in zip(step.reads, inputs, strict=True)
             if not isinstance(value, Tensor)
         }
         self.state = ModuleState(modules_of(net, step), shards=self.tape.shards)
+        given = inputs if target is None else [*inputs, target]
+        saved = self.saved = Saved(given, ignored=self.state.unread_storages())
         versions = [value._version for value in inputs if isinstance(value, Tensor)]
         before = self.tape.random.before()
 
@@ -82,7 +83,7 @@ class Evaluation:
         try:
             with saved_tensors_hooks(pack, unpack):
                 results = self._first(inputs) if step.results else step.expression.run(net, inputs)
-                saved.middle = saved.count
+                saved.end_function(results)
                 if step.law is not None:
                     assert target is not None
                     results = (step.law.couple(net, target, results[0] if results else None),)
@@ -121,7 +122,7 @@ class Evaluation:
         made: dict[str, Tensor] = {}
         try:
             with self._restored(), torch.enable_grad(), saved_tensors_hooks(capture.pack, unpack):
-                results = capture.until(limit, self._results, inputs, uses_up)
+                results = capture.until(limit, self._results, inputs, capture, uses_up)
                 if step.law is not None and needs_results:
                     term = self.kept.term() if results is None else results[0] if results else None
                     results = self._join(step.law, given, term, wanted, made, capture, joins)
@@ -148,12 +149,14 @@ class Evaluation:
         self.kept.keep_term(results[0] if results else None, inputs)
         return results
 
-    def _results(self, inputs: list[Any], uses_up: bool) -> tuple[Any, ...]:
+    def _results(self, inputs: list[Any], capture: Capture, uses_up: bool) -> tuple[Any, ...]:
         """What the node's function returns, with kept results handed out."""
         if self.tape.probe is not None:
             self.tape.probe.evaluated(self.step.node)
         with HandingOut(self.kept, uses_up) if self.kept.has_results else NOTHING:
-            return self.step.expression.run(self.tape.net, inputs)
+            results = self.step.expression.run(self.tape.net, inputs)
+        capture.end_function(results)
+        return results
 
     def _join(
         self,

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from revgraph.errors import PlanError, add_note
 from revgraph.expressions import map_leaves
@@ -18,13 +19,14 @@ from revgraph.parts import Cost
 from revgraph.planning import Plan, Source, plan
 from revgraph.program import Named, Program
 from revgraph.runtime.capturing import Handle
-from revgraph.runtime.context import widened
+from revgraph.runtime.context import devices_of, widened
 from revgraph.runtime.inverting import invert
 from revgraph.runtime.probe import Probe
 from revgraph.runtime.replaying import NodeReplay, Rerun, WiringReplay
 from revgraph.runtime.script import Script, Step, write_script
 from revgraph.runtime.sharding import advice_on_shards
 from revgraph.runtime.tape import Replay, Slot, Tape
+from revgraph.runtime.turns import turn
 from revgraph.runtime.watching import DriftWatch
 from revgraph.tracing.arguments import bind, read_form
 
@@ -89,6 +91,16 @@ class ReversibleModule(nn.Module):
         return self._written
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self._forward_uncompiled(*args, **kwargs)
+        return self._forward(*args, **kwargs)
+
+    # What the public torch.compiler.disable does, without its import of the compiler where nothing compiles.
+    @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
+    def _forward_uncompiled(self, *args: Any, **kwargs: Any) -> Any:
+        return self._forward(*args, **kwargs)
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
         env: dict[str, Any] = {}
         given = bind(self._program.signature, args, kwargs)
         read_form(self._program.arguments, given, "the call", env)
@@ -98,11 +110,8 @@ class ReversibleModule(nn.Module):
             for name in self.graph.inputs:
                 self._probe.made(name, env[name])
         try:
-            if torch.is_grad_enabled():
-                watch = (
-                    None if self._watch is None or self._probe is not None else self._watch.next(self.plan)
-                )
-                with nullcontext() if watch is None else self.watched_by(watch):
+            if torch.is_grad_enabled() and not is_transformed():
+                with self._drift_watched():
                     self._record(env)
             else:
                 self._run(env)
@@ -163,12 +172,16 @@ class ReversibleModule(nn.Module):
         Raises:
             GraphError: a boundary or a value that is not given lies on the way; the text names it.
         """
-        return invert(self, self._program, outputs, known)
+        with turn([]):
+            return invert(self, self._program, outputs, known)
 
     def _run(self, env: dict[str, Any]) -> None:
-        """Without gradients: every value goes as soon as nothing later reads it."""
+        """As plain code: every value goes as soon as nothing later reads it, except as autograd holds it."""
+        # In evaluation mode there is nothing that threads could disturb, and servers use many.
+        in_turn = turn(devices_of(list(env.values()))) if self.training else nullcontext()
         for step in self._script.steps:
-            self._evaluate(step, env)
+            with in_turn:
+                self._evaluate(step, env)
             for name in step.frees:
                 del env[name]
 
@@ -185,13 +198,17 @@ class ReversibleModule(nn.Module):
             replays: list[Replay]
             if step.decision in ("keep", "wire"):
                 replays = [WiringReplay(tape, step, way == "rewired", env) for way in step.gives]
-                self._evaluate(step, env)
+                with tape.turn:
+                    self._evaluate(step, env)
                 tape.random.state = None
             else:
                 own = NodeReplay(tape, step)
                 replays = [own, Rerun(own.evaluation)] if "recomputed" in step.gives else [own]
                 self._tell_evaluated(step)
-                self._put(step, env, own.forward(env))
+                with tape.turn:
+                    results = own.forward(env)
+                self._put(step, env, results)
+                del results
             self._track(step, env, slots)
             for replay in replays:
                 self._connect(replay, slots)
@@ -255,6 +272,15 @@ class ReversibleModule(nn.Module):
     def _tell_evaluated(self, step: Step) -> None:
         if self._probe is not None and step.node:
             self._probe.evaluated(step.node)
+
+
+def is_transformed() -> bool:
+    """Whether a transform of torch.func is running, or a forward-mode derivative.
+
+    Under the one autograd takes no hooks for saved tensors, and with the other it saves those of tangents.
+    """
+    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    return functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 SHARED = (

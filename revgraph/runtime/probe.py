@@ -11,7 +11,12 @@ if TYPE_CHECKING:
 
 
 class Probe:
-    """Watches a net (`with net.watched_by(probe)`); override what is of interest."""
+    """Watches a net (`with net.watched_by(probe)`); override what is of interest.
+
+    Without `compares`, replays that give other values than their forward are none of its concern.
+    """
+
+    compares = True
 
     def evaluated(self, node: str) -> None:
         """A node's expression is about to run, in forward or in a replay."""

@@ -15,6 +15,8 @@ from revgraph.runtime.script import Step, modules_of
 from revgraph.runtime.sharding import resharded
 from revgraph.runtime.tape import Tape
 
+PROOFS_OF_DRIFT = 8
+
 
 class NodeReplay(Replay):
     """A node's own replay (lines 1 to 3 of Algorithm 1, Gomez et al. 2017).
@@ -101,8 +103,11 @@ def _repeat(
     step, probe = replay.step, replay.tape.probe
     capture = Capture(step, evaluation.saved, captures)
     given = {slot.name: on.get(slot) for slot in replay.needs}
-    with resharded(modules_of(replay.tape.net, step)) if replay.tape.shards else NOTHING:
+    shared = resharded(modules_of(replay.tape.net, step)) if replay.tape.shards else NOTHING
+    with replay.tape.turn, shared:
         made = evaluation.again(given, capture, wanted, uses_up=captures and on.frees_graph)
+    if capture.departs and (probe is None or probe.compares):
+        _suspect(replay, evaluation, capture, on, given, wanted)
     del given
     if captures:
         capture.check()
@@ -113,3 +118,29 @@ def _repeat(
             probe.rebuilt(name, value)
         probe.replayed(step.node)
     return made
+
+
+def _suspect(
+    replay: Replay,
+    evaluation: Evaluation,
+    capture: Capture,
+    on: Pass,
+    given: dict[str, Tensor],
+    wanted: Set[str],
+) -> None:
+    """Refuse a replay whose values depart from its forward's, unless they do because its inputs do.
+
+    On the forward's own values they must not. On values with rounding errors the node runs once more: what
+    differs from itself is not deterministic, and what does not has drifted. A node that often proves to drift
+    is left alone.
+    """
+    step, drifts = replay.step, replay.tape.script.drifts
+    if all(on.is_exact(slot) for slot in replay.needs if slot.name in step.reads):
+        capture.refuse_values()
+    if drifts[step.index] < PROOFS_OF_DRIFT:
+        again = Capture(step, evaluation.saved, capture.records, capture.samples)
+        with replay.tape.turn:
+            evaluation.again(given, again, wanted, uses_up=False)
+        if again.departs:
+            capture.refuse_values()
+        drifts[step.index] += 1

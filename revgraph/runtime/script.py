@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -65,7 +66,8 @@ class Script:
 
     `begun_inputs` are those that streams begin with. `clients` are, for each value that may be read more
     often than `uses` counts (others are derived from it that are rerun, or dropped and derived again), the
-    values derived from it. `drops` are the values to drop after stages, by step and latest first.
+    values derived from it. `drops` are the values to drop after stages, by step and latest first. `drifts`
+    counts, for each step, the replays that gave other values than the forward and yet the same ones twice.
     """
 
     steps: tuple[Step, ...]
@@ -74,6 +76,7 @@ class Script:
     drops: tuple[tuple[int, frozenset[str]], ...]
     tracked_inputs: tuple[str, ...]
     begun_inputs: tuple[str, ...]
+    drifts: Counter[int] = field(default_factory=Counter)
     _uses: dict[frozenset[str], dict[str, int]] = field(default_factory=dict)
 
     def uses(self, silent: frozenset[str]) -> dict[str, int]:

@@ -14,6 +14,7 @@ from revgraph.runtime.deriving import Pass, Replay, Slot
 from revgraph.runtime.probe import Probe
 from revgraph.runtime.script import Script
 from revgraph.runtime.sharding import shards_of
+from revgraph.runtime.turns import turn
 
 __all__ = ["Pass", "Replay", "Slot", "Tape"]
 
@@ -21,13 +22,14 @@ __all__ = ["Pass", "Replay", "Slot", "Tape"]
 class Tape:
     """What one forward leaves for its backward passes; held alive by autograd's graph alone."""
 
-    __slots__ = ("autocast", "net", "passes", "probe", "random", "script", "shards", "uses")
+    __slots__ = ("autocast", "net", "passes", "probe", "random", "script", "shards", "turn", "uses")
 
     def __init__(self, net: nn.Module, inputs: Sequence[Any], script: Script, probe: Probe | None) -> None:
         self.net = net
         self.probe = probe
         self.autocast = autocast_state()
         self.random = RandomStream(inputs)
+        self.turn = turn(self.random.devices)
         self.script = script
         self.shards = shards_of(net)
         self.uses = script.uses(frozenset())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-import threading
 
 import pytest
 import torch
@@ -17,7 +16,6 @@ from engine.samples import (
     doubled,
     inverted,
     loss_of,
-    mlp,
     normed,
     step,
 )
@@ -174,37 +172,6 @@ def test_training_follows_plain_autograd_for_several_steps() -> None:
             optimizer.step()
             losses[-1].append(loss.detach())
     assert_close(losses[0], losses[1], tolerance=1e-10)
-
-
-def in_threads(run: object, seeds: range) -> None:
-    failures: list[BaseException] = []
-
-    def guarded(seed: int) -> None:
-        try:
-            run(seed)  # pyright: ignore
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(seed,)) for seed in seeds]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
-
-
-def test_two_threads_with_a_step_each() -> None:
-    model, plain = doubled(lambda: Chain(f=mlp))
-    net = inverted(model, batch())
-
-    def run(seed: int) -> None:
-        x = batch(seed=seed)
-        expected = step(plain, plain, x)
-        for _ in range(20):
-            assert_close(step(net, model, x), expected)
-
-    in_threads(run, range(2))
 
 
 class Tracing(nn.Module):

@@ -20,6 +20,7 @@ from revgraph.training import cifar
 from revgraph.training.checkpoints import Checkpoint, load_state, load_weights, restoring, save
 from revgraph.training.checksums import write_checksums
 from revgraph.training.images import Data, Images
+from revgraph.training.processes import Together
 from revgraph.training.recipe import Recipe
 from revgraph.training.trainer import Trainer
 
@@ -72,7 +73,8 @@ class Checkpoints:
         images = Images(pixels, labels)
         data = Data("made", 3, images, images, pixels.mean(0), False)
         self.net = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(12, 3))
-        self.trainer = Trainer(self.net, data, Recipe(steps=4, batch=4, warmup=1))
+        recipe = Recipe(steps=4, batch=4, warmup=1)
+        self.trainer = Trainer(self.net, data, recipe, Together(recipe))
         self.trainer.step(1)
         self.saved: Checkpoint = save(folder, 1, self.net, self.trainer.state())
         self.whole = {path.name: path.read_bytes() for path in self.saved.folder.iterdir()}

@@ -1,0 +1,303 @@
+"""What a user may rely on: each promise with the tests that hold it up, and each fault that was provoked.
+
+A test is named by its file below `tests`, or by file and function; a file stands for all of its tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """A promise, and the tests that must pass for it to be kept."""
+
+    text: str
+    tests: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something that goes wrong or is done wrong, what must happen then, and the tests that do it."""
+
+    text: str
+    outcome: str
+    tests: tuple[str, ...]
+
+
+PROMISES = (
+    Promise(
+        "Functions run once more in the backward pass and no more than that; inverting everything "
+        "costs 4/3 of "
+        "ordinary training's FLOPs",
+        (
+            "engine/test_chain.py::test_every_function_is_evaluated_exactly_twice_a_step",
+            "engine/test_chain.py::test_flops_are_four_thirds_of_plain_autograd",
+            "trust/test_determinism.py::test_the_comparison_costs_no_evaluation_and_no_flop",
+        ),
+    ),
+    Promise(
+        "The bytes held after the forward pass do not grow with depth",
+        (
+            "engine/test_chain.py::test_held_bytes_do_not_grow_with_depth",
+            "engine/test_chain.py::test_no_more_than_the_streams_is_held_beyond_the_outputs",
+        ),
+    ),
+    Promise(
+        "Memory goes by reference counts, with the garbage collector off: after backward, with the loss, and "
+        "after an exception",
+        ("engine/test_memory.py",),
+    ),
+    Promise(
+        "Gradients equal plain autograd's, to 1e-12 in float64, on random graphs and under any decisions",
+        ("engine/test_random_graphs.py", "engine/test_gradients.py::test_the_reference_algorithm_agrees"),
+    ),
+    Promise(
+        "BatchNorm's statistics and its count move once a step, bitwise as in plain autograd",
+        (
+            "engine/test_buffers.py::test_batchnorm_counts_one_step",
+            "engine/test_buffers.py::test_batchnorm_in_boundaries_counts_one_step",
+            "engine/test_buffers.py::test_a_batchnorm_shared_by_two_nodes_counts_two",
+            "engine/test_buffers.py::test_batchnorm_momentum_none_and_without_tracking",
+        ),
+    ),
+    Promise(
+        "Modules that change buffers in their forward (spectral norm) replay from the earlier buffers",
+        (
+            "engine/test_buffers.py::test_spectral_norm_replays_from_the_earlier_vectors",
+            "engine/test_buffers.py::test_spectral_norm_with_two_forwards_before_one_backward",
+            ""
+            "engine/test_buffers.py::test_a_user_batchnorm_that_reads_its_statistics_replays_from_the_earlier_ones",
+        ),
+    ),
+    Promise(
+        "Dropout drops the same elements on replay, and the random stream goes on as in plain autograd",
+        ("engine/test_random_numbers.py",),
+    ),
+    Promise(
+        "Autocast (bfloat16): functions see the same precision on replay; from stored inputs the "
+        "gradient is plain "
+        "autocast's to the bit",
+        ("trust/test_autocast.py", "engine/test_module.py::test_bf16_autocast_is_the_same_on_replay"),
+    ),
+    Promise(
+        "An input without a gradient still gives parameters theirs",
+        (
+            "engine/test_gradients.py::test_an_input_without_gradient_still_gives_parameters_theirs",
+            "engine/test_gradients.py::test_a_net_traced_with_gradient_runs_without_and_the_other_way_round",
+        ),
+    ),
+    Promise(
+        "An input that is a leaf gets its gradient, once",
+        ("engine/test_gradients.py::test_a_leaf_input_gets_its_gradient_once",),
+    ),
+    Promise(
+        "Parameters may be frozen, wholly or partly, anywhere",
+        (
+            "engine/test_gradients.py::test_frozen_parameters_at_any_place",
+            "engine/test_gradients.py::test_parameters_frozen_after_the_trace",
+        ),
+    ),
+    Promise(
+        "One module may serve in several nodes, and parameters may be tied",
+        (
+            "engine/test_gradients.py::test_one_function_in_several_nodes",
+            "engine/test_gradients.py::test_tied_parameters_of_two_modules",
+        ),
+    ),
+    Promise(
+        "Further inputs (masks, conditions, keyword arguments), with and without gradient",
+        (
+            "engine/test_gradients.py::test_a_mask_a_condition_a_number_and_keyword_arguments",
+            "engine/test_gradients.py::test_coupling_modules_pass_keyword_arguments_on",
+            "engine/test_gradients.py::test_an_integer_input_read_by_an_embedding",
+        ),
+    ),
+    Promise(
+        "Skips around, into and out of a reversible stretch, and any fan-out",
+        (
+            "engine/test_gradients.py::test_skips_into_out_of_and_around_a_reversible_stretch",
+            "engine/test_gradients.py::test_a_value_read_by_several_nodes",
+        ),
+    ),
+    Promise(
+        "A ReLU may work in place after a coupling; a stored value that is edited in place is an error",
+        (
+            "engine/test_gradients.py::test_in_place_relu_after_a_coupling",
+            "engine/test_edits.py::test_an_edit_of_the_output_is_refused_by_name",
+        ),
+    ),
+    Promise(
+        "`torch.autograd.grad`, also for some parameters only",
+        (
+            "engine/test_repeated_gradients.py::test_grad_for_a_subset",
+            "engine/test_repeated_gradients.py::test_backward_with_inputs_leaves_other_gradients_alone",
+        ),
+    ),
+    Promise(
+        "Backward twice with `retain_graph=True`",
+        ("engine/test_repeated_gradients.py::test_backward_twice_with_retain_graph",),
+    ),
+    Promise(
+        "Double backward: Hessian-vector products and gradient penalties",
+        (
+            "engine/test_repeated_gradients.py::test_hessian_vector_products",
+            "engine/test_repeated_gradients.py::test_gradient_penalty_added_to_the_loss",
+            "engine/test_repeated_gradients.py::test_gradcheck_and_gradgradcheck",
+        ),
+    ),
+    Promise(
+        "Backward and parameter hooks are called once, with the plain net's gradients; forward "
+        "hooks once more at "
+        "a replay",
+        (
+            "trust/test_hooks.py",
+            "engine/test_torch_tools.py::test_parameter_hooks_fire_once",
+            "engine/test_torch_tools.py::test_tensor_hooks_inside_a_function_fire_once",
+            "engine/test_torch_tools.py::test_full_backward_hooks_on_the_net_fire_once",
+        ),
+    ),
+    Promise(
+        "PyTorch's FLOP counter, profiler and anomaly mode work around a step",
+        (
+            "engine/test_torch_tools.py::test_flop_counter_mode_around_a_step",
+            "engine/test_torch_tools.py::test_profiler_around_a_step",
+            "engine/test_torch_tools.py::test_anomaly_mode_around_a_step",
+            "engine/test_torch_tools.py::test_anomaly_mode_finds_a_nan_inside_a_function",
+        ),
+    ),
+    Promise(
+        "Gradients accumulate; several forwards may come before one backward",
+        (
+            "engine/test_gradients.py::test_gradients_accumulate_over_several_forwards",
+            "engine/test_buffers.py::test_batchnorm_with_two_forwards_before_one_backward",
+            "engine/test_buffers.py::test_batchnorm_with_interleaved_backward_passes",
+        ),
+    ),
+    Promise(
+        "Two threads, each with its own step on one net, on the CPU: gradients, BatchNorm's counts "
+        "and dropout's "
+        "masks are right",
+        ("trust/test_threads.py",),
+    ),
+    Promise(
+        "Functions may be compiled, and `torch.compile` around the net gives right results, with a "
+        "graph break",
+        ("trust/test_compiling.py",),
+    ),
+    Promise(
+        "`torch.func` (grad, vjp, jvp, vmap, Jacobians) and forward-mode derivatives of a whole "
+        "net are right; "
+        "under them nothing is dropped",
+        ("trust/test_transforms.py",),
+    ),
+    Promise(
+        "`copy.deepcopy`, `pickle`, and `state_dict` both ways with the plain model",
+        (
+            "engine/test_module.py::test_deepcopy_is_independent",
+            "engine/test_module.py::test_pickle_and_torch_save_of_the_whole_net",
+            "engine/test_module.py::test_state_dict_has_the_models_keys_and_loads_both_ways",
+        ),
+    ),
+    Promise(
+        "A function that is not deterministic (on the CPU), or edits its input, is an error with the node's name",
+        (
+            "trust/test_determinism.py",
+            "engine/test_edits.py::test_a_function_that_edits_its_input_is_right_or_a_clear_error",
+            "engine/test_edits.py::test_a_replay_that_saves_other_tensors_is_refused_by_name",
+        ),
+    ),
+    Promise(
+        "An exception inside a function stays what it is, gains the node's name, and leaves the net usable",
+        ("engine/test_failures.py",),
+    ),
+    Promise(
+        "Training that was interrupted, by `kill -9` too, resumes bit for bit",
+        ("training/test_killing.py",),
+    ),
+)
+
+FAULTS = (
+    Fault(
+        "A function draws from Python's, numpy's or a generator of its own, counts its calls, or reads what "
+        "it left behind, in float64 and float32",
+        "ReplayError with the node's name; kept, it is right",
+        (
+            "trust/test_determinism.py::test_a_function_that_is_not_deterministic_is_refused_by_name",
+            "trust/test_determinism.py::test_one_such_function_among_others_is_found_at_its_place",
+            "trust/test_determinism.py::test_such_a_function_may_be_kept",
+        ),
+    ),
+    Fault(
+        "A function saves more, fewer or other tensors at its second run",
+        "ReplayError with the node's name",
+        ("engine/test_edits.py::test_a_replay_that_saves_other_tensors_is_refused_by_name",),
+    ),
+    Fault(
+        "An attribute of the last function is changed between forward and backward",
+        "ReplayError with the node's name; the net is usable afterwards",
+        (
+            "trust/test_determinism.py::test_an_attribute_changed_between_forward_and_backward_is_refused",
+            "trust/test_determinism.py::test_the_net_is_usable_after_such_a_refusal",
+        ),
+    ),
+    Fault(
+        "Weights three times as large in 24 blocks of float32, so that nothing rebuilt is right",
+        "`check` reports it; it is not taken for a function that is not deterministic",
+        ("trust/test_determinism.py::test_drift_is_not_taken_for_it",),
+    ),
+    Fault(
+        "A function edits its input in place",
+        "The right gradient, or an error with the node's name",
+        ("engine/test_edits.py::test_a_function_that_edits_its_input_is_right_or_a_clear_error",),
+    ),
+    Fault(
+        "Outputs, inputs, anchors, or views of them are edited between forward and backward",
+        "ReplayError with the value's name",
+        (
+            "engine/test_edits.py::test_an_edit_of_the_output_is_refused_by_name",
+            "engine/test_edits.py::test_an_edit_of_an_output_stream_is_refused_by_name",
+            "engine/test_edits.py::test_an_edit_of_a_stored_input_is_refused_by_name",
+            "engine/test_edits.py::test_an_edit_of_an_anchor_is_refused_by_name",
+            "engine/test_edits.py::test_an_edit_through_a_view_is_refused",
+        ),
+    ),
+    Fault(
+        "Parameters or buffers are changed or replaced between forward and backward",
+        "The right gradient, or ReplayError with the node's name",
+        (
+            "engine/test_edits.py::test_an_optimizer_step_between_forward_and_backward_is_refused",
+            "engine/test_edits.py::test_a_bias_alone_changed_between_forward_and_backward_is_refused",
+            ""
+            "engine/test_edits.py::test_a_parameter_replaced_between_forward_and_backward_is_right_or_refused",
+            "engine/test_edits.py::test_a_buffer_changed_between_forward_and_backward_is_refused",
+            "trust/test_transforms.py::test_functional_call_in_ordinary_autograd",
+        ),
+    ),
+    Fault(
+        "A function raises, in the forward or in a replay",
+        "The same error with the node's name; gradients, buffers and random numbers of the next "
+        "step are right",
+        ("engine/test_failures.py",),
+    ),
+    Fault(
+        "Two threads train one net, changing over every ten microseconds",
+        "Gradients, BatchNorm's counts and dropout's masks as in one thread",
+        ("trust/test_threads.py",),
+    ),
+    Fault(
+        "The whole net is compiled with `fullgraph=True`",
+        "The compiler's error; the net is usable afterwards",
+        ("trust/test_compiling.py::test_fullgraph_is_refused_and_leaves_the_net_usable",),
+    ),
+    Fault(
+        "`kill -9` during training",
+        "The resumed run's losses are bitwise those of an undisturbed one",
+        ("training/test_killing.py",),
+    ),
+)
+
+
+def names() -> list[str]:
+    """Every test that a promise or a fault names, once, in order."""
+    return list(dict.fromkeys(name for each in (*PROMISES, *FAULTS) for name in each.tests))
