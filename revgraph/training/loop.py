@@ -18,8 +18,8 @@ from revgraph.training.errors import TrainingError
 from revgraph.training.evaluating import Score
 from revgraph.training.images import Data
 from revgraph.training.interrupting import interruptible
-from revgraph.training.metrics import CSV, TENSORBOARD, Metrics, Row, metrics, no_metrics
-from revgraph.training.processes import Together, is_lost, launched, share, why_lost
+from revgraph.training.metrics import CSV, TENSORBOARD, Metrics, Row, metrics, no_metrics, wanted
+from revgraph.training.processes import Together, is_lost, launched, parting, share, why_lost
 from revgraph.training.recipe import Recipe, steps_of
 from revgraph.training.trainer import Trainer
 from revgraph.training.watching import Silent, Watch
@@ -77,19 +77,22 @@ def fit(
     together = Together(recipe)
     watch = (watch or Silent()) if together.is_main else Silent()
     try:
-        start = together.from_main(lambda: _start(folder, resume=resume, overwrite=overwrite))
-        epoch = steps_of(1, len(data.train), recipe.batch)
-        run = _Run(folder, data, recipe, evaluate_every or epoch, save_every or epoch, watch, together)
-        trainer = Trainer(net, data, recipe, together)
-        try:
-            if start is not None:
-                with restoring(start):
-                    trainer.restore(together.from_main(lambda: _verified(start, trainer)))
-                trainer.load_weights(start)
-            with settling(net, recipe.steps):
-                return run.go(trainer, start, tensorboard)
-        finally:
-            trainer.close()
+        with parting(together):
+            start = together.from_main(
+                lambda: _start(folder, resume=resume, overwrite=overwrite, tensorboard=tensorboard)
+            )
+            epoch = steps_of(1, len(data.train), recipe.batch)
+            run = _Run(folder, data, recipe, evaluate_every or epoch, save_every or epoch, watch, together)
+            trainer = Trainer(net, data, recipe, together)
+            try:
+                if start is not None:
+                    with restoring(start):
+                        trainer.restore(together.from_main(lambda: _verified(start, trainer)))
+                    trainer.load_weights(start)
+                with settling(net, recipe.steps):
+                    return run.go(trainer, start, tensorboard)
+            finally:
+                trainer.close()
     except OSError as error:
         raise TrainingError(
             f"cannot write the run to {str(folder)!r}: {error}. {_intact(folder)} "
@@ -100,8 +103,8 @@ def fit(
             raise
         raise TrainingError(
             f"process {together.rank} of {together.count} has lost another: it ended or does not answer "
-            f"({why_lost(error)}). {_intact(folder)} See what that process wrote last, launch all "
-            "again, and go on with --resume."
+            f"({why_lost(error)}). {_intact(folder)} See what that process wrote last, then launch all again"
+            f"{' with --resume' if checkpoints(folder / CHECKPOINTS) else ''}."
         ) from error
 
 
@@ -185,7 +188,8 @@ class _Run:
         return save(self.folder / CHECKPOINTS, step, trainer.net, state)
 
 
-def _start(folder: Path, *, resume: bool, overwrite: bool) -> Checkpoint | None:
+def _start(folder: Path, *, resume: bool, overwrite: bool, tensorboard: bool | None) -> Checkpoint | None:
+    wanted(tensorboard)
     kept = folder / CHECKPOINTS
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -84,7 +84,7 @@ def metrics(folder: Path, after: int, tensorboard: bool | None = None) -> Iterat
     with new_file(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([COLUMNS, *kept])
     with ExitStack() as stack:
-        board = stack.enter_context(_board(folder / TENSORBOARD, after)) if _wanted(tensorboard) else None
+        board = stack.enter_context(_board(folder / TENSORBOARD, after)) if wanted(tensorboard) else None
         # Line by line, so that a killed process loses none.
         file = stack.enter_context(path.open("a", buffering=1, newline="", encoding="utf-8"))
         yield Metrics(path, csv.writer(file), board)
@@ -136,7 +136,12 @@ def _row(cells: list[str]) -> Row:
     )
 
 
-def _wanted(tensorboard: bool | None) -> bool:
+def wanted(tensorboard: bool | None) -> bool:
+    """Whether to write TensorBoard events; None means: where it is installed.
+
+    Raises:
+        TrainingError: TensorBoard is asked for and not installed.
+    """
     installed = importlib.util.find_spec("tensorboard") is not None
     if tensorboard and not installed:
         raise TrainingError("TensorBoard is asked for and not installed: pip install tensorboard")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from revgraph.errors import DataError
 from revgraph.training.errors import Elsewhere, TrainingError
 from revgraph.training.recipe import Recipe
 
@@ -103,6 +105,22 @@ def close() -> None:
     """Part from the other processes, at the end of this one."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextmanager
+def parting(together: Together) -> Iterator[None]:
+    """An error in the block that the other processes may not have parts this one from them: they end too.
+
+    Without that they would wait for it until the time-out, if it is caught and the process lives on.
+    """
+    try:
+        yield
+    except (TrainingError, DataError):  # raised by all alike, or told to them
+        raise
+    except BaseException:
+        if together.count > 1:
+            close()
+        raise
 
 
 def share(batch: int, count: int) -> int:
