@@ -104,7 +104,7 @@ def _repeat(
     given = {slot.name: on.get(slot) for slot in replay.needs}
     with replay.tape.turn:
         made = evaluation.again(given, capture, wanted, uses_up=captures and on.frees_graph)
-    if capture.departs and (probe is None or probe.compares):
+    if capture.departs:
         _suspect(replay, evaluation, capture, on, given, wanted)
     del given
     if captures:
