@@ -90,12 +90,12 @@ class Saved:
     """The forms of what autograd saved in a node's forward, in order; `middle` of them before its law.
 
     A saved tensor is borrowed, and not among them, if it is a parameter, or a view of one, that is not
-    among the node's inputs. Of storages in `ignored` no samples are taken.
+    among the node's inputs. Of storages in `ignored` no samples are taken, and without it of none.
     """
 
     __slots__ = ("_ignored", "_storages", "forms", "middle", "samples")
 
-    def __init__(self, given: Sequence[Any], ignored: Collection[int] = ()) -> None:
+    def __init__(self, given: Sequence[Any], ignored: Collection[int] | None) -> None:
         self.forms: list[tuple[torch.Size, torch.dtype]] = []
         self.samples = Samples()
         self.middle = -1
@@ -112,7 +112,7 @@ class Saved:
 
     def add(self, tensor: Tensor) -> int:
         """Note a saved tensor; returns its index."""
-        if self.middle < 0:
+        if self._ignored is not None and self.middle < 0:
             self.samples.saved.append(sample(tensor, self._ignored))
         self.forms.append((tensor.shape, tensor.dtype))
         return len(self.forms) - 1
@@ -120,7 +120,8 @@ class Saved:
     def end_function(self, results: Any) -> None:
         """The node's function has returned; what is saved from here on is its law's."""
         self.middle = self.count
-        self.samples.take_results(results)
+        if self._ignored is not None:
+            self.samples.take_results(results)
 
     def is_borrowed(self, tensor: Tensor) -> bool:
         return _is_parameter(tensor) and tensor.untyped_storage()._cdata not in self._storages
@@ -181,7 +182,7 @@ class Capture:
 
     def end_function(self, results: Any) -> None:
         """Compare what the node's function returned; one that was stopped may return anything."""
-        if self._is_enough():
+        if self._is_enough() or not self._reference.results:
             return
         self.samples.take_results(results)
         if self.samples.results != self._reference.results:

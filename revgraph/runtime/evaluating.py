@@ -68,7 +68,7 @@ class Evaluation:
         }
         self.state = ModuleState(modules_of(net, step), shards=self.tape.shards)
         given = inputs if target is None else [*inputs, target]
-        saved = self.saved = Saved(given, ignored=self.state.unread_storages())
+        saved = self.saved = Saved(given, self.state.unread_storages() if self.tape.compares else None)
         versions = [value._version for value in inputs if isinstance(value, Tensor)]
         before = self.tape.random.before()
 

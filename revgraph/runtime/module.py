@@ -30,6 +30,8 @@ from revgraph.runtime.turns import turn
 from revgraph.runtime.watching import DriftWatch
 from revgraph.tracing.arguments import bind, read_form
 
+FIRST_COMPARED, COMPARED_EVERY = 8, 16
+
 
 class ReversibleModule(nn.Module):
     """A model's modules under their own names, run as a graph of couplings, boundaries and wiring.
@@ -49,6 +51,7 @@ class ReversibleModule(nn.Module):
         self._is_full_backward_hook = model._is_full_backward_hook
         self._program = program
         self._plan = chosen
+        self._forwards = 0
         self._written: Script | None = None
         self._probe: Probe | None = None
         self._watch: DriftWatch | None = None
@@ -82,6 +85,7 @@ class ReversibleModule(nn.Module):
                 f"the net's is {self.graph.name!r}, {len(self.graph.nodes)} nodes). Make one from net.graph."
             )
         self._plan = value
+        self._forwards = 0
         self._written = None
 
     @property
@@ -188,7 +192,8 @@ class ReversibleModule(nn.Module):
     def _record(self, env: dict[str, Any]) -> None:
         """With gradients: nodes that are not kept leave a replay in place of their saved tensors."""
         script = self._script
-        tape = Tape(self, list(env.values()), script, self._probe)
+        tape = Tape(self, list(env.values()), script, self._probe, self._compares())
+        self._forwards += 1
         handles: list[tuple[str, weakref.ref[Handle] | None]] = []
         slots: dict[str, Slot] = {}
         for name in script.tracked_inputs:
@@ -220,6 +225,12 @@ class ReversibleModule(nn.Module):
                 del env[name]
         # A node whose handles are gone, or that left none, is nothing that autograd will ask for.
         tape.uses = script.uses(frozenset(node for node, ref in handles if ref is None or ref() is None))
+
+    def _compares(self) -> bool:
+        """Whether this forward is one of those that replays are compared with, which takes time."""
+        if self._probe is not None:
+            return self._probe.compares
+        return self._forwards < FIRST_COMPARED or self._forwards % COMPARED_EVERY == 0
 
     def _track(self, step: Step, env: dict[str, Any], slots: dict[str, Slot]) -> None:
         for name in step.tracked:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class Probe:
     """Watches a net (`with net.watched_by(probe)`); override what is of interest.
 
-    Without `compares`, replays that give other values than their forward are none of its concern.
+    `compares` says whether replays are compared with the forwards that it watches.
     """
 
     compares = True

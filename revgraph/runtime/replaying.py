@@ -106,7 +106,7 @@ def _repeat(
     shared = resharded(modules_of(replay.tape.net, step)) if replay.tape.shards else NOTHING
     with replay.tape.turn, shared:
         made = evaluation.again(given, capture, wanted, uses_up=captures and on.frees_graph)
-    if capture.departs and (probe is None or probe.compares):
+    if capture.departs:
         _suspect(replay, evaluation, capture, on, given, wanted)
     del given
     if captures:

@@ -20,12 +20,18 @@ __all__ = ["Pass", "Replay", "Slot", "Tape"]
 
 
 class Tape:
-    """What one forward leaves for its backward passes; held alive by autograd's graph alone."""
+    """What one forward leaves for its backward passes; held alive by autograd's graph alone.
 
-    __slots__ = ("autocast", "net", "passes", "probe", "random", "script", "shards", "turn", "uses")
+    `compares` says whether replays are compared with it by samples.
+    """
 
-    def __init__(self, net: nn.Module, inputs: Sequence[Any], script: Script, probe: Probe | None) -> None:
+    __slots__ = ("autocast", "compares", "net", "passes", "probe", "random", "script", "shards", "turn", "uses")
+
+    def __init__(
+        self, net: nn.Module, inputs: Sequence[Any], script: Script, probe: Probe | None, compares: bool
+    ) -> None:
         self.net = net
+        self.compares = compares
         self.probe = probe
         self.autocast = autocast_state()
         self.random = RandomStream(inputs)

@@ -200,7 +200,8 @@ PROMISES = (
         ),
     ),
     Promise(
-        "A function that is not deterministic (on the CPU), or edits its input, is an error with the node's name",
+        "A function that is not deterministic (on the CPU), or edits its input, is an error with the "
+        "node's name",
         (
             "trust/test_determinism.py",
             "engine/test_edits.py::test_a_function_that_edits_its_input_is_right_or_a_clear_error",

@@ -122,6 +122,23 @@ def test_an_attribute_changed_between_forward_and_backward_is_refused() -> None:
         loss.backward()
 
 
+def test_a_function_that_turns_random_later_is_found_within_sixteen_steps() -> None:
+    def late(own: Own, y: Tensor) -> Tensor:
+        return y * random.random() if own.factor > 1 else y
+
+    model, _ = doubled(lambda: Chain(1, lambda width: Own(late, width)))
+    x = batch()
+    net = inverted(model, x)
+    for _ in range(37):
+        step(net, model, x)
+    model.blocks[0].f.factor = 2.0
+    with pytest.raises(rg.ReplayError, match=r"'blocks\.0\.f'.*other values"):
+        for _ in range(16):
+            step(net, model, x)
+    with pytest.raises(rg.ReplayError, match=r"'blocks\.0\.f'.*other values"):
+        rg.check(net, x)
+
+
 def test_the_net_is_usable_after_such_a_refusal() -> None:
     model, plain = doubled(lambda: Chain(2, lambda width: Own(by_attribute, width)))
     x = batch()
