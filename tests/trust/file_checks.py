@@ -13,7 +13,7 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 from trust.random_specs import EXAMPLE, LEAVES, paths_of, replaced
-from trust.weighing import Outcome, weighed
+from trust.weighing import Outcome, timed, weighed
 
 import revgraph as rg
 from revgraph.training import cifar
@@ -99,7 +99,7 @@ class Checkpoints:
             path.write_bytes(content)
             then()
             files = {each.name: each.read_bytes() for each in self.saved.folder.iterdir()}
-            outcome = weighed(self.restore)
+            outcome = (weighed if forged else timed)(self.restore)
             assert files == {each.name: each.read_bytes() for each in self.saved.folder.iterdir()}
         finally:
             for other, right in self.whole.items():
@@ -131,7 +131,7 @@ class Cifar:
         """A DataError, or where size and labels are still possible, that data; the files are not touched."""
         content = damage.of(self.whole)
         self.path.write_bytes(content)
-        outcome = weighed(lambda: cifar.load_cifar(self.folder, LAYOUT))
+        outcome = timed(lambda: cifar.load_cifar(self.folder, LAYOUT))
         assert self.path.read_bytes() == content
         labels = content[:: LAYOUT.record_bytes]
         possible = len(content) == len(self.whole) and max(labels) < 10
@@ -161,7 +161,7 @@ def broken_graphs(text: str) -> st.SearchStrategy[str]:
 
 def graph_read(text: str) -> Outcome:
     """A GraphError of a readable length, or a graph that can be shown, written and planned."""
-    outcome = weighed(lambda: _used(text))
+    outcome = timed(lambda: _used(text))
     assert outcome.kind in ("done", "GraphError", "PlanError"), outcome
     assert len(outcome.text) < 1000, outcome.text[:2000]
     return outcome
