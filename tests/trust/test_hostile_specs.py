@@ -90,7 +90,7 @@ def test_swap_between_a_boundary_and_a_coupling_is_planned() -> None:
             {"first": {"Linear": [4, 4], "in": "x1", "out": "x1"}},
             {"swapped": {"Permute": [1, 0], "in": ["x1", "x2"], "out": ["x1", "x2"]}},
             {
-                "half": {
+                "coupled": {
                     "Additive": {
                         "f": [{"wide": {"Linear": [4, 5]}}, {"bend": "GELU"}, {"last": {"Linear": [5, 4]}}]
                     },
