@@ -18,7 +18,7 @@ from trust.weighing import Outcome, timed, weighed
 import revgraph as rg
 from revgraph.training import cifar
 from revgraph.training.checkpoints import Checkpoint, load_state, load_weights, restoring, save
-from revgraph.training.checksums import write_checksums
+from revgraph.training.checksums import CHECKSUMS, write_checksums
 from revgraph.training.images import Data, Images
 from revgraph.training.recipe import Recipe
 from revgraph.training.trainer import Trainer
@@ -105,7 +105,10 @@ class Checkpoints:
             for other, right in self.whole.items():
                 (self.saved.folder / other).write_bytes(right)
         if outcome.kind == "done":
-            assert forged or content == self.whole[name], f"{name}: the damage was not noticed"
+            harmless = content == self.whole[name] or (
+                name == CHECKSUMS and json.loads(content) == json.loads(self.whole[name])
+            )
+            assert forged or harmless, f"{name}: the damage was not noticed"
             self.restore()
         else:
             assert outcome.kind == "DataError" or (forged and outcome.kind == "TrainingError"), outcome
