@@ -50,7 +50,10 @@ def main() -> None:
         for what, tally in chain.from_iterable(parts[name] for name in sys.argv[1:] or parts):
             refused = tally.cases - tally.kinds["done"] - tally.kinds["struck"]
             cells = (what, f"{tally.cases:,}", f"{refused:,}", f"{tally.kinds['done']:,}")
-            costs = (f"{tally.seconds:.2f}", f"{tally.kilobytes / 1024:.0f}" if tally.kilobytes else "")
+            costs = (
+                f"{tally.seconds:.2f}" if tally.seconds else "",
+                f"{tally.kilobytes / 1024:.0f}" if tally.kilobytes else "",
+            )
             if tally.kinds["struck"]:
                 cells, costs = (what, f"{tally.cases:,}", "", ""), ("", "")
             print("| " + " | ".join((*cells, *costs)) + " |", flush=True)
