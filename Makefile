@@ -13,7 +13,7 @@ PEERS_READY := $(PEERS)/.ready
 # The documentation's theme otherwise advertises its successor on every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test check docs trust bench bench-peers bench-frontier bench-planning bench-exact clean
+.PHONY: demo test check docs trust fuzz bench bench-peers bench-frontier bench-planning bench-exact clean
 
 demo: $(READY)
 	$(BIN)/python -m revgraph.training.demo --out runs/demo
@@ -27,6 +27,9 @@ check: $(READY)
 	$(BIN)/basedpyright --pythonpath $(BIN)/python revgraph
 	$(BIN)/lint-imports
 	$(BIN)/mkdocs build --strict --quiet
+
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m trust.fuzz
 
 docs: $(READY)
 	$(BIN)/mkdocs build --strict

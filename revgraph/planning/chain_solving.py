@@ -11,6 +11,7 @@ from revgraph.planning.chain_views import ChainView, chain_of
 from revgraph.planning.chains import ChainProgramme
 from revgraph.planning.problem import Problem, Solution
 from revgraph.planning.reading import tidy
+from revgraph.planning.rebuilding import IllegalSolution
 from revgraph.planning.solving import scored
 
 # Chains of up to so many nodes are solved exactly; up to so many at all, of which so many can be inverted:
@@ -27,7 +28,7 @@ class ChainSolver:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.known: dict[int, Solution] = {}
+        self.known: dict[int, Solution | None] = {}
 
     @cached_property
     def view(self) -> ChainView | None:
@@ -50,19 +51,24 @@ class ChainSolver:
         last = int(np.searchsorted(sizes, budget, side="right")) - 1
         for n in reversed(range(max(0, last), min(len(sizes), last + 1 + BEYOND))):
             solution = self._solution(n)
-            if solution.peak_bytes <= budget:
+            if solution is not None and solution.peak_bytes <= budget:
                 return solution
         return None
 
     def all(self) -> list[Solution]:
         """Every solution on the curve of bytes and FLOPs."""
-        return (
-            [] if self.view is None else [self._solution(n) for n in range(len(self.programme.whole.sizes))]
-        )
+        if self.view is None:
+            return []
+        found = map(self._solution, range(len(self.programme.whole.sizes)))
+        return [solution for solution in found if solution is not None]
 
-    def _solution(self, n: int) -> Solution:
+    def _solution(self, n: int) -> Solution | None:
+        """The curve's schedule n, or None where the problem cannot carry it out as the chain thought."""
         if n not in self.known:
             assert self.view is not None
             actions = chain_schedule(self.programme, int(self.programme.whole.sizes[n]))
-            self.known[n] = scored(self.problem, tidy(self.problem, self.view.solution(actions)))
+            try:
+                self.known[n] = scored(self.problem, tidy(self.problem, self.view.solution(actions)))
+            except IllegalSolution:
+                self.known[n] = None
         return self.known[n]

@@ -25,7 +25,18 @@ class Tape:
     `compares` says whether replays are compared with it by samples.
     """
 
-    __slots__ = ("autocast", "compares", "net", "passes", "probe", "random", "script", "shards", "turn", "uses")
+    __slots__ = (
+        "autocast",
+        "compares",
+        "net",
+        "passes",
+        "probe",
+        "random",
+        "script",
+        "shards",
+        "turn",
+        "uses",
+    )
 
     def __init__(
         self, net: nn.Module, inputs: Sequence[Any], script: Script, probe: Probe | None, compares: bool

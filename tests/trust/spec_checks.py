@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import Tensor
 from trust.random_specs import EXAMPLE, wrong_types
-from trust.weighing import Outcome, Tally, weighed
+from trust.weighing import Outcome, Tally, timed
 
 import revgraph as rg
 from revgraph import specs
@@ -20,7 +20,7 @@ SMALL = specs.Limits(parameters=10**5, layers=60, elements=10**5)
 
 def refused_or_built(source: Any) -> Outcome:
     """The outcome of building it, and where it is built, of making a reversible network of it."""
-    outcome = weighed(lambda: specs.build(source, limits=SMALL))
+    outcome = timed(lambda: specs.build(source, limits=SMALL))
     assert outcome.kind in ("done", "SpecError"), outcome
     if outcome.kind == "done":
         try:

@@ -41,7 +41,9 @@ def tell(name: str, path: str) -> None:
                     "status": result.exit_code,
                     "out": result.stdout,
                     "err": result.stderr,
-                    "raised": None if isinstance(result.exception, SystemExit) else repr(result.exception),
+                    "raised": None
+                    if isinstance(result.exception, (SystemExit, type(None)))
+                    else repr(result.exception),
                 }
             )
         )

@@ -81,3 +81,25 @@ def test_valid_random_specifications_have_the_gradients_of_plain_autograd(
     spec: dict[str, Any], start: int
 ) -> None:
     gradients_agree(spec, start)
+
+
+def test_swap_between_a_boundary_and_a_coupling_is_planned() -> None:
+    spec = {
+        "inputs": {"x1": [4], "x2": [4]},
+        "layers": [
+            {"first": {"Linear": [4, 4], "in": "x1", "out": "x1"}},
+            {"swapped": {"Permute": [1, 0], "in": ["x1", "x2"], "out": ["x1", "x2"]}},
+            {
+                "coupled": {
+                    "Additive": {
+                        "f": [{"wide": {"Linear": [4, 5]}}, {"bend": "GELU"}, {"last": {"Linear": [5, 4]}}]
+                    },
+                    "target": "x2",
+                    "others": ["x1"],
+                }
+            },
+            {"joined": {"Concatenate": {"dim": -1}, "in": ["x1", "x2"]}},
+            {"head": {"Linear": [8, 1]}},
+        ],
+    }
+    gradients_agree(spec, 0)

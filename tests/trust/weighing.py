@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +44,33 @@ class Tally:
         return self.kinds.total()
 
 
-def weighed(call: Callable[[], Any]) -> Outcome:
-    """What became of `call`. An error that is not revgraph's own is let through."""
-    before, start = _reset(), time.thread_time()
+def timed(call: Callable[[], Any]) -> Outcome:
+    """What became of `call`, its memory not counted. An error that is not revgraph's own is let through."""
+    start = time.thread_time()
     try:
         call()
         kind, text = "done", ""
     except RevgraphError as error:
         kind, text = type(error).__name__, str(error)
-    return Outcome(kind, text, time.thread_time() - start, _memory("VmHWM") - before)
+    return Outcome(kind, text, time.thread_time() - start, 0)
 
 
-def _reset() -> int:
+def weighed(call: Callable[[], Any]) -> Outcome:
+    """What became of `call`, with its memory, which takes some milliseconds to count."""
+    before = peak_from_here()
+    outcome = timed(call)
+    return replace(outcome, kilobytes=peak() - before)
+
+
+def peak_from_here() -> int:
     """The kilobytes in use, from which the peak is counted anew."""
     CLEAR.write_text("5")
     return _memory("VmRSS")
+
+
+def peak() -> int:
+    """The most kilobytes that were in use since `peak_from_here`."""
+    return _memory("VmHWM")
 
 
 def _memory(key: str) -> int:
