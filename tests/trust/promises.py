@@ -216,6 +216,32 @@ PROMISES = (
         "Training that was interrupted, by `kill -9` too, resumes bit for bit",
         ("training/test_killing.py",),
     ),
+    Promise(
+        "DistributedDataParallel and FSDP2 (`fully_shard`) on two processes give the gradients of one; "
+        "distributed checkpoints load at another number of processes",
+        (
+            "trust/test_distributed.py",
+            "trust/test_training_together.py",
+        ),
+    ),
+    Promise(
+        "Drift is seen by `check`, warned of by `watch_drift`, and bounded by `max_drift`",
+        ("trust/test_drift.py",),
+    ),
+    Promise(
+        "In exact mode every rebuilt value and every gradient is bit for bit that of stored activations, at "
+        "1,000 half-steps too",
+        ("trust/test_exact_mode.py",),
+    ),
+    Promise(
+        "A hostile or broken specification ends in a SpecError in bounded time and memory, and runs no code",
+        ("trust/test_hostile_specs.py", "specs/test_hostile.py"),
+    ),
+    Promise(
+        "Damaged, forged and foreign files are refused and leave what was there; a full disk or a kill while "
+        "saving loses nothing that was saved",
+        ("trust/test_hostile_files.py", "trust/test_full_disk.py"),
+    ),
 )
 
 FAULTS = (
