@@ -10,6 +10,8 @@ import numpy as np
 import scipy.sparse
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from revgraph.planning.quieting import quieted
+
 Terms = Iterable[tuple[int, float]]
 
 
@@ -95,13 +97,14 @@ class Programme:
             high[column] = value
         for column, value in (fixed or {}).items():
             low[column] = high[column] = value
-        found = milp(
-            costs,
-            integrality=np.array(self.whole, dtype=int),
-            bounds=Bounds(low, high),
-            constraints=LinearConstraint(self._matrix, np.array(self.row_low), np.array(self.row_high)),
-            options={"time_limit": max(seconds, 0.05), "mip_rel_gap": gap, "presolve": True},
-        )
+        with quieted():
+            found = milp(
+                costs,
+                integrality=np.array(self.whole, dtype=int),
+                bounds=Bounds(low, high),
+                constraints=LinearConstraint(self._matrix, np.array(self.row_low), np.array(self.row_high)),
+                options={"time_limit": max(seconds, 0.05), "mip_rel_gap": gap, "presolve": True},
+            )
         bound = found.mip_dual_bound
         if bound is None:
             bound = found.fun if found.fun is not None else -np.inf

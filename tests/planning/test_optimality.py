@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from itertools import pairwise
 from random import Random
@@ -80,3 +82,19 @@ def test_more_memory_never_costs_more(number: int) -> None:
             costs.append(solution.flops)
         assert all(one >= two for one, two in pairwise(costs))
         assert costs[-1] == 0
+
+
+def test_what_the_solver_prints_is_not_in_standard_output() -> None:
+    """HiGHS prints to C's standard output, which a command's JSON goes to."""
+    code = (
+        "import ctypes\n"
+        "from revgraph.planning.quieting import quieted\n"
+        "libc = ctypes.CDLL(None)\n"
+        "print('before')\n"
+        "with quieted():\n"
+        "    libc.printf(b'chatter\\n')\n"
+        "print('after')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "before\nafter\n"
+    assert done.stderr == "chatter\n"
