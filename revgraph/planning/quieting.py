@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 
 @contextmanager
 def quieted() -> Iterator[None]:
-    """Run with standard output's descriptor on standard error: HiGHS prints some lines whatever it is told."""
+    """Run with standard output's descriptor on standard error: HiGHS prints whatever it is told."""
     try:
         sys.stdout.flush()
         kept = os.dup(1)
