@@ -24,6 +24,7 @@ from revgraph.runtime.replaying import NodeReplay, Rerun, WiringReplay
 from revgraph.runtime.script import Script, Step, write_script
 from revgraph.runtime.tape import Replay, Slot, Tape
 from revgraph.runtime.turns import turn
+from revgraph.runtime.uncompiled import compiles, uncompiled
 from revgraph.tracing.arguments import bind, read_form
 
 FIRST_COMPARED, COMPARED_EVERY = 8, 16
@@ -80,13 +81,8 @@ class ReversibleModule(nn.Module):
         self._script = write_script(self._program, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return self._forward_uncompiled(*args, **kwargs)
-        return self._forward(*args, **kwargs)
-
-    # What the public torch.compiler.disable does, without its import of the compiler where nothing compiles.
-    @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
-    def _forward_uncompiled(self, *args: Any, **kwargs: Any) -> Any:
+        if compiles():
+            return uncompiled(self._forward, *args, **kwargs)
         return self._forward(*args, **kwargs)
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
