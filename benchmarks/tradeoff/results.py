@@ -20,6 +20,8 @@ PLAIN, PER_BLOCK, EVERY_ROOT, COMPILED, OURS = (
 )
 # Of the least peak that torch's partitioner reaches.
 SHARE = 0.55
+# How long revgraph may look for a plan within one budget; for a whole frontier it is four times as long.
+SECONDS = 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,8 @@ def study(network: Network, budgets: Sequence[float], tell: Callable[[str], None
     base = measure_step(network.model, network.model, network.inputs)
     plain = _point(PLAIN, "", base, base)
     tell(f"{network.name}: revgraph's frontier")
-    frontier = tuple(_planned(network, plan, base) for plan in rg.frontier(network.net.graph))
+    plans = rg.frontier(network.net.graph, seconds=4 * SECONDS)
+    frontier = tuple(_planned(network, plan, base) for plan in plans)
     others = []
     for contender, setting, build in _others(network, budgets):
         tell(f"{network.name}: {contender} {setting}")
@@ -172,7 +175,7 @@ def _planned(network: Network, plan: rg.Plan, base: Step) -> PlannedPoint:
 
 def _duel(network: Network, other: Point, budget: int, base: Step) -> Duel:
     try:
-        plan = rg.plan(network.net.graph, budget=budget)
+        plan = rg.plan(network.net.graph, budget=budget, seconds=SECONDS)
     except rg.BudgetError as error:
         return Duel(other, budget, problem=_reason(error))
     ours = _planned(network, plan, base)

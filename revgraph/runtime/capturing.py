@@ -17,6 +17,7 @@ from revgraph.expressions import leaves
 from revgraph.runtime.deriving import Replay
 from revgraph.runtime.sampling import Samples, departs, sample
 from revgraph.runtime.script import Step
+from revgraph.runtime.uncompiled import compiles, uncompiled
 
 
 class Handle:
@@ -42,14 +43,8 @@ class Borrowed:
 
 def unpack(packed: Handle | Borrowed | None) -> Tensor:
     """The saved tensor that a packed one stands for, replaying its node where it was not yet in this pass."""
-    if torch.compiler.is_compiling():
-        return _unpack_uncompiled(packed)
-    return _unpack(packed)
-
-
-# A backward inside a compiled function would have its replays compiled.
-@torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
-def _unpack_uncompiled(packed: Handle | Borrowed | None) -> Tensor:
+    if compiles():
+        return uncompiled(_unpack, packed)
     return _unpack(packed)
 
 
@@ -172,6 +167,11 @@ class Capture:
             return None
 
     def pack(self, tensor: Tensor) -> None:
+        if compiles():
+            return uncompiled(self._pack, tensor)
+        return self._pack(tensor)
+
+    def _pack(self, tensor: Tensor) -> None:
         if not self.records or self._saved.is_borrowed(tensor) or self._is_enough():
             return
         self._compare(tensor, len(self.tensors))

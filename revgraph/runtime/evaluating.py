@@ -27,6 +27,7 @@ from revgraph.runtime.deriving import Replay
 from revgraph.runtime.heavy import HandingOut, Keeping, Kept
 from revgraph.runtime.script import Step, modules_of
 from revgraph.runtime.tape import Tape
+from revgraph.runtime.uncompiled import compiles, uncompiled
 
 NOTHING = nullcontext()
 
@@ -73,6 +74,9 @@ class Evaluation:
         before = self.tape.random.before()
 
         def pack(tensor: Tensor) -> Handle | Borrowed:
+            return uncompiled(note, tensor) if compiles() else note(tensor)
+
+        def note(tensor: Tensor) -> Handle | Borrowed:
             if saved.is_borrowed(tensor):
                 return Borrowed(tensor, step.node)
             handle = Handle(replay, saved.add(tensor))

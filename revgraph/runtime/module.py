@@ -27,6 +27,7 @@ from revgraph.runtime.script import Script, Step, write_script
 from revgraph.runtime.sharding import advice_on_shards
 from revgraph.runtime.tape import Replay, Slot, Tape
 from revgraph.runtime.turns import turn
+from revgraph.runtime.uncompiled import compiles, uncompiled
 from revgraph.runtime.watching import DriftWatch
 from revgraph.tracing.arguments import bind, read_form
 
@@ -95,13 +96,8 @@ class ReversibleModule(nn.Module):
         return self._written
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return self._forward_uncompiled(*args, **kwargs)
-        return self._forward(*args, **kwargs)
-
-    # What the public torch.compiler.disable does, without its import of the compiler where nothing compiles.
-    @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
-    def _forward_uncompiled(self, *args: Any, **kwargs: Any) -> Any:
+        if compiles():
+            return uncompiled(self._forward, *args, **kwargs)
         return self._forward(*args, **kwargs)
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
