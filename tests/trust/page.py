@@ -15,6 +15,7 @@ from trust.promises import FAULTS, PROMISES, names
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "trust.md"
+PROCESSES = "2"
 INTRODUCTION = """\
 # What you can rely on
 
@@ -98,7 +99,7 @@ def main() -> int:
     """Run the tests, write the page, and give pytest's exit status."""
     os.chdir(ROOT)
     results = Results()
-    status = pytest.main(["-q", *(f"tests/{name}" for name in names())], plugins=[results])
+    status = pytest.main(["-q", "-n", PROCESSES, *(f"tests/{name}" for name in names())], plugins=[results])
     PAGE.write_text(text(results), encoding="utf-8")
     return int(status)
 
