@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from revgraph.costs.alone import Situation
 from revgraph.costs.forms import Form, dense, form_of, numbered, tensors_of
-from revgraph.costs.isolating import Recorded, Situation, Way, record, record_again, record_wiring
+from revgraph.costs.isolating import Recorded, Way, record, record_again, record_wiring
 from revgraph.expressions import Call, Register, attribute_at, expression, leaves, module_at
 from revgraph.graph import Cost, Node
 from revgraph.looks import look_of
