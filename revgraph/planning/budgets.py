@@ -13,7 +13,7 @@ from revgraph.planning.deciding import decide, keep_all
 from revgraph.planning.drifting import anchors_of, check_estimates
 from revgraph.planning.mixed_integer import Planner
 from revgraph.planning.mixed_integer import frontier as solved_frontier
-from revgraph.planning.plans import Plan, human_bytes
+from revgraph.planning.plans import Decision, Plan, human_bytes
 from revgraph.planning.posing import Posed, pose
 from revgraph.planning.problem import Solution
 from revgraph.planning.reasons import reasons_of
@@ -184,10 +184,12 @@ class _Search:
         return best if allowed == budget else replace(best, status="feasible")
 
     def by_hand(self) -> list[Plan]:
-        """The plans that every search competes with: all couplings inverted, and ordinary autograd."""
+        """The plans that every search competes with: all inverted, all recomputed, and ordinary autograd."""
         graph = self.posed.graph
-        inverted = replace(decide(graph, {}, self.anchors), anchors=self.anchors)
-        return [_with_status(each, None) for each in (inverted, keep_all(graph))]
+        recomputed: dict[str, Decision] = {node.name: "recompute" for node in graph.planned}
+        dropped = [decide(graph, decisions, self.anchors) for decisions in ({}, recomputed)]
+        plans = [*(replace(each, anchors=self.anchors) for each in dropped), keep_all(graph)]
+        return [_with_status(each, None) for each in plans]
 
     def planned(self, solution: Solution) -> Plan | None:
         """The plan of a solution; None where the engine cannot follow it."""

@@ -17,6 +17,8 @@ from revgraph.planning.tying import Part, tied
 
 # How often a programme is solved again, with less memory, where it took a solution to need too little.
 ATTEMPTS = 6
+# Of the time that is left, what one of them may take.
+SHARE = 0.6
 # Solutions this much worse than the best, as a share, are as good as it.
 GAP = 1e-4
 
@@ -57,7 +59,8 @@ class Solver:
         """The least FLOPs within a budget, if less than `below`."""
         allowed, end = budget, time.monotonic() + seconds
         for _ in range(ATTEMPTS):
-            found = self._minimise(self.formulation.cost, allowed, below, end - time.monotonic(), fixed or {})
+            left = SHARE * (end - time.monotonic())
+            found = self._minimise(self.formulation.cost, allowed, below, left, fixed or {})
             if isinstance(found, Outcome):
                 return Found(None, found.infeasible and allowed == budget)
             solution, outcome = found

@@ -109,9 +109,10 @@ def close() -> None:
 
 @contextmanager
 def parting(together: Together) -> Iterator[None]:
-    """An error in the block that the other processes may not have parts this one from them: they end too.
+    """An error in the block that the other processes may not have parts this one from them.
 
-    Without that they would wait for it until the time-out, if it is caught and the process lives on.
+    Otherwise they would wait for it until the time-out, if it is caught and the process lives on. They notice
+    once nothing in it refers to the group any more.
     """
     try:
         yield

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,11 +25,6 @@ from trust.networks import WIDTH, Function, Scaling, SyncNorm, additive, make
 from trust.states import load, momentum, save, whole
 
 import revgraph as rg
-from revgraph.training.data import load_data
-from revgraph.training.loop import fit
-from revgraph.training.metrics import Row
-from revgraph.training.recipe import Recipe
-from revgraph.training.watching import Silent
 
 Wrap = Callable[[rg.ReversibleModule], nn.Module]
 
@@ -235,20 +228,6 @@ CASES: dict[str, Callable[[], float]] = {
 }
 
 
-class Failing(Silent):
-    def stepped(self, row: Row) -> None:
-        if row.step == 2:
-            raise ZeroDivisionError("in the main process alone")
-
-
-def failed_alone(folder: Path, rank: int, processes: int) -> None:
-    """A run that fails in the main process, which catches the error and lives on."""
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE="2")
-    net = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 10))
-    digits = load_data("digits")
-    fit(net, digits, Recipe(steps=9, batch=20), folder / "failed", tensorboard=False, watch=Failing())
-
-
 def main(folder: Path, rank: int, processes: int) -> None:
     torch.set_num_threads(1)
     meeting = f"file://{folder / 'meeting'}"
@@ -265,16 +244,7 @@ def main(folder: Path, rank: int, processes: int) -> None:
             notes = getattr(failure, "__notes__", [])
             found[name] = "\n".join((f"{type(failure).__name__}: {failure}", *notes))
         dist.barrier()
-    try:
-        failed_alone(folder, rank, processes)
-    except Exception as failure:
-        found["failed alone"] = f"{type(failure).__name__}: {failure}"
     (folder / f"{rank}.json").write_text(json.dumps(found))
-    deadline = time.monotonic() + 60
-    while not (folder / f"{1 - rank}.json").exists():
-        if time.monotonic() > deadline:
-            sys.exit("the other process does not notice")
-        time.sleep(0.1)
 
 
 if __name__ == "__main__":

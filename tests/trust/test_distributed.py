@@ -107,9 +107,3 @@ def test_distributed_checkpoint_of_two_processes_loads_in_one(
 
 def test_distributed_checkpoint_of_one_process_loads_in_two(found: list[dict[str, Any]]) -> None:
     assert [each["loaded from one"] for each in found] == [[], []]
-
-
-def test_error_in_one_process_that_lives_on_ends_the_others(found: list[dict[str, Any]]) -> None:
-    main, other = (each["failed alone"] for each in found)
-    assert main == "ZeroDivisionError: in the main process alone"
-    assert other.startswith("TrainingError: process 1 of 2 has lost another: it ended or does not answer")
