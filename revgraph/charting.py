@@ -1,16 +1,20 @@
-"""Charts: plans on the axes of memory and computation, drawn with matplotlib."""
+"""Charts, drawn with matplotlib: plans on the axes of memory and computation, and the drift of values."""
 
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from revgraph.planning import Plan, human_bytes, knee
 from revgraph.training.durable import new_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SUFFIXES = (".svg", ".png")
 # Mid-tones, at least 3:1 against white and against near-black; and a shape each, for who cannot tell colours.
@@ -18,6 +22,7 @@ INK = "#808080"
 FRONTIER, KNEE, CHOSEN, BUDGET = "#3f86c9", "#2f9a72", "#c77d17", "#d9534a"
 BASELINES = (("#a06fc4", "s"), ("#a5754a", "^"), ("#c9629b", "v"), (INK, "P"))
 UNITS = (("B", 1), ("KiB", 2**10), ("MiB", 2**20), ("GiB", 2**30), ("TiB", 2**40))
+STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "revgraph", "font.size": 11}
 INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
 
 
@@ -41,20 +46,76 @@ def chart(
         ValueError: the suffix is neither of the two.
         ModuleNotFoundError: matplotlib is not installed.
     """
-    target = Path(path)
-    form = target.suffix.lower()
-    if form not in SUFFIXES:
-        raise ValueError(f"cannot draw a chart into {str(target)!r}: use one of {', '.join(SUFFIXES)}")
+    target, form = _target(path)
     turn = knee(plans)
     others = dict(baselines or {})
     title = f"{plans[0].graph.name}: computing again against activation memory"
     picture = _picture(title, plans, turn, chosen, budget, others, form)
     if form == ".svg":
         picture = _described(picture, _description(plans, turn, chosen, budget, others))
+    return _written(picture, target)
+
+
+def chart_drift(
+    drift: Mapping[str, float], path: str | os.PathLike[str], *, limit: float | None = None
+) -> Path:
+    """Draw the drift that `rg.check` reports into the file `path`, an .svg or .png, and return that path.
+
+    To the right are the rebuilt values in the order in which backward rebuilds them, upwards their relative
+    errors on a logarithmic scale; below the smallest error are those of none. A line marks the `limit`.
+
+    Raises:
+        ValueError: there are no values, or the suffix is neither of the two.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    target, form = _target(path)
+    if not drift:
+        raise ValueError("nothing was rebuilt, so there is no drift to draw: plan with inverted couplings")
+    title = "drift of rebuilt values"
+    least = min((error for error in drift.values() if 0 < error < math.inf), default=1e-8) / 10
+    errors = [min(max(error, least), 1e30) if error == error else 1e30 for error in drift.values()]
+    with rc_context(STYLE | dict.fromkeys(INKED, INK)):
+        figure = Figure(figsize=(8.4, 4.4), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(range(1, len(errors) + 1), errors, "o-", color=FRONTIER, markersize=4, linewidth=1.2)
+        if limit is not None:
+            axes.axhline(limit, color=BUDGET, linestyle="--", linewidth=1.5, label=f"the limit, {limit:.2g}")
+            figure.legend(loc="outside lower center", frameon=False)
+        worst = max(drift, key=drift.__getitem__)
+        axes.set(title=title, yscale="log", ylabel="error over the largest element")
+        axes.set_xlabel(f"rebuilt values in backward order; the worst is {worst}, {drift[worst]:.2g}")
+        axes.grid(alpha=0.35)
+        axes.spines[["top", "right"]].set_visible(False)
+        picture = _saved(figure, title, form)
+    if form == ".svg":
+        described = f"The drift of {len(drift)} rebuilt values, up to {drift[worst]:.2g} at {worst}."
+        picture = _described(picture, described)
+    return _written(picture, target)
+
+
+def _target(path: str | os.PathLike[str]) -> tuple[Path, str]:
+    target = Path(path)
+    form = target.suffix.lower()
+    if form not in SUFFIXES:
+        raise ValueError(f"cannot draw a chart into {str(target)!r}: use one of {', '.join(SUFFIXES)}")
+    return target, form
+
+
+def _written(picture: bytes, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with new_file(target) as unfinished:
         unfinished.write_bytes(picture)
     return target
+
+
+def _saved(figure: Figure, title: str, form: str) -> bytes:
+    written = io.BytesIO()
+    metadata = {"Date": None, "Title": title} if form == ".svg" else {"Title": title}
+    figure.savefig(written, format=form[1:], dpi=144, transparent=True, metadata=metadata)
+    return written.getvalue()
 
 
 def _picture(
@@ -71,8 +132,7 @@ def _picture(
 
     most = max(budget or 0, *(plan.peak_bytes for plan in (*plans, *others.values())))
     unit, size = max((each for each in UNITS if each[1] <= most), key=lambda each: each[1], default=UNITS[0])
-    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "revgraph", "font.size": 11}
-    with rc_context(style | dict.fromkeys(INKED, INK)):
+    with rc_context(STYLE | dict.fromkeys(INKED, INK)):
         figure = Figure(figsize=(8.4, 5.2), layout="constrained")
         axes = figure.subplots()
 
@@ -102,10 +162,7 @@ def _picture(
         axes.grid(alpha=0.35)
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside lower center", ncols=3, frameon=False)
-        written = io.BytesIO()
-        metadata = {"Date": None, "Title": title} if form == ".svg" else {"Title": title}
-        figure.savefig(written, format=form[1:], dpi=144, transparent=True, metadata=metadata)
-    return written.getvalue()
+        return _saved(figure, title, form)
 
 
 def _description(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,6 +28,9 @@ def check(
         typer.Option("--max-drift", min=0, help="Relative error of a rebuilt value that is still good."),
     ] = 1e-2,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the weights and the output's gradient.")] = 0,
+    chart: Annotated[
+        Path | None, typer.Option("--chart", metavar="FILE", help="Draw the drift into an .svg or .png.")
+    ] = None,
     exact: Exact = False,
     set_: Parameters = None,
     json: Json = False,
@@ -55,6 +59,10 @@ def check(
         show_json({"network": built.name, "batch": batch, "good": good, **limits, **as_json(found)})
     else:
         show_table(report(found))
+    if chart is not None and found.drift:
+        from revgraph.charting import chart_drift
+
+        chart_drift(found.drift, chart, limit=max_drift)
     if not good:
         messages().print(_advice(built.name, found, max_drift), soft_wrap=True)
         raise typer.Exit(NO)

@@ -230,7 +230,7 @@ PROMISES = (
     ),
     Promise(
         "In exact mode every rebuilt value and every gradient is bit for bit that of stored activations, at "
-        "1,000 half-steps too",
+        "1,000 blocks too",
         ("trust/test_exact_mode.py",),
     ),
     Promise(

@@ -205,7 +205,9 @@ def test_the_command_line_names_drift_by_its_exit_status(tmp_path: Path) -> None
     rg.register("Doubled", _doubled)
     spec = tmp_path / "chain.yaml"
     spec.write_text(CHAIN)
-    result = CliRunner().invoke(app, ["check", str(spec), "--json"])
+    picture = tmp_path / "drift.svg"
+    result = CliRunner().invoke(app, ["check", str(spec), "--json", "--chart", str(picture)])
+    assert "drift of rebuilt values" in picture.read_text()
     found = json.loads(result.stdout)
     assert result.exit_code == 1
     assert not found["good"]
