@@ -58,10 +58,11 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
                 f'{what} {name}, which is not installed: pip install "revgraph[{extra}]"'
             ) from error
         except BrokenPipeError:
-            # Whoever read the output has gone: Python must not fail again when it flushes at the end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            forget_output()  # whoever read the output has gone
             raise typer.Exit(NO) from None
         except OSError as error:
+            if unwritten():
+                forget_output()
             raise refusal(
                 f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
             ) from error
@@ -70,6 +71,20 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(INTERRUPTED) from None
 
     return run
+
+
+def unwritten() -> bool:
+    """Whether standard output still holds text that cannot be written, as on a full disk."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
+
+
+def forget_output() -> None:
+    """Sends what standard output still holds nowhere, or Python would fail again as it flushes at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def refusal(text: str, status: int = BAD_INPUT) -> typer.Exit:

@@ -42,7 +42,7 @@ WHOLE = [
     (
         "inputs: {x: [4]}\nlayer: []\n",
         "text:2: a specification has no key 'layer'. Did you mean 'layers'? Its keys are name, "
-        "description, parameters, batch, inputs, layers, outputs.",
+        "description, parameters, batch, exact, inputs, layers, outputs.",
     ),
     (
         "inputs: [4]\nlayers: []\n",

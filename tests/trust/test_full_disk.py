@@ -114,8 +114,11 @@ def test_really_full_disk_loses_nothing(small_disk: Path, name: str) -> None:
 
 
 @linux
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("command", [("show",), ("plan", "--json")])
-def test_output_to_a_full_disk_is_one_message(tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_output_to_a_full_disk_is_one_message(
+    tmp_path: Path, command: tuple[str, ...], unbuffered: str
+) -> None:
     path = tmp_path / "net.yaml"
     path.write_text(SPEC)
     root = Path(rg.__file__).parents[1]
