@@ -53,6 +53,13 @@ class Coupling(nn.Module, ABC):
     def uncouple(self, y: Tensor, term: Any) -> Tensor:
         """x, from y and the same term: the inverse of `couple`."""
 
+    def couple_with_log_det(self, x: Tensor, term: Any) -> tuple[Tensor, Tensor | None]:
+        """What `couple` gives, and log |det dy/dx| per sample ([N]); None where volume is preserved.
+
+        A normalizing flow needs it (`net.with_log_det`); other networks never call it.
+        """
+        raise NotImplementedError
+
     def forward(self, *streams: Tensor, **extras: Any) -> Any:
         if not streams and len(self.names) < 2:
             raise ValueError(f"{type(self).__name__} takes at least one stream, and none was given")
@@ -87,6 +94,9 @@ class Additive(Coupling):
     def uncouple(self, y: Tensor, term: Tensor) -> Tensor:
         return y - term  # x1 = y1 - F(x2)
 
+    def couple_with_log_det(self, x: Tensor, term: Tensor) -> tuple[Tensor, None]:
+        return x + term, None
+
 
 class Affine(Coupling):
     """The affine coupling of RealNVP (Dinh et al. 2017): `y = x * exp(s) + t`.
@@ -106,6 +116,10 @@ class Affine(Coupling):
     def couple(self, x: Tensor, term: Any) -> Tensor:
         s, t = self._scale_and_shift(term)
         return x * torch.exp(s) + t
+
+    def couple_with_log_det(self, x: Tensor, term: Any) -> tuple[Tensor, Tensor]:
+        s, t = self._scale_and_shift(term)
+        return x * torch.exp(s) + t, s.expand_as(x).flatten(1).sum(1)
 
     def uncouple(self, y: Tensor, term: Any) -> Tensor:
         s, t = self._scale_and_shift(term)

@@ -12,6 +12,7 @@ from revgraph.expressions import map_leaves
 from revgraph.graph import Graph
 from revgraph.isolation import untouched
 from revgraph.runtime.module import ReversibleModule
+from revgraph.runtime.running import Running
 from revgraph.runtime.script import Step
 from revgraph.tracing.arguments import bind, read_form
 
@@ -39,13 +40,13 @@ def estimate_drift(net: ReversibleModule, *inputs: Any, **extras: Any) -> Graph:
     found: dict[str, tuple[float, float]] = {}
     env: dict[str, Any] = {}
     read_form(net._program.arguments, bind(net._program.signature, inputs, extras), "the call", env)
+    running = Running(net, net._script, env)
     with untouched(net, faked=False), torch.no_grad():
         for step in net._script.steps:
             if step.law is not None and step.target is not None:
                 found[step.node] = _rounding_and_growth(net, step, env)
-            net._evaluate(step, env)
-            for name in step.frees:
-                del env[name]
+            running.evaluate(step)
+            running.free(step)
     nodes = tuple(
         replace(node, cost=replace(node.cost, rounding=found[node.name][0], growth=found[node.name][1]))
         if node.name in found

@@ -26,6 +26,10 @@ class Law(ABC):
     @abstractmethod
     def uncouple(self, root: nn.Module, y: Tensor, term: Any) -> Tensor: ...
 
+    def couple_with_log_det(self, root: nn.Module, x: Tensor, term: Any) -> tuple[Tensor, Tensor | None]:
+        """The output, and log |det dy/dx| per sample; None where volume is preserved."""
+        return self.couple(root, x, term), None
+
 
 @dataclass(frozen=True, slots=True)
 class Sum(Law):
@@ -62,6 +66,9 @@ class CouplingLaw(Law):
 
     def uncouple(self, root: nn.Module, y: Tensor, term: Any) -> Tensor:
         return self._module(root).uncouple(y, term)
+
+    def couple_with_log_det(self, root: nn.Module, x: Tensor, term: Any) -> tuple[Tensor, Tensor | None]:
+        return self._module(root).couple_with_log_det(x, term)
 
     def _module(self, root: nn.Module) -> Coupling:
         module = module_at(root, self.path)

@@ -20,6 +20,7 @@ from revgraph.planning.plans import Decision
 from revgraph.planning.sources import needs
 from revgraph.runtime.module import ReversibleModule
 from revgraph.runtime.probe import Probe
+from revgraph.runtime.running import Running
 from revgraph.runtime.tape import Pass, Replay
 
 Way = Literal["undo", "again", "rerun", "hold"]
@@ -69,7 +70,7 @@ def record_again(model: nn.Module, at: Situation, graph: Graph, way: Way) -> Rec
     try:
         with _uncollected(), recorder, torch.enable_grad(), net.watched_by(watching):
             env, inputs = entered(at, recorder)
-            net._record(env)
+            Running(net, net._script, env, watching).record(watching.compares)
             outputs = [env[name] for name in node.outputs]
             for index, output in enumerate(outputs if undoes else ()):
                 recorder.label(output, f"out{index}")
@@ -195,7 +196,7 @@ def _run(
     node = at.node
     env, inputs = entered(at, recorder)
     start = recorder.now
-    net._record(env)
+    Running(net, net._script, env, watching).record(watching.compares)
     flops, heavy = recorder.flops, tuple(recorder.heavy)
     outputs = [env.pop(name) for name in at.operation.makes]
     env.clear()

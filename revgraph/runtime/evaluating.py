@@ -25,6 +25,7 @@ from revgraph.runtime.context import (
 )
 from revgraph.runtime.deriving import Replay
 from revgraph.runtime.heavy import HandingOut, Keeping, Kept
+from revgraph.runtime.log_dets import LogDets, join
 from revgraph.runtime.script import Step, modules_of
 from revgraph.runtime.tape import Tape
 from revgraph.runtime.uncompiled import compiles, uncompiled
@@ -39,6 +40,7 @@ class Evaluation:
         "flags",
         "handle",
         "kept",
+        "log_dets",
         "plain",
         "random",
         "saved",
@@ -55,9 +57,10 @@ class Evaluation:
         self.handle: weakref.ref[Handle] | None = None
         self.random: tuple[bytes, ...] | None = None
 
-    def forward(self, env: dict[str, Any], replay: Replay) -> tuple[Any, ...]:
+    def forward(self, env: dict[str, Any], replay: Replay, log_dets: LogDets | None) -> tuple[Any, ...]:
         """The node's results, with a handle in place of each tensor that autograd saves."""
         step, net = self.step, self.tape.net
+        self.log_dets = log_dets is not None and step.node in log_dets.nodes
         inputs = [env[name] for name in step.reads]
         target = env[step.target] if step.target is not None else None
         self.flags = [isinstance(value, Tensor) and value.requires_grad for value in inputs]
@@ -90,7 +93,8 @@ class Evaluation:
                 saved.end_function(results)
                 if step.law is not None:
                     assert target is not None
-                    results = (step.law.couple(net, target, results[0] if results else None),)
+                    term = results[0] if results else None
+                    results = (join(net, step, target, term, log_dets),)
         except Exception as error:
             add_note(error, f"in the forward of {step.describe()}")
             raise
@@ -183,8 +187,11 @@ class Evaluation:
         if not joins:
             return ()
         limit = None if not wanted.isdisjoint(step.makes) else self.saved.count
-        y = capture.until(limit, law.couple, net, x.detach().requires_grad_(self.target_flag), term)
-        return (y,)
+        x = x.detach().requires_grad_(self.target_flag)
+        if not self.log_dets:
+            return (capture.until(limit, law.couple, net, x, term),)
+        joined = capture.until(limit, law.couple_with_log_det, net, x, term)
+        return (None,) if joined is None else joined[:1]
 
     def _uncouple(self, law: Law, y: Tensor, term: Any) -> Tensor:
         version = y._version

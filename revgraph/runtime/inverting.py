@@ -12,6 +12,7 @@ from revgraph.expressions import module_at
 from revgraph.graph import Graph
 from revgraph.program import Named, Operation, Program
 from revgraph.runtime.context import ModuleState, RandomStream
+from revgraph.runtime.unwinding import unwind
 
 
 def invert(net: nn.Module, program: Program, outputs: tuple[Any, ...], known: dict[str, Any]) -> Any:
@@ -29,59 +30,47 @@ def invert(net: nn.Module, program: Program, outputs: tuple[Any, ...], known: di
             raise GraphError(f"the net has no input {name!r}; its inputs are {', '.join(map(repr, inputs))}")
         values[name] = value
     wanted = [name for name in graph.inputs if name not in known]
-    before = -1
-    while len(values) > before and not all(name in values for name in wanted):
-        before = len(values)
-        for operation in program.operations:
-            if all(name in values for name in operation.reads):
-                _redo(net, graph, operation, values)
-        for operation in reversed(program.operations):
-            _undo(net, graph, operation, values)
-    for name in wanted:
-        if name not in values:
-            raise _obstacle(graph, name, values)
+    for move in unwind(program, values, wanted):
+        give = _undo if move.undone else _redo
+        values.update(
+            (name, value)
+            for name, value in give(net, graph, move.operation, values).items()
+            if name in move.makes
+        )
     found = tuple(values[name] for name in wanted)
     return found[0] if len(found) == 1 else found
 
 
-def _undo(net: nn.Module, graph: Graph, operation: Operation, values: dict[str, Any]) -> None:
-    """Put what a coupling's or a wiring's outputs give of its inputs."""
+def _undo(net: nn.Module, graph: Graph, operation: Operation, values: dict[str, Any]) -> dict[str, Any]:
+    """What a coupling's or a wiring's outputs give of its inputs."""
     if operation.law is not None:
         (output,), target = operation.makes, cast("str", operation.target)
-        if target not in values and output in values and all(name in values for name in operation.reads):
-            term = _evaluate(net, operation, [values[name] for name in operation.reads], graph)
-            values[target] = operation.law.uncouple(net, values[output], term[0] if term else None)
-    elif operation.rearrangement is not None:
-        node = graph.node[operation.node]
-        if all(name in values for name in node.inputs) or not all(name in values for name in node.outputs):
-            return
-        given = [values[name] for name in node.outputs]
-        traced = graph.value[node.outputs[0]].shape
-        same_batch = tuple(given[0].shape[:1]) == traced[:1]
-        shapes = [graph.value[name].shape for name in node.inputs]
-        sizes = [torch.Size(shape if same_batch or not shape else (-1, *shape[1:])) for shape in shapes]
-        try:
-            inputs = operation.rearrangement.inverse(net, given, sizes)
-        except RuntimeError as error:
-            raise GraphError(
-                f"wiring {node.name!r} ({node.expression}) cannot be undone at this batch size: {error}. "
-                "Trace the "
-                "net with a batch of this size."
-            ) from error
-        values.update(zip(node.inputs, inputs, strict=True))
+        term = _evaluate(net, operation, [values[name] for name in operation.reads], graph)
+        return {target: operation.law.uncouple(net, values[output], term[0] if term else None)}
+    node = graph.node[operation.node]
+    given = [values[name] for name in node.outputs]
+    traced = graph.value[node.outputs[0]].shape
+    same_batch = tuple(given[0].shape[:1]) == traced[:1]
+    shapes = [graph.value[name].shape for name in node.inputs]
+    sizes = [torch.Size(shape if same_batch or not shape else (-1, *shape[1:])) for shape in shapes]
+    assert operation.rearrangement is not None
+    try:
+        inputs = operation.rearrangement.inverse(net, given, sizes)
+    except RuntimeError as error:
+        raise GraphError(
+            f"wiring {node.name!r} ({node.expression}) cannot be undone at this batch size: {error}. "
+            "Trace the net with a batch of this size."
+        ) from error
+    return dict(zip(node.inputs, inputs, strict=True))
 
 
-def _redo(net: nn.Module, graph: Graph, operation: Operation, values: dict[str, Any]) -> None:
-    """Put what a node gives for inputs that are known (a condition's embedding, a sum of known streams)."""
-    if all(name in values for name in operation.makes):
-        return
-    if operation.target is not None and operation.target not in values:
-        return
+def _redo(net: nn.Module, graph: Graph, operation: Operation, values: dict[str, Any]) -> dict[str, Any]:
+    """What a node gives for inputs that are known (a condition's embedding, a sum of known streams)."""
     results = _evaluate(net, operation, [values[name] for name in operation.reads], graph)
     if operation.law is not None and operation.target is not None:
         term = results[0] if results else None
         results = (operation.law.couple(net, values[operation.target], term),)
-    values.update(zip(operation.makes, results, strict=True))
+    return dict(zip(operation.makes, results, strict=True))
 
 
 def _evaluate(net: nn.Module, operation: Operation, inputs: list[Any], graph: Graph) -> tuple[Any, ...]:
@@ -128,30 +117,3 @@ def _read_results(form: Any, given: Any, values: dict[str, Any]) -> None:
             raise GraphError(f"the net returns {len(form)} outputs, and its inverse was given {count}")
         for item, part in zip(form, given, strict=True):
             _read_results(item, part, values)
-
-
-def _obstacle(graph: Graph, name: str, values: dict[str, Any]) -> GraphError:
-    """Why an input cannot be computed: the first node after it that cannot be undone."""
-    seen: set[str] = set()
-    pending = [name]
-    while pending:
-        value = pending.pop(0)
-        if value in seen:
-            continue
-        seen.add(value)
-        for reader in graph.readers[value]:
-            if reader.kind == "boundary":
-                place = f", {reader.where}" if reader.where else ""
-                return GraphError(
-                    f"input {name!r} cannot be computed from the outputs: node {reader.name!r} "
-                    f"({reader.expression}{place}) is a boundary, which cannot be undone. "
-                    "Use couplings and wiring all the way, or invert the part behind it."
-                )
-            pending += reader.outputs
-    unknown = [each for each in graph.inputs if each not in values]
-    return GraphError(
-        f"input {name!r} cannot be computed from the outputs alone; unknown are "
-        f"{', '.join(map(repr, unknown))}. "
-        f"Give those that are on no output's stream (a mask, a condition) by name: "
-        f"net.inverse(..., {unknown[-1]}=...)"
-    )

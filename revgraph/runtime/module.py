@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -16,16 +15,14 @@ from revgraph.errors import PlanError, add_note
 from revgraph.expressions import map_leaves
 from revgraph.graph import Graph
 from revgraph.parts import Cost
-from revgraph.planning import Plan, Source, plan
+from revgraph.planning import Plan, plan
 from revgraph.program import Named, Program
-from revgraph.runtime.capturing import Handle
-from revgraph.runtime.context import devices_of, widened
 from revgraph.runtime.inverting import invert
+from revgraph.runtime.log_dets import LogDets, begin
 from revgraph.runtime.probe import Probe
-from revgraph.runtime.replaying import NodeReplay, Rerun, WiringReplay
-from revgraph.runtime.script import Script, Step, write_script
+from revgraph.runtime.running import Running
+from revgraph.runtime.script import Script, write_script
 from revgraph.runtime.sharding import advice_on_shards
-from revgraph.runtime.tape import Replay, Slot, Tape
 from revgraph.runtime.turns import turn
 from revgraph.runtime.uncompiled import compiles, uncompiled
 from revgraph.runtime.watching import DriftWatch
@@ -100,21 +97,59 @@ class ReversibleModule(nn.Module):
             return uncompiled(self._forward, *args, **kwargs)
         return self._forward(*args, **kwargs)
 
+    def with_log_det(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
+        """The outputs y, and log |det dy/dx| per sample ([N]), where x are the inputs on streams.
+
+        For normalizing flows: gradients run through both, under the net's plan. The net must be a bijection
+        from the inputs on its streams to its outputs; other inputs are conditions. Wiring is taken to
+        preserve volume. Forward hooks of the net are not called.
+
+        Raises:
+            GraphError: the net is no such bijection, or a coupling does not say how it changes volume.
+
+        Example:
+            >>> import torch, revgraph as rg
+            >>> class Flow(torch.nn.Module):
+            ...     def __init__(self):
+            ...         super().__init__()
+            ...         self.block = rg.Affine(torch.nn.Linear(2, 4), torch.nn.Linear(2, 4))
+            ...     def forward(self, x1, x2):
+            ...         return self.block(x1, x2)
+            >>> net = rg.trace(Flow(), torch.zeros(3, 2), torch.zeros(3, 2))
+            >>> (y1, y2), log_det = net.with_log_det(torch.ones(3, 2), torch.ones(3, 2))
+            >>> log_det.shape
+            torch.Size([3])
+        """
+        if compiles():
+            return uncompiled(self._forward_with_log_det, *args, **kwargs)
+        return self._forward_with_log_det(*args, **kwargs)
+
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._ran(self._given(args, kwargs), None)
+
+    def _forward_with_log_det(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
+        env = self._given(args, kwargs)
+        log_dets = begin(self, self._program, env)
+        return self._ran(env, log_dets), log_dets.total
+
+    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The values and numbers that a call gives, by name."""
         env: dict[str, Any] = {}
         given = bind(self._program.signature, args, kwargs)
         read_form(self._program.arguments, given, "the call", env)
-        for name in self._script.begun_inputs:
-            env[name] = widened(env[name])
-        if self._probe is not None:
-            for name in self.graph.inputs:
-                self._probe.made(name, env[name])
+        return env
+
+    def _ran(self, env: dict[str, Any], log_dets: LogDets | None) -> Any:
+        """What the net returns for these inputs."""
+        running = Running(self, self._script, env, self._probe, log_dets)
+        running.begin()
         try:
             if torch.is_grad_enabled() and not is_transformed():
                 with self._drift_watched():
-                    self._record(env)
+                    running.probe = self._probe
+                    running.record(self._compares())
             else:
-                self._run(env)
+                running.run()
         except Exception as error:
             called = (path for step in self._script.steps for path in step.modules)
             if advice := advice_on_shards(self, called):
@@ -175,88 +210,13 @@ class ReversibleModule(nn.Module):
         with turn([]):
             return invert(self, self._program, outputs, known)
 
-    def _run(self, env: dict[str, Any]) -> None:
-        """As plain code: every value goes as soon as nothing later reads it, except as autograd holds it."""
-        # In evaluation mode there is nothing that threads could disturb, and servers use many.
-        in_turn = turn(devices_of(list(env.values()))) if self.training else nullcontext()
-        for step in self._script.steps:
-            with in_turn:
-                self._evaluate(step, env)
-            for name in step.frees:
-                del env[name]
-
-    def _record(self, env: dict[str, Any]) -> None:
-        """With gradients: nodes that are not kept leave a replay in place of their saved tensors."""
-        script = self._script
-        tape = Tape(self, list(env.values()), script, self._probe, self._compares())
-        self._forwards += 1
-        handles: list[tuple[str, weakref.ref[Handle] | None]] = []
-        slots: dict[str, Slot] = {}
-        for name in script.tracked_inputs:
-            slots[name] = Slot(name)
-            slots[name].store(env[name])
-        for step in script.steps:
-            replays: list[Replay]
-            if step.decision in ("keep", "wire"):
-                replays = [WiringReplay(tape, step, way == "rewired", env) for way in step.gives]
-                with tape.turn:
-                    self._evaluate(step, env)
-                tape.random.state = None
-            else:
-                own = NodeReplay(tape, step)
-                replays = [own, Rerun(own.evaluation)] if "recomputed" in step.gives else [own]
-                self._tell_evaluated(step)
-                with tape.turn:
-                    results = own.forward(env)
-                self._put(step, env, results)
-                del results
-            self._track(step, env, slots)
-            for replay in replays:
-                self._connect(replay, slots)
-                if self._probe is not None:
-                    self._probe.left(step.node, replay)
-                if isinstance(replay, NodeReplay):
-                    handles.append((step.node, replay.evaluation.handle))
-            for name in step.frees:
-                del env[name]
-        # A node whose handles are gone, or that left none, is nothing that autograd will ask for.
-        tape.uses = script.uses(frozenset(node for node, ref in handles if ref is None or ref() is None))
-
     def _compares(self) -> bool:
         """Whether this forward is one of those that replays are compared with, which takes time."""
+        number = self._forwards
+        self._forwards += 1
         if self._probe is not None:
             return self._probe.compares
-        return self._forwards < FIRST_COMPARED or self._forwards % COMPARED_EVERY == 0
-
-    def _track(self, step: Step, env: dict[str, Any], slots: dict[str, Slot]) -> None:
-        for name in step.tracked:
-            slots[name] = Slot(name)
-            if name in step.stored:
-                slots[name].store(env[name])
-
-    def _connect(self, replay: Replay, slots: dict[str, Slot]) -> None:
-        """Give a replay the slots that it reads and may fill, and itself to those that it is to fill."""
-        step = replay.step
-        replay.needs = tuple([slots[name] for name in replay.reads])
-        replay.gives = {name: weakref.ref(slots[name]) for name in replay.makes if name in slots}
-        replay.is_ready = True
-        for name in replay.gives:
-            if self.plan.sources.get(name) == Source(replay.how, step.node):
-                slots[name].maker = replay
-
-    def _evaluate(self, step: Step, env: dict[str, Any]) -> None:
-        """Run a step as plain code."""
-        self._tell_evaluated(step)
-        inputs = [env[name] for name in step.reads]
-        try:
-            results = step.expression.run(self, inputs)
-            if step.law is not None and step.target is not None:
-                results = (step.law.couple(self, env[step.target], results[0] if results else None),)
-        except Exception as error:
-            if step.node:
-                add_note(error, f"in the forward of {step.describe()}")
-            raise
-        self._put(step, env, results)
+        return number < FIRST_COMPARED or number % COMPARED_EVERY == 0
 
     @contextmanager
     def watched_by(self, probe: Probe) -> Iterator[None]:
@@ -266,19 +226,6 @@ class ReversibleModule(nn.Module):
             yield
         finally:
             self._probe = before
-
-    def _put(self, step: Step, env: dict[str, Any], results: tuple[Any, ...]) -> None:
-        env.update(zip(step.makes, results, strict=True))
-        for name in step.begins:
-            env[name] = widened(env[name])
-        if self._probe is not None:
-            for name, value in zip(step.makes, results, strict=True):
-                if isinstance(value, Tensor):
-                    self._probe.made(name, value)
-
-    def _tell_evaluated(self, step: Step) -> None:
-        if self._probe is not None and step.node:
-            self._probe.evaluated(step.node)
 
 
 def is_transformed() -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 from revgraph.runtime.capturing import Capture
 from revgraph.runtime.deriving import Pass, Replay
 from revgraph.runtime.evaluating import NOTHING, Evaluation
+from revgraph.runtime.log_dets import LogDets
 from revgraph.runtime.script import Step, modules_of
 from revgraph.runtime.sharding import resharded
 from revgraph.runtime.tape import Tape
@@ -36,9 +37,9 @@ class NodeReplay(Replay):
         self.evaluation = Evaluation(tape, step)
         self.is_ready = False
 
-    def forward(self, env: dict[str, Any]) -> tuple[Any, ...]:
+    def forward(self, env: dict[str, Any], log_dets: LogDets | None) -> tuple[Any, ...]:
         """The node's results, with a handle in place of each tensor that autograd saves."""
-        return self.evaluation.forward(env, self)
+        return self.evaluation.forward(env, self, log_dets)
 
     def run(self, on: Pass, wanted: Set[str]) -> dict[str, Tensor]:
         step = self.step

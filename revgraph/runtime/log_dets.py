@@ -1,0 +1,110 @@
+"""Log-determinants: how much a net, as a bijection, changes volume (a normalizing flow's likelihood)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from revgraph.couplings import Coupling
+from revgraph.errors import GraphError
+from revgraph.expressions import leaves, module_at
+from revgraph.graph import Graph
+from revgraph.program import CouplingLaw, Named, Program
+from revgraph.runtime.script import Step
+from revgraph.runtime.unwinding import unwind
+
+
+@dataclass(slots=True)
+class LogDets:
+    """The sum so far, [N], of what the couplings of `nodes` add; `batch` is N."""
+
+    nodes: frozenset[str]
+    total: Tensor
+
+    def add(self, log_det: Tensor, step: Step) -> None:
+        """Add one coupling's log-determinant.
+
+        Raises:
+            GraphError: it is not one number a sample.
+        """
+        if log_det.shape != self.total.shape:
+            raise GraphError(
+                f"{step.describe()} gives a log-determinant of shape {list(log_det.shape)}, and it should be "
+                f"{list(self.total.shape)}, one number a sample: see its `couple_with_log_det`"
+            )
+        self.total = self.total + log_det
+
+
+def join(net: nn.Module, step: Step, x: Tensor, term: Any, log_dets: LogDets | None) -> Tensor:
+    """A coupling's output; its log-determinant is added where that counts."""
+    assert step.law is not None
+    if log_dets is None or step.node not in log_dets.nodes:
+        return step.law.couple(net, x, term)
+    y, log_det = step.law.couple_with_log_det(net, x, term)
+    if log_det is not None:
+        log_dets.add(log_det, step)
+    return y
+
+
+def begin(net: nn.Module, program: Program, env: dict[str, Any]) -> LogDets:
+    """What to add log-determinants to in a forward whose inputs are in `env`.
+
+    Raises:
+        GraphError: the net is no bijection from its streams to its outputs, or one of its couplings does not
+            say how it changes volume.
+    """
+    graph = program.graph
+    inputs, outputs = _stream_inputs(program), _outputs(program)
+    if not inputs:
+        raise GraphError("no input of this net runs through couplings to an output: it is no bijection")
+    conditions = [name for name in (*graph.inputs, *program.numbers) if name not in inputs]
+    moves = unwind(program, [*outputs, *conditions], inputs)
+    sizes = [sum(math.prod(graph.value[name].shape) for name in names) for names in (inputs, outputs)]
+    if sizes[0] != sizes[1]:
+        raise GraphError(
+            f"a log-determinant needs as many numbers out as in: inputs {', '.join(map(repr, inputs))} hold "
+            f"{sizes[0]:,}, outputs {', '.join(map(repr, outputs))} {sizes[1]:,}"
+        )
+    undone = [move.operation for move in moves if move.undone and move.operation.law is not None]
+    for operation in undone:
+        if isinstance(operation.law, CouplingLaw):
+            _require_log_det(net, graph, operation.node, operation.law.path)
+    first = env[inputs[0]]
+    return LogDets(frozenset(operation.node for operation in undone), _zeros(first))
+
+
+def _zeros(stream: Tensor) -> Tensor:
+    dtype = stream.dtype if stream.dtype == torch.float64 else torch.float32
+    return torch.zeros(stream.shape[:1], dtype=dtype, device=stream.device)
+
+
+def _outputs(program: Program) -> list[str]:
+    """The values that the net returns."""
+    named = (leaf.name for leaf in leaves(program.results) if isinstance(leaf, Named))
+    return [name for name in dict.fromkeys(named) if name in program.graph.value]
+
+
+def _stream_inputs(program: Program) -> list[str]:
+    """The inputs that reach an output as couplings' targets and over wiring."""
+    reaches = set(_outputs(program))
+    for operation in reversed(program.operations):
+        if operation.target is not None and not reaches.isdisjoint(operation.makes):
+            reaches.add(operation.target)
+        elif operation.rearrangement is not None and not reaches.isdisjoint(operation.makes):
+            reaches.update(program.graph.node[operation.node].inputs)
+    return [name for name in program.graph.inputs if name in reaches]
+
+
+def _require_log_det(net: nn.Module, graph: Graph, node: str, path: str) -> None:
+    module = module_at(net, path)
+    if type(module).couple_with_log_det is Coupling.couple_with_log_det:  # pyright: ignore
+        where = graph.node[node].where
+        raise GraphError(
+            f"coupling {node!r} ({type(module).__name__}{f', {where}' if where else ''}) does not say how it "
+            "changes volume. Give it a method `couple_with_log_det(x, term)` that returns the output and "
+            "log |det dy/dx| per sample."
+        )
