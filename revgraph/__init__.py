@@ -1,8 +1,10 @@
 """Reversible neural networks as graphs: declare or trace, plan what to store, train in less memory."""
 
 from revgraph import reference
-from revgraph.couplings import Additive, Affine, Boundary, Coupling
+from revgraph.bijections import ActNorm, InvertibleConv1x1, Scale
+from revgraph.couplings import Additive, Affine, Boundary, Coupling, Gated
 from revgraph.drawing import draw
+from revgraph.dynamics import DualResidual, Leapfrog, Midpoint, Momentum
 from revgraph.errors import (
     BudgetError,
     DataError,
@@ -22,11 +24,22 @@ from revgraph.measuring import GradientReport, Measurement, check, measure
 from revgraph.planning import Moment, Plan, decide, frontier, keep_all, knee, plan, simulate
 from revgraph.runtime.module import ReversibleModule
 from revgraph.specs import register
-from revgraph.wiring import Concatenate, Permute, Reshape, SpaceToDepth, Split, Swap, Wiring
+from revgraph.wiring import (
+    Concatenate,
+    Haar,
+    Permute,
+    Reshape,
+    ShuffleChannels,
+    SpaceToDepth,
+    Split,
+    Swap,
+    Wiring,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActNorm",
     "Additive",
     "Affine",
     "Boundary",
@@ -36,11 +49,18 @@ __all__ = [
     "DataError",
     "DriftError",
     "DriftWarning",
+    "DualResidual",
+    "Gated",
     "GradientReport",
     "Graph",
     "GraphError",
+    "Haar",
+    "InvertibleConv1x1",
+    "Leapfrog",
     "Measurement",
+    "Midpoint",
     "Moment",
+    "Momentum",
     "Node",
     "Permute",
     "Plan",
@@ -49,6 +69,8 @@ __all__ = [
     "Reshape",
     "ReversibleModule",
     "RevgraphError",
+    "Scale",
+    "ShuffleChannels",
     "SpaceToDepth",
     "SpecError",
     "Split",

@@ -130,6 +130,39 @@ class Affine(Coupling):
         return self.bound * torch.tanh(s / self.bound), t
 
 
+class Gated(Coupling):
+    """The update of a reversible recurrent cell (MacKay et al. 2018): `y = z * h + (1 - z) * tanh(g)`.
+
+    The function returns the pair of tensors from which the gate z = floor + (1 - floor) * sigmoid(.) and the
+    candidate tanh(g) are made, or both as the halves of one tensor along `dim`. A gate that may close
+    altogether forgets, which nothing undoes: `floor` bounds what a step may forget, and errors grow by at
+    most 1 / floor when it is undone.
+    """
+
+    def __init__(self, *functions: nn.Module, floor: float = 0.5, dim: int = 1) -> None:
+        super().__init__(*functions)
+        if not 0 < floor <= 1:
+            raise ValueError(f"floor must be above 0 and at most 1, not {floor}")
+        self.floor = floor
+        self.dim = dim
+
+    def couple(self, x: Tensor, term: Any) -> Tensor:
+        z, candidate = self._gate_and_candidate(term)
+        return z * x + (1 - z) * candidate
+
+    def uncouple(self, y: Tensor, term: Any) -> Tensor:
+        z, candidate = self._gate_and_candidate(term)
+        return (y - (1 - z) * candidate) / z
+
+    def couple_with_log_det(self, x: Tensor, term: Any) -> tuple[Tensor, Tensor]:
+        z, candidate = self._gate_and_candidate(term)
+        return z * x + (1 - z) * candidate, z.expand_as(x).log().flatten(1).sum(1)
+
+    def _gate_and_candidate(self, term: Any) -> tuple[Tensor, Tensor]:
+        gate, candidate = torch.chunk(term, 2, dim=self.dim) if isinstance(term, Tensor) else term
+        return self.floor + (1 - self.floor) * torch.sigmoid(gate), torch.tanh(candidate)
+
+
 def function_names(count: int) -> tuple[str, ...]:
     """What a coupling calls its functions: f; f and g; f1, f2, f3 and so on."""
     return ("f", "g")[:count] if count <= 2 else tuple(f"f{index + 1}" for index in range(count))

@@ -120,3 +120,47 @@ class SpaceToDepth(Wiring):
     def inverse(self, *values: Tensor, shapes: Sequence[torch.Size]) -> Tensor:
         (y,) = values
         return functional.pixel_shuffle(y, self.block)
+
+
+class Haar(Wiring):
+    """The orthonormal Haar transform: `[N, C, H, W]` to `[N, 4C, H/2, W/2]`, averages first, then details.
+
+    Of each 2 x 2 pixels: their sum, the difference of columns, of rows, and of diagonals, each halved, so
+    that lengths and volume are preserved. Undoing it rounds, unlike moving pixels (`SpaceToDepth`).
+    """
+
+    def forward(self, *values: Tensor) -> Tensor:
+        (x,) = values
+        bands = functional.pixel_unshuffle(x, 2).unflatten(1, (-1, 4)).transpose(1, 2)
+        return torch.cat(_haar(bands), dim=1)
+
+    def inverse(self, *values: Tensor, shapes: Sequence[torch.Size]) -> Tensor:
+        (y,) = values
+        pixels = torch.stack(_haar(y.unflatten(1, (4, -1))), dim=2)
+        return functional.pixel_shuffle(pixels.flatten(1, 2), 2)
+
+
+def _haar(four: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The transform of [N, 4, C, h, w], which is its own inverse, as four of [N, C, h, w]."""
+    a, b, c, d = four.unbind(1)
+    top, bottom, left, right = a + b, c + d, a - b, c - d
+    return (top + bottom) / 2, (left + right) / 2, (top - bottom) / 2, (left - right) / 2
+
+
+class ShuffleChannels(Wiring):
+    """The channels (dimension 1) in another, fixed order, drawn from a seed."""
+
+    order: Tensor
+
+    def __init__(self, channels: int, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("order", torch.randperm(channels, generator=generator, device="cpu"))
+
+    def forward(self, *values: Tensor) -> Tensor:
+        (x,) = values
+        return x.index_select(1, self.order)
+
+    def inverse(self, *values: Tensor, shapes: Sequence[torch.Size]) -> Tensor:
+        (y,) = values
+        return y.index_select(1, self.order.argsort())

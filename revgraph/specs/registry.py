@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from revgraph import blocks, couplings, wiring
+from revgraph import bijections, blocks, couplings, wiring
 from revgraph.couplings import Coupling, function_names
+from revgraph.dynamics import DualResidual, Leapfrog, Midpoint, Momentum
 from revgraph.errors import RevgraphError, SpecError
 from revgraph.specs.hints import listed, meant, shortened
 from revgraph.specs.vocabulary import TORCH
@@ -40,6 +41,8 @@ def _concrete(module: object, base: type[nn.Module]) -> dict[str, Factory]:
 BUILT_IN: Mapping[str, Factory] = {
     **TORCH,
     **_concrete(couplings, Coupling),
+    **_concrete(bijections, Coupling),
+    **{kind.__name__: kind for kind in (Momentum, Midpoint, Leapfrog, DualResidual)},
     **_concrete(wiring, Wiring),
     **{name: getattr(blocks, name) for name in blocks.__all__},
 }
