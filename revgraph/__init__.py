@@ -19,6 +19,7 @@ from revgraph.errors import (
 )
 from revgraph.estimating import estimate_drift
 from revgraph.graph import Graph, Node, Value, verify
+from revgraph.initializing import initialize
 from revgraph.loading import load, trace
 from revgraph.measuring import GradientReport, Measurement, check, measure
 from revgraph.planning import Moment, Plan, decide, frontier, keep_all, knee, plan, simulate
@@ -83,6 +84,7 @@ __all__ = [
     "draw",
     "estimate_drift",
     "frontier",
+    "initialize",
     "keep_all",
     "knee",
     "load",

@@ -31,8 +31,12 @@ class Momentum(nn.Module):
         if not 0 < gamma <= 1:
             raise ValueError(f"gamma must be above 0 and at most 1, not {gamma}")
         self.f = f
-        self.gamma = gamma
         self.decay = Scale(gamma)
+
+    @property
+    def gamma(self) -> Tensor:
+        """The share of the velocity that is left after a step; a buffer, saved with the weights."""
+        return self.decay.factor
 
     def forward(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         v = self.decay(v) + (1 - self.gamma) * self.f(x)

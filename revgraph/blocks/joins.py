@@ -1,8 +1,9 @@
-"""Joins: where branches of a graph meet."""
+"""Joins and starts: where branches of a graph meet, and where a stream begins with nothing."""
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from revgraph.couplings import Boundary
 
@@ -15,3 +16,24 @@ class Sum(Boundary):
         for value in rest:
             first = first + value
         return first
+
+
+class Zeros(Boundary):
+    """Zeros in the shape of a value: a velocity, or a second stream, to begin with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+class PooledHead(Boundary):
+    """The means of several maps, [N, C_i, H_i, W_i], side by side, then linear: class scores [N, classes].
+
+    `channels` is the sum of the C_i.
+    """
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, classes)
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        return self.linear(torch.cat([each.mean((2, 3)) for each in maps], dim=1))

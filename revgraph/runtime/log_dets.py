@@ -69,7 +69,7 @@ def begin(net: nn.Module, program: Program, env: dict[str, Any]) -> LogDets:
             f"a log-determinant needs as many numbers out as in: inputs {', '.join(map(repr, inputs))} hold "
             f"{sizes[0]:,}, outputs {', '.join(map(repr, outputs))} {sizes[1]:,}"
         )
-    undone = [move.operation for move in moves if move.undone and move.operation.law is not None]
+    undone = [move.operation for move in reversed(moves) if move.undone and move.operation.law is not None]
     for operation in undone:
         if isinstance(operation.law, CouplingLaw):
             _require_log_det(net, graph, operation.node, operation.law.path)

@@ -23,6 +23,7 @@ Factory = Callable[..., nn.Module]
 LAYER_KEYS = ("in", "with", "out", "target", "others", "repeat", "layers", "inputs", "outputs", "use")
 WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 PLACEMENT = ("device", "dtype")
+FUNCTION_NAMES = ("f", "g", "f1")
 KINDS: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (int, float), "str": (str,)}
 
 
@@ -111,7 +112,7 @@ def create(name: str, positional: Sequence[Any], keywords: Mapping[str, Any], wh
         SpecError: the factory refuses the arguments, for whatever reason.
     """
     factory = _registered[name] if name in _registered else BUILT_IN[name]
-    if inspect.isclass(factory) and issubclass(factory, Coupling):
+    if inspect.isclass(factory) and issubclass(factory, Coupling) and _takes_functions(factory):
         if positional:
             raise SpecError(
                 f"{where}: {name} takes its arguments by name, as in {{{name}: {{f: ..., g: ...}}}}"
@@ -131,6 +132,15 @@ def create(name: str, positional: Sequence[Any], keywords: Mapping[str, Any], wh
             f"{where}: what is registered as {name!r} made {type(module).__name__}, which is no module"
         )
     return module
+
+
+def _takes_functions(kind: type[Coupling]) -> bool:
+    """Whether a coupling is made with functions, rather than as a bijection of one stream."""
+    signature = _signature(kind)
+    return signature is None or any(
+        each.kind is each.VAR_POSITIONAL or each.name in FUNCTION_NAMES
+        for each in signature.parameters.values()
+    )
 
 
 def _with_functions(
