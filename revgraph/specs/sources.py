@@ -25,7 +25,7 @@ TEXT = "text"
 
 
 def shipped() -> list[str]:
-    """The names of the networks that come with revgraph, families together and smaller ones first.
+    """The names of the networks that come with revgraph: by name, and within a family the smaller first.
 
     Example:
         >>> from revgraph import specs
@@ -33,7 +33,7 @@ def shipped() -> list[str]:
         True
     """
     names = [entry.name.removesuffix(".yaml") for entry in MODELS.iterdir() if entry.name.endswith(".yaml")]
-    return sorted(names, key=lambda name: [(len(part), part) for part in re.split("-", name)])
+    return sorted(names, key=lambda name: [part.zfill(8) if part.isdigit() else part for part in re.split("-", name)])
 
 
 def read(source: Source, limits: Limits) -> tuple[Tree, str]:
