@@ -7,18 +7,21 @@ the authors configured them.
 
 from __future__ import annotations
 
+from revgraph.blocks.attention import Attention, FeedForward
 from revgraph.blocks.dense import DenseFunction
 from revgraph.blocks.ends import Head, ImageNetStem, Stem
 from revgraph.blocks.entries import BasicEntry, BottleneckEntry
 from revgraph.blocks.flows import GlowFunction
 from revgraph.blocks.functions import BasicFunction, BottleneckFunction
 from revgraph.blocks.graphs import GraphFunction
-from revgraph.blocks.joins import PooledHead, Sum, Zeros
+from revgraph.blocks.joins import MultiscaleHead, Sum, Zeros
 from revgraph.blocks.recurrent import CellFunction, InitialState
 from revgraph.blocks.resolutions import Downward, Upward
+from revgraph.blocks.tokens import PatchEmbedding, PoolHead, TokenEmbedding, TokenHead
 from revgraph.blocks.units import BasicUnit, BottleneckUnit
 
 __all__ = [
+    "Attention",
     "BasicEntry",
     "BasicFunction",
     "BasicUnit",
@@ -28,14 +31,19 @@ __all__ = [
     "CellFunction",
     "DenseFunction",
     "Downward",
+    "FeedForward",
     "GlowFunction",
     "GraphFunction",
     "Head",
     "ImageNetStem",
     "InitialState",
-    "PooledHead",
+    "MultiscaleHead",
+    "PatchEmbedding",
+    "PoolHead",
     "Stem",
     "Sum",
+    "TokenEmbedding",
+    "TokenHead",
     "Upward",
     "Zeros",
 ]

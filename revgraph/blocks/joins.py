@@ -25,7 +25,7 @@ class Zeros(Boundary):
         return torch.zeros_like(x)
 
 
-class PooledHead(Boundary):
+class MultiscaleHead(Boundary):
     """The means of several maps, [N, C_i, H_i, W_i], side by side, then linear: class scores [N, classes].
 
     `channels` is the sum of the C_i.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,11 +14,10 @@ from revgraph.reporting import Report
 
 if TYPE_CHECKING:
     from revgraph.runtime.module import ReversibleModule
+    from revgraph.training.evaluating import Score
     from revgraph.training.loop import Result
     from revgraph.training.recipe import Recipe
-
-PAPER_STEPS = 80_000
-DIGITS_STEPS = 500
+    from revgraph.training.tasks import Task
 
 
 def train(
@@ -27,7 +25,9 @@ def train(
     data: Annotated[
         str,
         typer.Option(
-            "--data", metavar="DATA", help="digits, cifar10:FOLDER or cifar100:FOLDER (binary files)."
+            "--data",
+            metavar="DATA",
+            help="digits, cifar10:FOLDER, cifar100:FOLDER (binary files), text, or text:FILE-OR-FOLDER.",
         ),
     ] = "digits",
     out: Annotated[
@@ -37,29 +37,52 @@ def train(
     steps: Annotated[
         int | None,
         typer.Option(
-            "--steps", min=1, help="Training steps. (default: 500 for digits, else the paper's 80,000)"
+            "--steps",
+            min=1,
+            help="Training steps. (default: 500 for digits, 2,000 for text, else the paper's 80,000)",
         ),
     ] = None,
     epochs: Annotated[
-        float | None, typer.Option("--epochs", help="Passes over the training images, instead of --steps.")
+        float | None, typer.Option("--epochs", help="Passes over the training samples, instead of --steps.")
     ] = None,
     batch: Annotated[
-        int, typer.Option("--batch", min=1, help="Images in a batch, over all processes.")
-    ] = 100,
+        int | None,
+        typer.Option(
+            "--batch",
+            min=1,
+            help="Images, or windows of text, in a batch over all processes. (default: 100, for text 16)",
+        ),
+    ] = None,
     budget: Budget = None,
     exact: Exact = False,
+    optimizer: Annotated[
+        str | None,
+        typer.Option("--optimizer", help="sgd or adamw. (default: sgd for images, adamw for text)"),
+    ] = None,
     learning_rate: Annotated[
-        float,
+        float | None,
         typer.Option(
-            "--learning-rate", help="At the start; divided by 10 at half and three quarters of the steps."
+            "--learning-rate",
+            help="At its highest: sgd divides it by 10 at half and three quarters of the steps, adamw lets "
+            "it fall along a cosine. (default: 0.1, with adamw 0.002)",
         ),
-    ] = 0.1,
+    ] = None,
     warmup: Annotated[
-        int, typer.Option("--warmup", min=0, help="Steps in which the learning rate climbs.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            "--warmup",
+            min=0,
+            help="Steps in which the learning rate climbs. (default: 0, with adamw a twentieth of all)",
+        ),
+    ] = None,
     weight_decay: Annotated[
-        float, typer.Option("--weight-decay", min=0, help="Of the weights of convolutions and linear maps.")
-    ] = 2e-4,
+        float | None,
+        typer.Option(
+            "--weight-decay",
+            min=0,
+            help="Of the weights of convolutions and linear maps. (default: 0.0002, with adamw 0.1)",
+        ),
+    ] = None,
     seed: Annotated[
         int, typer.Option("--seed", min=0, help="Of weights, data order and everything random.")
     ] = 0,
@@ -93,17 +116,18 @@ def train(
 ) -> None:
     """Train a network under a plan: the least memory, or the least computed again within a budget.
 
-    Stochastic gradient descent with momentum and the paper's schedule, scaled to the steps asked for. The
-    folder gets metrics.csv, the newest two checkpoints and TensorBoard events. Ctrl-C saves and stops; a
-    second one aborts at once. Under torchrun or accelerate launch the processes train together, and the main
-    one writes and prints.
+    Images are learned by stochastic gradient descent with momentum and the paper's schedule, scaled to the
+    steps asked for; text, byte by byte, by AdamW. The folder gets metrics.csv, the newest two checkpoints and
+    TensorBoard events. Ctrl-C saves and stops; a second one aborts at once. Under torchrun or accelerate
+    launch the processes train together, and the main one writes and prints.
     """
     from revgraph.training.data import load_data
     from revgraph.training.loop import fit
     from revgraph.training.metrics import CSV
     from revgraph.training.processes import close
     from revgraph.training.progress import Bar
-    from revgraph.training.recipe import PRECISIONS, Recipe, steps_of
+    from revgraph.training.recipe import OPTIMIZERS, PRECISIONS
+    from revgraph.training.usual import usual_recipe
 
     if steps is not None and epochs is not None:
         raise typer.BadParameter("give --steps or --epochs, not both")
@@ -113,24 +137,28 @@ def train(
         raise typer.BadParameter("give --resume or --overwrite, not both")
     if precision not in PRECISIONS:
         raise typer.BadParameter(f"--precision is {', '.join(PRECISIONS)}, not {precision!r}")
-    images = load_data(data)
-    if epochs is not None:
-        steps = steps_of(epochs, len(images.train), batch)
-    recipe = Recipe(
-        steps=steps or (DIGITS_STEPS if images.name == "digits" else PAPER_STEPS),
+    if optimizer is not None and optimizer not in OPTIMIZERS:
+        raise typer.BadParameter(f"--optimizer is {' or '.join(OPTIMIZERS)}, not {optimizer!r}")
+    given = parameters_of(set_)
+    task = _fitted(net, load_data(data), given)
+    recipe = usual_recipe(
+        task,
+        epochs,
+        steps=steps,
         batch=batch,
+        optimizer=optimizer,
         learning_rate=learning_rate,
         warmup=warmup,
         weight_decay=weight_decay,
         seed=seed,
-        precision=precision,  # pyright: ignore[reportArgumentType]
+        precision=precision,
     )
-    folder = out if out is not None else Path("runs") / f"{Path(net).stem}-{images.name}"
-    network = _load(net, images.classes, recipe, budget, exact, parameters_of(set_))
-    with Bar(messages(quiet=process() > 0)) as bar:
+    folder = out if out is not None else Path("runs") / f"{Path(net).stem}-{task.name}"
+    network = _load(net, task.classes, recipe, budget, exact, given)
+    with Bar(messages(quiet=process() > 0), task.samples) as bar:
         result = fit(
             network,
-            images,
+            task,
             recipe,
             folder,
             resume=resume,
@@ -144,9 +172,9 @@ def train(
     if process():
         raise typer.Exit(INTERRUPTED if result.interrupted else 0)
     if json:
-        show_json(_report(result, folder / CSV))
+        show_json(_report(result, task.judged, folder / CSV))
     else:
-        _show(result, folder / CSV)
+        _show(result, task.judged, folder / CSV)
     if result.interrupted:
         messages().print(
             f"Interrupted after step {result.step} of {result.steps}, and saved. Go on with --resume.",
@@ -155,12 +183,23 @@ def train(
         raise typer.Exit(INTERRUPTED)
 
 
+def _fitted(net: str, task: Task, parameters: dict[str, Any]) -> Task:
+    """The task with samples of the form that the network takes."""
+    import torch
+
+    from revgraph import specs
+    from revgraph.training.tasks import fitted
+
+    with torch.device("meta"):
+        return fitted(task, specs.build(net, **parameters).inputs)
+
+
 def _load(
     net: str, classes: int, recipe: Recipe, budget: str | None, exact: bool, parameters: dict[str, Any]
 ) -> ReversibleModule:
     """The network, with weights from the seed, and the data's number of classes if that is a parameter.
 
-    Its plan is for the images that each process gets, and fits the budget, if there is one.
+    Its plan is for the samples that each process gets, and fits the budget, if there is one.
     """
     import torch
 
@@ -180,27 +219,39 @@ def _load(
     return network
 
 
-def _report(result: Result, metrics: Path) -> dict[str, Any]:
+def _report(result: Result, judged: str, metrics: Path) -> dict[str, Any]:
     return {
         "step": result.step,
         "steps": result.steps,
         "interrupted": result.interrupted,
         "seconds": result.seconds,
-        "test": asdict(result.test) if result.test is not None else None,
+        "test": _score(result.test, judged) if result.test is not None else None,
         "checkpoint": str(result.checkpoint.folder),
         "metrics": str(metrics),
     }
 
 
-def _show(result: Result, metrics: Path) -> None:
+def _score(test: Score, judged: str) -> dict[str, Any]:
+    found = {"loss": test.loss, "accuracy": test.accuracy, judged: test.labels}
+    if test.bits_per_byte is not None:
+        found["bits_per_byte"] = test.bits_per_byte
+    return found
+
+
+def _show(result: Result, judged: str, metrics: Path) -> None:
     test = result.test
     rows = (
         ("steps", f"{result.step:,} of {result.steps:,}"),
         (
             "test accuracy",
-            f"{test.accuracy:.2%} of {test.images:,} images" if test is not None else "not tested",
+            f"{test.accuracy:.2%} of {test.labels:,} {judged}" if test is not None else "not tested",
         ),
         ("test loss", f"{test.loss:.4f}" if test is not None else "not tested"),
+        *(
+            [("bits per byte", f"{test.bits_per_byte:.4f}")]
+            if test is not None and test.bits_per_byte is not None
+            else []
+        ),
         ("seconds", f"{result.seconds:.0f}"),
         ("checkpoint", str(result.checkpoint.folder)),
         ("metrics", str(metrics)),

@@ -33,7 +33,9 @@ def shipped() -> list[str]:
         True
     """
     names = [entry.name.removesuffix(".yaml") for entry in MODELS.iterdir() if entry.name.endswith(".yaml")]
-    return sorted(names, key=lambda name: [part.zfill(8) if part.isdigit() else part for part in re.split("-", name)])
+    return sorted(
+        names, key=lambda name: [part.zfill(8) if part.isdigit() else part for part in re.split("-", name)]
+    )
 
 
 def read(source: Source, limits: Limits) -> tuple[Tree, str]:

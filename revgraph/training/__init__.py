@@ -1,1 +1,1 @@
-"""Training on real images: data sets, the paper's recipe, the loop, and a demonstration of all three."""
+"""Training on real images and text: data sets, recipes, the loop, and a demonstration of all three."""

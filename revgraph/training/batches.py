@@ -1,4 +1,4 @@
-"""The order in which a run sees its images, as a state that can be saved and taken up again."""
+"""The order in which a run sees its samples, as a state that can be saved and taken up again."""
 
 from __future__ import annotations
 
@@ -8,45 +8,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from revgraph.training.augmentation import augmented
-from revgraph.training.images import Data, normalised
 from revgraph.training.processes import share
+from revgraph.training.tasks import Task
 
 
 class Batches:
-    """An endless stream of training batches: pass after pass over the images, each in a new random order.
+    """An endless stream of training batches: pass after pass over the samples, each in a new random order.
 
-    Every batch has the same size; one that begins at the end of a pass goes on in the next. Orders, crops and
-    flips come from one generator of its own, so that `state` and `restore` continue the stream exactly.
-    Processes that train together have equal streams; each draws part `rank` of `count` of every batch.
+    Every batch has the same size; one that begins at the end of a pass goes on in the next. Orders and all
+    chance in the samples come from one generator of its own, so that `state` and `restore` continue the
+    stream exactly. Processes that train together have equal streams; each draws part `rank` of `count` of
+    every batch.
     """
 
-    def __init__(self, data: Data, batch: int, seed: int, rank: int = 0, count: int = 1) -> None:
+    def __init__(self, data: Task, batch: int, seed: int, rank: int = 0, count: int = 1) -> None:
         self._data = data
         self._batch = batch
-        self.share = share(batch, count)
+        self.share = share(batch, count, data.samples)
         self._start = rank * self.share
         self._generator = torch.Generator().manual_seed(seed)
         self._waiting = torch.empty(0, dtype=torch.int64)
 
     def draw(self) -> tuple[Tensor, Tensor]:
-        """The next images, normalised and augmented, and their labels.
-
-        Images are [N, 3, 32, 32], float32; labels are [N], int64; N is the batch or this
-        process's share of it.
-        """
-        train = self._data.train
+        """The next inputs and their labels, [N, ...] each; N is the batch or this process's share of it."""
         while len(self._waiting) < self._batch:
-            order = torch.randperm(len(train), generator=self._generator)
+            order = torch.randperm(len(self._data.train), generator=self._generator)
             self._waiting = torch.cat([self._waiting, order])
         chosen, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
         mine = chosen[self._start : self._start + self.share]
-        images = normalised(train.pixels[mine], self._data.mean)
-        images = augmented(images, self._generator, flip=self._data.flip, start=self._start, of=self._batch)
-        return images, train.labels[mine]
+        return self._data.drawn(mine, self._generator, start=self._start, of=self._batch)
 
     def state(self) -> dict[str, Any]:
-        """The position: the generator's state and the images that wait in this pass."""
+        """The position: the generator's state and the samples that wait in this pass."""
         return {"generator": self._generator.get_state(), "waiting": self._waiting.clone()}
 
     def restore(self, state: Mapping[str, Any]) -> None:

@@ -116,7 +116,7 @@ def _seconds(seconds: float) -> str:
 def _verdict(result: Result, seconds: float, console: Console) -> int:
     assert result.test is not None
     accuracy = (
-        f"{result.test.accuracy:.1%} of {result.test.images} test images right, after {seconds:.0f} s in all"
+        f"{result.test.accuracy:.1%} of {result.test.labels} test images right, after {seconds:.0f} s in all"
     )
     if result.test.accuracy >= TARGET:
         console.print(f"{accuracy}.", markup=False, soft_wrap=True)

@@ -16,11 +16,11 @@ from revgraph.training.checkpoints import Checkpoint, checkpoints, load_state, r
 from revgraph.training.durable import discard, sweep
 from revgraph.training.errors import TrainingError
 from revgraph.training.evaluating import Score
-from revgraph.training.images import Data
 from revgraph.training.interrupting import interruptible
 from revgraph.training.metrics import CSV, TENSORBOARD, Metrics, Row, metrics, no_metrics, wanted
 from revgraph.training.processes import Together, is_lost, launched, parting, share, why_lost
 from revgraph.training.recipe import Recipe, steps_of
+from revgraph.training.tasks import Task
 from revgraph.training.trainer import Trainer
 from revgraph.training.watching import Silent, Watch
 
@@ -44,7 +44,7 @@ class Result:
 
 def fit(
     net: nn.Module,
-    data: Data,
+    data: Task,
     recipe: Recipe,
     folder: str | Path,
     *,
@@ -55,7 +55,9 @@ def fit(
     tensorboard: bool | None = None,
     watch: Watch | None = None,
 ) -> Result:
-    """Train `net`, which turns [N, 3, 32, 32] into [N, classes], and return how it ended.
+    """Train `net`, which turns the data's samples into scores of classes, and return how it ended.
+
+    Images are [N, 3, 32, 32], and scores [N, classes]; text is [N, T], and scores [N, T, 256].
 
     `folder` gets `metrics.csv` with a row a step, `checkpoints/` with the newest two, and `tensorboard/`
     where TensorBoard is installed (or not, as `tensorboard` says). Evaluations and checkpoints come every
@@ -73,7 +75,7 @@ def fit(
         DataError: there is nothing to resume, or it is damaged, or does not fit `net`.
     """
     folder = Path(folder)
-    share(recipe.batch, launched())
+    share(recipe.batch, launched(), data.samples)
     together = Together(recipe)
     watch = (watch or Silent()) if together.is_main else Silent()
     try:
@@ -111,7 +113,7 @@ def fit(
 @dataclass(frozen=True, slots=True)
 class _Run:
     folder: Path
-    data: Data
+    data: Task
     recipe: Recipe
     evaluate_every: int
     save_every: int
@@ -164,10 +166,11 @@ class _Run:
             loss=update.loss,
             accuracy=update.accuracy,
             learning_rate=update.learning_rate,
-            images_per_second=self.recipe.batch / (after - before),
+            samples_per_second=self.recipe.batch / (after - before),
             seconds=after - began,
             test_loss=test.loss if test is not None else None,
             test_accuracy=test.accuracy if test is not None else None,
+            test_bits_per_byte=test.bits_per_byte if test is not None else None,
         )
         return row, test
 

@@ -22,8 +22,9 @@ TENSORBOARD = "tensorboard"
 class Row:
     """One training step: its number from 1, and what was measured in it.
 
-    `epoch` counts passes over the training images; `loss` and `accuracy` are of this batch before its update;
-    `seconds` are since the run (or its resumption) began. The test's figures are None where none was made.
+    `epoch` counts passes over the training samples; `loss` and `accuracy` are of this batch before its
+    update; `seconds` are since the run (or its resumption) began. The test's figures are None where none was
+    made, and its bits per byte where labels are no bytes.
     """
 
     step: int
@@ -31,10 +32,11 @@ class Row:
     loss: float
     accuracy: float
     learning_rate: float
-    images_per_second: float
+    samples_per_second: float
     seconds: float
     test_loss: float | None = None
     test_accuracy: float | None = None
+    test_bits_per_byte: float | None = None
 
 
 COLUMNS = tuple(field.name for field in fields(Row))

@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from revgraph.training.recipe import Recipe
 
 DECAYING = (_ConvNd, nn.Linear)
+SQUARES = 0.95
 
 
 def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -28,8 +29,23 @@ def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]
     return [group for group in groups if group["params"]]
 
 
+def optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The optimizer that the recipe names, over `parameter_groups`."""
+    return sgd(net, recipe) if recipe.optimizer == "sgd" else adamw(net, recipe)
+
+
 def sgd(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     """Stochastic gradient descent with momentum over `parameter_groups`."""
     return torch.optim.SGD(
         parameter_groups(net, recipe.weight_decay), lr=recipe.learning_rate, momentum=recipe.momentum
+    )
+
+
+def adamw(net: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """Adam with decoupled weight decay over `parameter_groups`; squares are averaged as for GPT-3.
+
+    Brown et al. 2020, appendix B: the averages of squared gradients decay by .95 a step.
+    """
+    return torch.optim.AdamW(
+        parameter_groups(net, recipe.weight_decay), lr=recipe.learning_rate, betas=(recipe.momentum, SQUARES)
     )

@@ -124,15 +124,15 @@ def parting(together: Together) -> Iterator[None]:
         raise
 
 
-def share(batch: int, count: int) -> int:
-    """The images of a batch that each of `count` processes gets.
+def share(batch: int, count: int, samples: str = "images") -> int:
+    """The samples of a batch that each of `count` processes gets.
 
     Raises:
         TrainingError: they cannot get equally many, as the mean of their gradients needs.
     """
     if batch % count:
         raise TrainingError(
-            f"a batch of {batch} images cannot be split evenly over {count} processes. "
+            f"a batch of {batch} {samples} cannot be split evenly over {count} processes. "
             f"Choose a multiple of {count}, such as {-(-batch // count) * count}."
         )
     return batch // count

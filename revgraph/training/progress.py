@@ -1,4 +1,4 @@
-"""A run on the terminal: a bar with loss, accuracy, images a second and the time that remains."""
+"""A run on the terminal: a bar with loss, accuracy, samples a second and the time that remains."""
 
 from __future__ import annotations
 
@@ -31,10 +31,12 @@ class Bar:
     """A watch that draws a progress bar, and prints a line for each evaluation.
 
     Where the console is no terminal, it prints a line for each evaluation and at least every 30 seconds.
+    `samples` is what the run's samples are called.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, samples: str = "images") -> None:
         self._console = console
+        self._samples = samples
         self._phase = _Phase()
         self._progress = Progress(
             self._phase,
@@ -70,19 +72,21 @@ class Bar:
     def stepped(self, row: Row) -> None:
         assert self._steps is not None
         self._phase.text = "training" if self._phase.text != STOPPING else STOPPING
-        speed = row.images_per_second
+        speed = row.samples_per_second
         self._speed = speed if self._speed is None else self._speed + SMOOTHING * (speed - self._speed)
-        figures = f"loss {row.loss:.4f}  accuracy {row.accuracy:6.1%}  {self._speed:,.0f} images/s"
+        figures = f"loss {row.loss:.4f}  accuracy {row.accuracy:6.1%}  {self._speed:,.0f} {self._samples}/s"
         self._progress.update(self._steps, completed=row.step, figures=figures)
         overdue = not self._console.is_terminal and time.monotonic() - self._printed > QUIET_SECONDS
         if row.test_accuracy is not None or overdue:
             test = "" if row.test_accuracy is None else f"  test accuracy {row.test_accuracy:.2%}"
+            if row.test_bits_per_byte is not None:
+                test += f", {row.test_bits_per_byte:.3f} bits per byte"
             self._print(f"step {row.step:>{len(str(self._total))}} of {self._total}  {figures}{test}")
             self._printed = time.monotonic()
 
-    def evaluating(self, done: int, images: int) -> None:
+    def evaluating(self, done: int, samples: int) -> None:
         if self._phase.text != STOPPING:
-            self._phase.text = f"testing {done:,}/{images:,}" if done < images else "training"
+            self._phase.text = f"testing {done:,}/{samples:,}" if done < samples else "training"
 
     def saved(self, checkpoint: Checkpoint) -> None:
         pass

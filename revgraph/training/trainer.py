@@ -8,19 +8,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
-from revgraph.errors import DataError
 from revgraph.training.batches import Batches
 from revgraph.training.checkpoints import Checkpoint, load_weights
 from revgraph.training.errors import TrainingError
 from revgraph.training.evaluating import Score, evaluate
-from revgraph.training.images import Data
-from revgraph.training.optimizing import sgd
+from revgraph.training.optimizing import optimizer
 from revgraph.training.processes import Together
 from revgraph.training.randomness import random_states, restore_random_states, seed_everything
 from revgraph.training.recipe import Recipe, learning_rate
+from revgraph.training.tasks import Task, loss_of, right, verify_scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +40,7 @@ class Trainer:
         TrainingError: the batch cannot be split over the processes.
     """
 
-    def __init__(self, net: nn.Module, data: Data, recipe: Recipe, together: Together) -> None:
+    def __init__(self, net: nn.Module, data: Task, recipe: Recipe, together: Together) -> None:
         self.net = net
         self.together = together
         self._recipe = recipe
@@ -52,7 +50,7 @@ class Trainer:
         self._batches = Batches(data, recipe.batch, recipe.seed, together.rank, together.count)
         seed_everything((recipe.seed + together.rank) % 2**32)
         self.prepared: nn.Module
-        self.prepared, self._optimizer = self._accelerator.prepare(net, sgd(net, recipe))
+        self.prepared, self._optimizer = self._accelerator.prepare(net, optimizer(net, recipe))
 
     @property
     def device(self) -> torch.device:
@@ -69,13 +67,13 @@ class Trainer:
         rate = learning_rate(self._recipe, number)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        images, labels = (tensor.to(self.device) for tensor in self._batches.draw())
-        logits = self.prepared(images)
-        self._verify_scores(logits, len(labels))
+        inputs, labels = (tensor.to(self.device) for tensor in self._batches.draw())
+        logits = self.prepared(inputs)
+        verify_scores(logits, labels, self._data)
         with self._accelerator.autocast():
-            loss = functional.cross_entropy(logits, labels)
-        right = (logits.argmax(1) == labels).to(loss.dtype).mean()
-        value, accuracy = self.together.mean(torch.stack([loss.detach(), right])).tolist()
+            loss = loss_of(logits, labels)
+        hits = right(logits, labels).to(loss.dtype).mean()
+        value, accuracy = self.together.mean(torch.stack([loss.detach(), hits])).tolist()
         if not math.isfinite(value):
             raise TrainingError(
                 f"the loss is {value} at step {number} (learning rate {rate:g}): training has diverged. "
@@ -92,7 +90,7 @@ class Trainer:
         return {
             "processes": self.together.count,
             "recipe": asdict(self._recipe),
-            "data": _identity(self._data),
+            "data": self._data.identity(),
             "optimizer": self._optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "batches": self._batches.state(),
@@ -106,7 +104,7 @@ class Trainer:
             TrainingError: it belongs to another recipe, to other data, or to more or fewer processes.
         """
         _verify_same(state["recipe"], asdict(self._recipe))
-        _verify_same(state["data"], _identity(self._data))
+        _verify_same(state["data"], self._data.identity())
         _verify_same(state, {"processes": self.together.count})
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -127,7 +125,7 @@ class Trainer:
         self.together.spread(self.net, weights=True)
 
     def evaluate(self, progress: Callable[[int, int], None]) -> Score:
-        """The score on the test images, with the main process's running averages."""
+        """The score on the test samples, with the main process's running averages."""
         self.together.spread(self.net, weights=False)
         return evaluate(
             self.net,
@@ -148,17 +146,6 @@ class Trainer:
         self.net.__dict__.pop("forward", None)
         if self._own_forward is not None:
             self.net.__dict__["forward"] = self._own_forward
-
-    def _verify_scores(self, logits: Tensor, count: int) -> None:
-        if logits.ndim != 2 or logits.shape[0] != count or logits.shape[1] < self._data.classes:
-            raise DataError(
-                f"the network returns {list(logits.shape)} for {count} images of {self._data.name}, which "
-                f"has {self._data.classes} classes: it must return [{count}, {self._data.classes}]"
-            )
-
-
-def _identity(data: Data) -> dict[str, Any]:
-    return {"data": data.name, "training images": len(data.train), "test images": len(data.test)}
 
 
 def _verify_same(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

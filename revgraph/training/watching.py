@@ -12,13 +12,13 @@ class Watch(Protocol):
     """Told of everything that happens in a run, in the run's own thread."""
 
     def began(self, step: int, steps: int, batch: int) -> None:
-        """The run has `step` of `steps` steps behind it, and `batch` images in each."""
+        """The run has `step` of `steps` steps behind it, and `batch` samples in each."""
 
     def stepped(self, row: Row) -> None:
         """A step is done."""
 
-    def evaluating(self, done: int, images: int) -> None:
-        """`done` of `images` test images are done."""
+    def evaluating(self, done: int, samples: int) -> None:
+        """`done` of `samples` test samples are done."""
 
     def saved(self, checkpoint: Checkpoint) -> None:
         """A checkpoint is on the disk."""
@@ -34,7 +34,7 @@ class Silent:
 
     def stepped(self, row: Row) -> None: ...
 
-    def evaluating(self, done: int, images: int) -> None: ...
+    def evaluating(self, done: int, samples: int) -> None: ...
 
     def saved(self, checkpoint: Checkpoint) -> None: ...
 

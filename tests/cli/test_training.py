@@ -98,9 +98,40 @@ def test_network_gets_as_many_classes_as_the_data(
     assert refused.status == 2 and "must return [100, 13]" in refused.err
 
 
+def test_a_language_model_on_a_text_of_ones_own(revgraph: Run, tmp_path: Path) -> None:
+    text, out = tmp_path / "rhyme.txt", tmp_path / "run"
+    text.write_bytes(b"Who sees with equal eye, as God of all, a hero perish, or a sparrow fall. " * 50)
+    sizes = ("width=16", "depth=1", "heads=2", "length=20")
+    options = ("--data", f"text:{text}", "--steps", 4, "--out", out, "--no-tensorboard", "--json")
+    sets = [each for size in sizes for each in ("--set", size)]
+    answer = revgraph("train", "reversible-lm", *options, *sets)
+    found = answer.json
+    assert found["test"]["bytes"] == 360 and 0 < found["test"]["bits_per_byte"] < 9
+    assert "bits per byte" in answer.err and "windows/s" in answer.err
+    rates = [row.learning_rate for row in read_rows(out)]
+    assert max(rates) == 0.002 and rates[-1] < rates[0]
+    again = revgraph("train", "reversible-lm", *options, *sets, "--resume")
+    assert again.json["test"] == found["test"]
+    shown = revgraph("train", "reversible-lm", *options[:-1], *sets, "--overwrite", "--optimizer", "sgd")
+    assert "bits per byte" in shown.out and "of 360 bytes" in shown.out
+    assert read_rows(out)[0].learning_rate == 0.1
+
+
+def test_network_and_data_that_do_not_go_together(revgraph: Run, tiny: Path, tmp_path: Path) -> None:
+    options = ("--steps", 1, "--out", tmp_path / "run")
+    refused = revgraph("train", tiny, "--data", "text", *options)
+    assert refused.status == 2 and "choose a language model, such as reversible-lm" in refused.err
+    refused = revgraph("train", "reversible-lm", *options)
+    assert refused.status == 2 and "choose a network for images" in refused.err
+    refused = revgraph("train", "reversible-transformer", "--data", "text", *options)
+    assert refused.status == 2 and "takes 2 inputs (tokens, padding)" in refused.err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
+        (("--optimizer", "adam"), "--optimizer is sgd or adamw, not 'adam'"),
         (("--steps", 5, "--epochs", 1), "--steps or --epochs, not both"),
         (("--resume", "--overwrite"), "--resume or --overwrite, not both"),
         (("--epochs", 0), "--epochs must be above 0"),

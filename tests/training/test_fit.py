@@ -267,7 +267,7 @@ def test_evaluation_is_exact_and_leaves_the_mode(tiny: Make, few: Data) -> None:
     net = tiny()
     whole = evaluate(net, few, batch=1000)
     parts = evaluate(net, few, batch=7)
-    assert net.training and whole.images == parts.images == 40
+    assert net.training and whole.labels == parts.labels == 40
     assert whole.accuracy == parts.accuracy and whole.loss == pytest.approx(parts.loss, rel=1e-5)
 
 
