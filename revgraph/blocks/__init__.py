@@ -7,7 +7,7 @@ the authors configured them.
 
 from __future__ import annotations
 
-from revgraph.blocks.attention import Attention, FeedForward
+from revgraph.blocks.attention import Attention, FeedForward, TransformerFunction
 from revgraph.blocks.dense import DenseFunction
 from revgraph.blocks.ends import Head, ImageNetStem, Stem
 from revgraph.blocks.entries import BasicEntry, BottleneckEntry
@@ -44,6 +44,7 @@ __all__ = [
     "Sum",
     "TokenEmbedding",
     "TokenHead",
+    "TransformerFunction",
     "Upward",
     "Zeros",
 ]

@@ -1,4 +1,4 @@
-"""The two functions of a transformer's block, each of one stream: F and G of its coupling."""
+"""The functions of a transformer's block: attention and feed-forward as F and G, or both as one function."""
 
 from __future__ import annotations
 
@@ -71,3 +71,20 @@ class FeedForward(nn.Sequential):
         self.activate = nn.GELU()
         self.narrow = nn.Linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
+
+
+class TransformerFunction(nn.Module):
+    """What a whole block of a transformer adds to its input: [N, T, width] to the same shape.
+
+    With attention A and feed-forward M it is `A(x) + M(x + A(x))`: the one function of a momentum, midpoint
+    or leapfrog step. Arguments as for `Attention`.
+    """
+
+    def __init__(self, width: int, heads: int, causal: bool = False, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.attend = Attention(width, heads, causal, dropout)
+        self.think = FeedForward(width, dropout=dropout)
+
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        attended = self.attend(x, padding)
+        return attended + self.think(x + attended)
