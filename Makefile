@@ -13,7 +13,8 @@ PEERS_READY := $(PEERS)/.ready
 # The documentation's theme otherwise advertises its successor on every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test check docs trust fuzz bench bench-peers bench-frontier bench-planning bench-exact clean
+.PHONY: demo test check docs trust fuzz gallery bench bench-peers bench-frontier bench-planning bench-exact \
+	bench-flows clean
 
 demo: $(READY)
 	$(BIN)/python -m revgraph.training.demo --out runs/demo
@@ -39,7 +40,14 @@ docs: $(READY)
 trust: $(READY)
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m trust.page
 
-bench: bench-peers bench-frontier bench-planning bench-exact
+# Plans and draws every shipped network, and writes docs/gallery.md.
+gallery: $(READY)
+	$(BIN)/python -m benchmarks.gallery
+
+bench: bench-peers bench-frontier bench-planning bench-exact bench-flows
+
+bench-flows: $(READY)
+	$(BIN)/python -m benchmarks.flows
 
 # matplotlib, for the charts, is in the peers' environment.
 bench-frontier: $(PEERS_READY)

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tell("the moons")
     plane = learn("realnvp", moons, chosen.steps, nats(2), blocks=6)
     tell("the digits")
-    images = learn("glow", digits, chosen.steps, bits_per_pixel)
+    images = learn("glow", digits, chosen.steps, bits_per_pixel, prepare=logits)
     tell("bytes at growing depth")
     table = {depth: bytes_at(depth) for depth in DEPTHS}
     page = written(plane, images, table, machine(), chosen.steps)
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not chosen.no_chart:
         draw_curves(plane.losses, images.losses, table, chosen.out / "flows.svg")
         pictures = pixels(images.samples).reshape(-1, SIDE, SIDE)
-        originals = pixels(digits[1][: len(pictures)]).reshape(-1, SIDE, SIDE)
+        originals = (digits[1] / (LEVELS - 1)).reshape(-1, SIDE, SIDE)
         draw_samples(moons[1], plane.samples, originals, pictures, chosen.out / "flow_samples.svg")
     print(page)
     return 0
@@ -85,26 +85,27 @@ def moons_data(seed: int) -> tuple[Tensor, Tensor]:
 
 
 def digits_data(seed: int) -> tuple[Tensor, Tensor]:
-    """scikit-learn's digits as logits, for training and held out: [1437, 1, 8, 8] and [360, 1, 8, 8].
-
-    Their 17 levels are made continuous with uniform noise, and squeezed into (0, 1) before the logit
-    (RealNVP; Dinh et al. 2017, section 4.1).
-    """
+    """scikit-learn's digits, levels from 0 to 16: [1437, 1, 8, 8] for training, [360, 1, 8, 8] held out."""
     from sklearn.datasets import load_digits
 
     loaded: Any = load_digits()
-    generator = torch.Generator().manual_seed(seed)
     levels = torch.from_numpy(loaded.images).float().unsqueeze(1)
-    order = torch.randperm(len(levels), generator=generator)
-    noisy = (levels[order] + torch.rand(levels.shape, generator=generator)) / LEVELS
-    squeezed = MARGIN + (1 - 2 * MARGIN) * noisy
-    logits = squeezed.log() - (1 - squeezed).log()
-    return logits[:1437], logits[1437:]
+    order = torch.randperm(len(levels), generator=torch.Generator().manual_seed(seed))
+    return levels[order[:1437]], levels[order[1437:]]
 
 
-def pixels(logits: Tensor) -> Tensor:
+def logits(levels: Tensor) -> Tensor:
+    """Images made continuous with fresh uniform noise, squeezed into (0, 1), then their logit.
+
+    So does RealNVP (Dinh et al. 2017, section 4.1). Noise that stayed the same would be learned by heart.
+    """
+    squeezed = MARGIN + (1 - 2 * MARGIN) * (levels + torch.rand(levels.shape)) / LEVELS
+    return squeezed.log() - (1 - squeezed).log()
+
+
+def pixels(values: Tensor) -> Tensor:
     """From logits back to brightness between 0 and 1."""
-    return ((logits.sigmoid() - MARGIN) / (1 - 2 * MARGIN)).clamp(0, 1)
+    return ((values.sigmoid() - MARGIN) / (1 - 2 * MARGIN)).clamp(0, 1)
 
 
 def log_likelihood(net: rg.ReversibleModule, x: Tensor) -> Tensor:
@@ -133,13 +134,17 @@ def learn(
     data: tuple[Tensor, Tensor],
     steps: int,
     score: Callable[[float, Tensor], float],
+    prepare: Callable[[Tensor], Tensor] = lambda batch: batch,
     **parameters: Any,
 ) -> Learned:
-    """Train a shipped flow with Adam by maximum likelihood, under the plan of the least peak."""
+    """Train a shipped flow with Adam by maximum likelihood, under the plan of the least peak.
+
+    `prepare` makes what the flow sees of what the data hold.
+    """
     torch.manual_seed(SEED)
-    training, held_out = data
+    training, held_out = data[0], prepare(data[1])
     net = rg.load(name, batch=BATCH, **parameters)
-    rg.initialize(net, training[: 2 * BATCH])
+    rg.initialize(net, prepare(training[: 2 * BATCH]))
 
     def scored() -> float:
         with torch.no_grad():
@@ -150,7 +155,7 @@ def learn(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
     losses = []
     for step in range(steps):
-        batch = training[torch.randint(len(training), (BATCH,))]
+        batch = prepare(training[torch.randint(len(training), (BATCH,))])
         optimizer.zero_grad()
         loss = -log_likelihood(net, batch).mean()
         loss.backward()

@@ -71,7 +71,5 @@ class Ledger:
     ) -> None:
         """A half-step whose output value bears its name."""
         others = self.only_values(reads)
-        self.nodes.append(
-            Node(name, "coupling", (target, *others), (name,), module, target, f"{target} (+) {text}", where)
-        )
+        self.nodes.append(Node(name, "coupling", (target, *others), (name,), module, target, text, where))
         self.operations.append(Operation(name, term, reads, (name,), law, target))

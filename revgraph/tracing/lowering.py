@@ -102,6 +102,7 @@ class _Lowering:
         if text == "F":
             text = f"F({', '.join(self.ledger.only_values(reads))})"
         self.ledger.names[node] = self.ledger.add_value(name, self.tracer.shadows[node])
+        text = f"{target} (+) {text}"
         self.ledger.add_coupling(name, target, term, reads, half_step.law, module, text, where[node])
         shadows = self.tracer.shadows
         if shadows[half_step.term].dtype == shadows[half_step.target].dtype == shadows[node].dtype:
@@ -124,6 +125,7 @@ class _Lowering:
             name = self.ledger.unique(place or type(module).__name__.lower())
             self.ledger.add_value(name, self._shadow_like(streams[index]))
             text = f"{place}({', '.join(self.ledger.only_values(reads))})"
+            text = f"{state[index]} (+) {text}" if function else f"{place}({state[index]})"
             self.ledger.add_coupling(name, state[index], term, reads, law, place, text, where[node])
             if type(module) is Additive:
                 self._mark_additive()

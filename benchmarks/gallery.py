@@ -1,0 +1,143 @@
+"""`python -m benchmarks.gallery`: every shipped network, drawn, with its spec, parameters, bytes and FLOPs.
+
+Writes docs/gallery.md, and its pictures and gallery.json into benchmarks/results/gallery. Bytes and FLOPs are
+those that plans predict on fake tensors, so that nothing is allocated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import revgraph as rg
+from benchmarks.shared import machine, write_json, write_text
+from revgraph import specs
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "gallery.md"
+PICTURES = ROOT / "benchmarks" / "results" / "gallery"
+IMAGENET_BATCH = 32
+MODELS = "revgraph/models"
+TITLES = {
+    "The paper": ("revnet",),
+    "Its ordinary counterparts": ("resnet",),
+    "Invertible up to the head": ("i-revnet", "haar"),
+    "One function a step": ("momentum", "midpoint", "leapfrog"),
+    "Transformers": ("reversible", "revvit"),
+    "Flows": ("nice", "realnvp", "glow"),
+    "Several resolutions, steps in time, graphs": ("revbifpn", "revgru", "revgnn"),
+}
+INTRODUCTION = """\
+# Gallery
+
+Every network that comes with revgraph: its graph, its specification, and what a training step holds. Load
+one with `rg.load("revnet-38")`, show it with `revgraph show revnet-38`, or copy its text and change it.
+
+Bytes are activation bytes at the peak of a step. "Stored" is ordinary autograd; "least" is revgraph's
+default, the plan of the least peak, with the FLOPs of its step over those of ordinary autograd.
+`make gallery` writes this page from the planner's predictions, without allocating activations.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Plan and draw all networks and write the page; the exit status is 0."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gallery", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("names", nargs="*", help="networks to show (all that are shipped)")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the page to write (docs/gallery.md)")
+    parser.add_argument("--pictures", type=Path, default=PICTURES, help="folder of the pictures")
+    chosen = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    figures: dict[str, dict[str, Any]] = {}
+    for name in chosen.names or specs.shipped():
+        print(name, file=sys.stderr, flush=True)
+        figures[name] = shown(name, chosen.pictures)
+    write_json(chosen.pictures / "gallery.json", {"machine": machine(), "networks": figures})
+    write_text(chosen.page, page(figures))
+    print(table(figures))
+    return 0
+
+
+def shown(name: str, pictures: Path) -> dict[str, Any]:
+    """Draw a network, and return its figures."""
+    with torch.device("meta"):
+        built = specs.build(name)
+    on_imagenet = any(each.shape[-1] > 100 for each in built.inputs if len(each.shape) == 4)
+    net = rg.load(name, batch=IMAGENET_BATCH if on_imagenet else None)
+    pictures.mkdir(parents=True, exist_ok=True)
+    rg.draw(net.graph, pictures / f"{name}.svg")
+    stored = rg.keep_all(net.graph)
+    kinds = [node.kind for node in net.graph.nodes]
+    return {
+        "description": built.description,
+        "parameters": sum(each.numel() for each in net.parameters() if each.requires_grad),
+        "inputs": {value: list(net.graph.value[value].shape) for value in net.graph.inputs},
+        "couplings": kinds.count("coupling"),
+        "boundaries": kinds.count("boundary"),
+        "stored_bytes": stored.peak_bytes,
+        "least_bytes": net.plan.peak_bytes,
+        "flops_ratio": net.plan.flops_ratio,
+    }
+
+
+def page(figures: dict[str, dict[str, Any]]) -> str:
+    """The page: a table, then each network by family."""
+    parts = [INTRODUCTION, table(figures), ""]
+    for title, families in TITLES.items():
+        parts.append(f"## {title}\n")
+        parts += [section(name, each) for name, each in figures.items() if name.startswith(families)]
+    return "\n".join(parts)
+
+
+def table(figures: dict[str, dict[str, Any]]) -> str:
+    """All networks in a Markdown table."""
+    rows = [
+        "| Network | Parameters | First input | Stored | Least | FLOPs |",
+        "| :-- | --: | :-- | --: | --: | --: |",
+    ]
+    for name, each in figures.items():
+        shape = " x ".join(str(size) for size in next(iter(each["inputs"].values())))
+        rows.append(
+            f"| [{name}](#{name}) | {each['parameters']:,} | {shape} | {mebibytes(each['stored_bytes'])} | "
+            f"{mebibytes(each['least_bytes'])} | x{each['flops_ratio']:.2f} |"
+        )
+    return "\n".join(rows)
+
+
+def section(name: str, figures: dict[str, Any]) -> str:
+    """One network: what it is, its figures, its drawing and its spec."""
+    share = figures["least_bytes"] / figures["stored_bytes"]
+    return f"""\
+### {name}
+
+{figures["description"]}
+
+{figures["parameters"]:,} parameters, {figures["couplings"]} couplings, {figures["boundaries"]} boundaries.
+Stored {mebibytes(figures["stored_bytes"])}, least {mebibytes(figures["least_bytes"])} ({share:.0%}) at
+x{figures["flops_ratio"]:.2f} FLOPs.
+
+??? note "The graph"
+
+    ![The graph of {name}](results/gallery/{name}.svg)
+
+??? note "The specification"
+
+    ```yaml
+    --8<-- "{MODELS}/{name}.yaml"
+    ```
+"""
+
+
+def mebibytes(count: int) -> str:
+    """Bytes as people read them."""
+    return f"{count / 2**20:,.1f} MiB" if count >= 2**20 else f"{count / 2**10:,.1f} KiB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
