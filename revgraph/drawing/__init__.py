@@ -6,9 +6,10 @@ import os
 import threading
 from pathlib import Path
 
-from revgraph.drawing.dot import to_drawing
+from revgraph.drawing.dot import Drawing, to_drawing
 from revgraph.drawing.page import page
 from revgraph.drawing.rendering import render
+from revgraph.drawing.report import report
 from revgraph.drawing.svg import finish
 from revgraph.errors import GraphError
 from revgraph.graph import Graph
@@ -62,10 +63,17 @@ def draw(graph_or_plan: Graph | Plan, path: str | os.PathLike[str], *, fold: boo
     elif suffix == ".png":
         content = render(drawing.source, "png", drawing.size)
     else:
-        svg = finish(render(drawing.source, "svg", drawing.size), drawing)
-        content = (svg if suffix == ".svg" else page(svg, drawing.title)).encode()
+        content = _written(graph_or_plan, drawing, suffix, fold).encode()
     _write(target, content)
     return target
+
+
+def _written(drawn: Graph | Plan, drawing: Drawing, suffix: str, fold: bool | None) -> str:
+    """The drawing as SVG, or as a page of its own: of a plan, the report."""
+    svg = finish(render(drawing.source, "svg", drawing.size), drawing)
+    if suffix == ".svg":
+        return svg
+    return report(drawn, svg, fold) if isinstance(drawn, Plan) else page(svg, drawing.title)
 
 
 def _write(target: Path, content: bytes) -> None:

@@ -43,6 +43,12 @@ PAINTS: Mapping[str, Paint] = {
     "stored": Paint("#6a4600", "#f2c668"),
     "stored-ink": Paint("#fffdf8", "#1d1400"),
     "peak": Paint("#b3121f", "#ff9188"),
+    "area-stored": Paint("#7d5200", "#e3ab42"),
+    "area-rebuilt": Paint("#3d8ecf", "#3f8fd0"),
+    "area-internals": Paint("#d3a4dc", "#7f4a8c"),
+    "area-gradients": Paint("#5b6672", "#b4bfca"),
+    "area-passing": Paint("#dbe1e6", "#333d47"),
+    "grid": Paint("#e2e6ea", "#2a333c"),
 }
 """By role. No two roles share a light colour: the SVG finds an element's role by it."""
 

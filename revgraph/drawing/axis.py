@@ -1,0 +1,43 @@
+"""The axis of time that pictures of a training step share: its steps from left to right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from revgraph.drawing.lettering import shorten, width
+from revgraph.planning.schedule import Step
+
+NARROWEST, WIDEST = 3.0, 14.0
+WIDTH = 900.0
+LONGEST_NAME = 150.0
+SIZE = 9.0
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """Steps of one width, from `left` on; `turn` is the index of the loss, or of the first backward."""
+
+    left: float
+    step: float
+    count: int
+    turn: int
+
+    def x(self, index: float) -> float:
+        """Where a step begins."""
+        return self.left + index * self.step
+
+    @property
+    def right(self) -> float:
+        """Where the last step ends."""
+        return self.x(self.count)
+
+
+def axis(steps: Sequence[Step]) -> Axis:
+    """The axis for these steps, with room for the nodes' names on its left."""
+    names = {step.node for step in steps}
+    room = max((width(shorten(name, LONGEST_NAME, SIZE), SIZE) for name in names), default=0.0)
+    count = max(len(steps), 1)
+    turn = next((index for index, step in enumerate(steps) if step.action in ("loss", "backward")), count)
+    each = min(WIDEST, max(NARROWEST, WIDTH / count))
+    return Axis(max(64.0, room + 14.0), each, count, turn)

@@ -1,0 +1,157 @@
+"""The report: one HTML file in which the pictures of a plan share a cursor that steps through time."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from revgraph.drawing.axis import axis
+from revgraph.drawing.matrix import matrix
+from revgraph.drawing.palette import PAINTS
+from revgraph.drawing.subject import subject
+from revgraph.drawing.telling import ALGORITHM, lines_of, what, why
+from revgraph.drawing.timeline import timeline
+from revgraph.planning.composing import compose
+from revgraph.planning.plans import Plan, human_bytes
+
+ROLES = {"ground": "ground", "ink": "ink", "muted": "muted", "edge": "stage-line", "soft": "stage"}
+ACCENT = ("#0b5ba1", "#75bbff")
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src '{hash}'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="generator" content="revgraph">
+<link rel="icon" href="data:,">
+<title>{title}</title>
+<style>
+{style}
+</style>
+</head>
+<body>
+<header>
+<h1>{name}</h1>
+<p>{figures}</p>
+</header>
+<nav aria-label="Steps">
+<button id="first" title="first step (Home)">first</button>
+<button id="back" title="one step back (left arrow)">back</button>
+<button id="next" title="one step on (right arrow)">next</button>
+<button id="last" title="last step (End)">last</button>
+<button id="peak" title="the step with the most bytes">peak</button>
+<input id="step" type="range" min="0" max="{last}" value="0" aria-label="step of the schedule">
+<span id="count"></span>
+<input id="search" type="search" list="names" placeholder="find a node" aria-label="find a node">
+<datalist id="names">{options}</datalist>
+</nav>
+<section id="now">
+<div><h2>This step</h2>
+<output aria-live="polite"><p id="what"></p><p id="why"></p></output>
+<p id="live"></p><p id="parts" class="muted"></p></div>
+<div><h2>Algorithm 1</h2><ol id="algorithm">{algorithm}</ol></div>
+<div><h2>On the tape</h2><div id="tape"></div></div>
+</section>
+<div id="panes">
+<div id="plan" tabindex="0" role="region" aria-label="the plan">
+{plan}
+</div>
+<div id="time" tabindex="0" role="region" aria-label="memory and schedule">
+{timeline}
+{matrix}
+</div>
+</div>
+<section id="about" aria-live="polite">Click a node, or find it by name, to read about it.</section>
+<script type="application/json" id="data">{data}</script>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def report(plan: Plan, drawing: str, fold: bool | None = None) -> str:
+    """The page of a plan, around its finished drawing; it asks nothing of any other place.
+
+    Raises:
+        PlanError: the plan cannot be carried out.
+    """
+    composed = compose(plan)
+    steps = [each.moment.step for each in composed]
+    on = axis(steps)
+    peaks = [each.moment.peak_bytes for each in composed]
+    data = {
+        "axis": {"left": on.left, "step": on.step},
+        "peak": peaks.index(max(peaks)) if peaks else 0,
+        "shown": _moved(subject(plan, fold).shown),
+        "explain": {name: plan.explain(name) for name in plan.decisions},
+        "steps": [
+            {
+                "action": each.moment.step.action,
+                "node": each.moment.step.node,
+                "stage": each.moment.step.stage,
+                "makes": each.moment.step.makes,
+                "stores": each.moment.step.stores,
+                "frees": each.moment.step.frees,
+                "live": each.moment.live_bytes,
+                "peak": each.moment.peak_bytes,
+                "parts": each.parts,
+                "what": what(each.moment.step),
+                "why": why(each.moment.step),
+                "lines": lines_of(each.moment.step, plan),
+            }
+            for each in composed
+        ],
+    }
+    script = _asset("report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return _PAGE.format(
+        hash=f"sha256-{digest}",
+        title=escape(f"revgraph: plan of {plan.graph.name or 'a network'}"),
+        style=_colours() + _asset("report.css"),
+        name=escape(plan.graph.name or "a network"),
+        figures=escape(_figures(plan)),
+        last=len(composed) - 1,
+        options="".join(f'<option value="{escape(name)}">' for name in plan.decisions),
+        algorithm="".join(f'<li value="{number}">{text}</li>' for number, text in ALGORITHM.items()),
+        plan=drawing,
+        timeline=timeline(plan, composed),
+        matrix=matrix(plan, steps),
+        data=_embedded(data),
+        script=script,
+    )
+
+
+def _figures(plan: Plan) -> str:
+    return (
+        f"Peak {human_bytes(plan.peak_bytes)}, held between forward and backward "
+        f"{human_bytes(plan.held_bytes)}, FLOPs x{plan.flops_ratio:.3f} of ordinary training. The plan is {plan.status}."
+    )
+
+
+def _moved(shown: Mapping[str, str]) -> dict[str, str]:
+    return {name: drawn for name, drawn in shown.items() if name != drawn}
+
+
+def _colours() -> str:
+    light = "".join(f"--{name}: {PAINTS[role].light}; " for name, role in ROLES.items())
+    dark = "".join(f"--{name}: {PAINTS[role].dark}; " for name, role in ROLES.items())
+    return (
+        f":root {{ {light}--accent: {ACCENT[0]}; }}\n"
+        f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark}--accent: {ACCENT[1]}; }} }}\n"
+    )
+
+
+def _asset(name: str) -> str:
+    return (files("revgraph.drawing") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _embedded(data: Any) -> str:
+    """JSON that may stand in a script element."""
+    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")

@@ -1,0 +1,72 @@
+"""Telling: what a step of the schedule does, in words and as lines of Algorithm 1."""
+
+from __future__ import annotations
+
+from revgraph.planning.plans import Plan
+from revgraph.planning.schedule import Step
+
+ALGORITHM = {
+    1: "z<sub>1</sub> = y<sub>1</sub>",
+    2: "x<sub>2</sub> = y<sub>2</sub> &minus; G(z<sub>1</sub>)",
+    3: "x<sub>1</sub> = z<sub>1</sub> &minus; F(x<sub>2</sub>)",
+    4: "z&#x0304;<sub>1</sub> = y&#x0304;<sub>1</sub> + (&part;G/&part;z<sub>1</sub>)<sup>T</sup> y&#x0304;<sub>2</sub>",
+    5: "x&#x0304;<sub>2</sub> = y&#x0304;<sub>2</sub> + (&part;F/&part;x<sub>2</sub>)<sup>T</sup> z&#x0304;<sub>1</sub>",
+    6: "x&#x0304;<sub>1</sub> = z&#x0304;<sub>1</sub>",
+    7: "w&#x0304;<sub>F</sub> = (&part;F/&part;w<sub>F</sub>)<sup>T</sup> z&#x0304;<sub>1</sub>",
+    8: "w&#x0304;<sub>G</sub> = (&part;G/&part;w<sub>G</sub>)<sup>T</sup> y&#x0304;<sub>2</sub>",
+}
+"""The backward pass of a block (Gomez et al. 2017, Algorithm 1)."""
+
+WHAT = {
+    "run": "Forward: run {node}",
+    "free": "Free what was stored for nothing",
+    "loss": "The loss: the turn from forward to backward",
+    "invert": "Invert {node}",
+    "recompute": "Run {node} again",
+    "hold": "Run {node} again, and hold its internals",
+    "again": "Invert {node} once more",
+    "rerun": "Run {node} again for its outputs",
+    "rewire": "Undo the wiring {node}",
+    "wire": "Redo the wiring {node}",
+    "backward": "Backward of {node}",
+}
+
+
+def what(step: Step) -> str:
+    """The step in a few words."""
+    return WHAT[step.action].format(node=step.node)
+
+
+def why(step: Step) -> str:
+    """What the step reads and gives, and what it lets go."""
+    said: list[str] = []
+    if step.action == "invert":
+        gives = _list(step.makes) or "its target, which nothing else needs"
+        said.append(f"Its function runs once on {_list(step.reads)}; that gives its internals, and {gives}.")
+    elif step.action in ("recompute", "hold", "rerun", "again", "wire", "rewire"):
+        said.append(f"From {_list(step.reads)}" + (f" to {_list(step.makes)}." if step.makes else "."))
+    elif step.action == "backward":
+        said.append("Vector-Jacobian products: gradients of its inputs and parameters.")
+    if step.stores:
+        said.append(f"Stores {_list(step.stores)}.")
+    if step.frees and (step.stage or step.action == "free"):
+        said.append(f"Lets go of {_list(step.frees)}.")
+    return " ".join(said)
+
+
+def lines_of(step: Step, plan: Plan) -> tuple[int, ...]:
+    """The lines of Algorithm 1 that run in a step.
+
+    Of a block of two, the half-step with G is lines 1, 2, 4 and 8, that with F lines 3, 5, 6 and 7.
+    """
+    node = plan.graph.node.get(step.node)
+    if node is None or node.kind != "coupling" or step.action not in ("invert", "backward"):
+        return ()
+    last = node.name.rpartition(".")[2]
+    if step.action == "invert":
+        return {"g": (1, 2), "f": (3,)}.get(last, (1, 2, 3))
+    return {"g": (4, 8), "f": (5, 6, 7)}.get(last, (4, 5, 6, 7, 8))
+
+
+def _list(names: tuple[str, ...]) -> str:
+    return ", ".join(names)

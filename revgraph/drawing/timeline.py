@@ -1,0 +1,129 @@
+"""The memory timeline: live bytes over the steps of a training step, by what holds them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from revgraph.drawing.axis import Axis, axis
+from revgraph.drawing.canvas import Canvas
+from revgraph.drawing.lettering import clean, width
+from revgraph.planning.composing import PARTS, Composition
+from revgraph.planning.plans import Plan, human_bytes
+
+HEIGHT, TOP, BOTTOM, RIGHT = 240.0, 62.0, 34.0, 18.0
+TICKS = 4
+MEANINGS = {
+    "stored": "stored for the backward",
+    "rebuilt": "rebuilt in the backward",
+    "internals": "internals of nodes",
+    "gradients": "gradients",
+    "passing": "passing, and the caller's",
+}
+
+
+def timeline(
+    plan: Plan,
+    composed: Sequence[Composition],
+    budget: int | None = None,
+    measured: Sequence[tuple[int, int]] = (),
+) -> str:
+    """The timeline as SVG: bytes after each step, stacked, and the most during each as a line above.
+
+    `measured` are bytes really live, drawn as dots: pairs of a step's index and a number.
+    """
+    on = axis([each.moment.step for each in composed])
+    most = max([each.moment.peak_bytes for each in composed] + [budget or 0, 1])
+    peak = max(range(len(composed)), key=lambda index: composed[index].moment.peak_bytes)
+    at = composed[peak].moment
+    canvas = Canvas(
+        on.right + RIGHT,
+        TOP + HEIGHT + BOTTOM,
+        f"revgraph: memory of a training step of {clean(plan.graph.name) or 'a network'}",
+        f"{len(composed)} steps. The peak of {human_bytes(at.peak_bytes)} is at step {peak + 1}, "
+        f"{at.step.action} {at.step.node}; {human_bytes(plan.held_bytes)} are held at the turn.",
+    )
+    top, scale = _ceiling(most)
+
+    def y(count: float) -> float:
+        return TOP + HEIGHT * (1 - count / top)
+
+    _grid(canvas, on, y, top, scale)
+    _areas(canvas, on, y, composed)
+    spikes = [
+        (on.x(index + side), y(each.moment.peak_bytes))
+        for index, each in enumerate(composed)
+        for side in (0, 1)
+    ]
+    canvas.line(spikes, line="ink", width=1.0)
+    for index, count in measured:
+        canvas.disc(on.x(index + 0.5), y(count), 1.8, fill="peak")
+    if budget is not None:
+        canvas.line([(on.left, y(budget)), (on.right, y(budget))], line="peak", width=1.4, dash="6 3")
+        canvas.text(on.left + 4, y(budget) - 4, f"budget {human_bytes(budget)}", role="peak")
+    _peak(canvas, on, y, peak, at.peak_bytes)
+    _head(canvas, on, plan)
+    return canvas.svg()
+
+
+def _areas(canvas: Canvas, on: Axis, y: object, composed: Sequence[Composition]) -> None:
+    assert callable(y)
+    below = [0] * len(composed)
+    for part in PARTS:
+        above = [base + each.parts[part] for base, each in zip(below, composed, strict=True)]
+        if above != below:
+            upper = [(on.x(index + side), y(count)) for index, count in enumerate(above) for side in (0, 1)]
+            lower = [(on.x(index + side), y(count)) for index, count in enumerate(below) for side in (0, 1)]
+            canvas.area([*upper, *reversed(lower)], fill=f"area-{part}", about=MEANINGS[part])
+        below = above
+
+
+def _grid(canvas: Canvas, on: Axis, y: object, top: float, scale: float) -> None:
+    assert callable(y)
+    for tick in range(round(top / scale) + 1):
+        canvas.line([(on.left, y(tick * scale)), (on.right, y(tick * scale))], line="grid")
+        canvas.text(on.left - 6, y(tick * scale) + 3.5, human_bytes(round(tick * scale)), anchor="end")
+    if 0 < on.turn < on.count:
+        x = on.x(on.turn)
+        canvas.line([(x, TOP - 6), (x, TOP + HEIGHT + 6)], line="muted", dash="2 3")
+        canvas.text(x - 6, TOP + HEIGHT + 18, "forward", anchor="end")
+        canvas.text(x + 6, TOP + HEIGHT + 18, "backward")
+
+
+def _peak(canvas: Canvas, on: Axis, y: object, index: int, count: int) -> None:
+    assert callable(y)
+    x, text = on.x(index + 0.5), f"peak {human_bytes(count)}"
+    canvas.disc(x, y(count), 3.2, fill="peak")
+    beside = x + 8 + width(text, 10.0, bold=True) > on.right
+    canvas.text(
+        x - 8 if beside else x + 8,
+        y(count) - 5,
+        text,
+        role="peak",
+        bold=True,
+        anchor="end" if beside else "start",
+    )
+
+
+def _head(canvas: Canvas, on: Axis, plan: Plan) -> None:
+    canvas.text(
+        on.left, 18, f"{clean(plan.graph.name)}: live bytes, step by step", size=13, role="ink", bold=True
+    )
+    x, row = on.left, 30.0
+    for part, meaning in MEANINGS.items():
+        if x + 16 + width(meaning, 10.0) > max(on.right, on.left + 240):
+            x, row = on.left, row + 14
+        canvas.box(x, row, 10, 10, fill=f"area-{part}", line="plain-line")
+        canvas.text(x + 14, row + 9, meaning)
+        x += 30 + width(meaning, 10.0)
+    canvas.line([(x, row + 5), (x + 12, row + 5)], line="ink")
+    canvas.text(x + 17, row + 9, "the most during a step")
+
+
+def _ceiling(most: int) -> tuple[float, float]:
+    """A round number of bytes from `most` on, and the distance of ticks, in binary units."""
+    unit = 2.0 ** (10 * min(4, int(math.log2(most) // 10)))
+    rough = most / unit / TICKS
+    power = 10 ** math.floor(math.log10(rough))
+    scale = next(each * power for each in (1, 2, 2.5, 5, 10) if each * power >= rough) * unit
+    return math.ceil(most / scale) * scale, scale
