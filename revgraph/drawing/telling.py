@@ -6,14 +6,14 @@ from revgraph.planning.plans import Plan
 from revgraph.planning.schedule import Step
 
 ALGORITHM = {
-    1: "z<sub>1</sub> = y<sub>1</sub>",
-    2: "x<sub>2</sub> = y<sub>2</sub> &minus; G(z<sub>1</sub>)",
-    3: "x<sub>1</sub> = z<sub>1</sub> &minus; F(x<sub>2</sub>)",
-    4: "z&#x0304;<sub>1</sub> = y&#x0304;<sub>1</sub> + (&part;G/&part;z<sub>1</sub>)<sup>T</sup> y&#x0304;<sub>2</sub>",
-    5: "x&#x0304;<sub>2</sub> = y&#x0304;<sub>2</sub> + (&part;F/&part;x<sub>2</sub>)<sup>T</sup> z&#x0304;<sub>1</sub>",
-    6: "x&#x0304;<sub>1</sub> = z&#x0304;<sub>1</sub>",
-    7: "w&#x0304;<sub>F</sub> = (&part;F/&part;w<sub>F</sub>)<sup>T</sup> z&#x0304;<sub>1</sub>",
-    8: "w&#x0304;<sub>G</sub> = (&part;G/&part;w<sub>G</sub>)<sup>T</sup> y&#x0304;<sub>2</sub>",
+    1: "z₁ = y₁",
+    2: "x₂ = y₂ - G(z₁)",
+    3: "x₁ = z₁ - F(x₂)",
+    4: "z̄₁ = ȳ₁ + (∂G/∂z₁)ᵀ ȳ₂",
+    5: "x̄₂ = ȳ₂ + (∂F/∂x₂)ᵀ z̄₁",
+    6: "x̄₁ = z̄₁",
+    7: "weights of F: (∂F/∂w)ᵀ z̄₁",
+    8: "weights of G: (∂G/∂w)ᵀ ȳ₂",
 }
 """The backward pass of a block (Gomez et al. 2017, Algorithm 1)."""
 

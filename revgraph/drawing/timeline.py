@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from revgraph.drawing.axis import Axis, axis
 from revgraph.drawing.canvas import Canvas
@@ -66,8 +66,7 @@ def timeline(
     return canvas.svg()
 
 
-def _areas(canvas: Canvas, on: Axis, y: object, composed: Sequence[Composition]) -> None:
-    assert callable(y)
+def _areas(canvas: Canvas, on: Axis, y: Callable[[float], float], composed: Sequence[Composition]) -> None:
     below = [0] * len(composed)
     for part in PARTS:
         above = [base + each.parts[part] for base, each in zip(below, composed, strict=True)]
@@ -78,8 +77,7 @@ def _areas(canvas: Canvas, on: Axis, y: object, composed: Sequence[Composition])
         below = above
 
 
-def _grid(canvas: Canvas, on: Axis, y: object, top: float, scale: float) -> None:
-    assert callable(y)
+def _grid(canvas: Canvas, on: Axis, y: Callable[[float], float], top: float, scale: float) -> None:
     for tick in range(round(top / scale) + 1):
         canvas.line([(on.left, y(tick * scale)), (on.right, y(tick * scale))], line="grid")
         canvas.text(on.left - 6, y(tick * scale) + 3.5, human_bytes(round(tick * scale)), anchor="end")
@@ -90,8 +88,7 @@ def _grid(canvas: Canvas, on: Axis, y: object, top: float, scale: float) -> None
         canvas.text(x + 6, TOP + HEIGHT + 18, "backward")
 
 
-def _peak(canvas: Canvas, on: Axis, y: object, index: int, count: int) -> None:
-    assert callable(y)
+def _peak(canvas: Canvas, on: Axis, y: Callable[[float], float], index: int, count: int) -> None:
     x, text = on.x(index + 0.5), f"peak {human_bytes(count)}"
     canvas.disc(x, y(count), 3.2, fill="peak")
     beside = x + 8 + width(text, 10.0, bold=True) > on.right

@@ -9,7 +9,7 @@ from revgraph.planning.plans import Plan
 from revgraph.planning.schedule import schedule
 from revgraph.planning.simulating import Machine, Moment
 
-PARTS = ("stored", "rebuilt", "internals", "gradients", "passing")
+PARTS: tuple[str, ...] = ("stored", "rebuilt", "internals", "gradients", "passing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def _parts(machine: Machine) -> dict[str, int]:
         "gradients": set(machine.gradients.values()),
         "passing": set(machine.env.values()),
     }
-    parts = dict.fromkeys(PARTS, 0)
+    parts: dict[str, int] = dict.fromkeys(PARTS, 0)
     counted: set[int] = set()
     for name, numbers in held.items():
         parts[name] = sum(sizes.get(number, 0) for number in numbers - counted)
