@@ -173,7 +173,9 @@ class _Lowering:
             for index, output in enumerate(outputs)
         )
         values, made = self.ledger.only_values(reads), self.ledger.only_values(makes)
-        undo: Rearrangement | None = WiringModule(path) if isinstance(module, Wiring) else None
+        # A wiring that reads a value twice does not give it back, as there is none to choose.
+        once = len(node.args) == len(set(node.args))
+        undo: Rearrangement | None = WiringModule(path) if isinstance(module, Wiring) and once else None
         if undo is None and values and made:
             undo = rearrangement(node, shadows, self.modules)
         kind = "wiring" if undo is not None else "boundary"
