@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 from importlib.resources import files
 from typing import Any
@@ -102,10 +104,15 @@ def by_hand(name: str, w: Weights, inputs: tuple[Tensor, ...]) -> tuple[Tensor, 
     return (scores, joined) if name == "reversible-transformer" else (scores,)
 
 
-def loaded(name: str, **more: Any) -> rg.ReversibleModule:
-    """The shipped network, small, in float64 and with every coupling inverted."""
+@functools.cache
+def _planned(name: str, dropout: float) -> rg.ReversibleModule:
     torch.manual_seed(0)
-    net = rg.load(name, batch=3, **{**SMALL[name], **more}).double()
+    return rg.load(name, batch=3, dropout=dropout, **SMALL[name]).double()
+
+
+def loaded(name: str, dropout: float = 0.0) -> rg.ReversibleModule:
+    """The shipped network, small, in float64 and with every coupling inverted."""
+    net = copy.deepcopy(_planned(name, dropout))
     net.plan = rg.decide(net.graph, {})
     randomized(net)
     return net
