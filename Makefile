@@ -13,11 +13,15 @@ PEERS_READY := $(PEERS)/.ready
 # The documentation's theme otherwise advertises its successor on every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test check docs trust fuzz gallery bench bench-peers bench-frontier bench-planning bench-exact \
-	bench-flows clean
+.PHONY: demo demo-text test check docs trust fuzz gallery bench bench-peers bench-frontier bench-planning \
+	bench-exact bench-flows clean
 
 demo: $(READY)
 	$(BIN)/python -m revgraph.training.demo --out runs/demo
+
+# Some minutes; writes the figures and the chart of docs/transformers.md.
+demo-text: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.language_model
 
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from revgraph.couplings import Boundary
 
-# Small beside what the blocks add to it: Radford et al. 2019 (GPT-2).
-DEVIATION = 0.02
+# Deviations that embeddings begin with: large enough not to drown in what the first blocks add, whose linear
+# maps begin as torch's do; GPT-2's 0.02 goes with smaller ones.
+TOKENS, POSITIONS = 0.3, 0.1
 
 
 class TokenEmbedding(Boundary):
@@ -21,8 +22,8 @@ class TokenEmbedding(Boundary):
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Parameter(torch.empty(length, width))
-        nn.init.normal_(self.tokens.weight, std=DEVIATION)
-        nn.init.normal_(self.positions, std=DEVIATION)
+        nn.init.normal_(self.tokens.weight, std=TOKENS)
+        nn.init.normal_(self.positions, std=POSITIONS)
 
     def forward(self, tokens: Tensor) -> Tensor:
         count, length = tokens.shape[1], len(self.positions)
@@ -47,7 +48,7 @@ class PatchEmbedding(Boundary):
             raise ValueError(f"an image of {size} pixels cannot be cut into patches of {patch}")
         self.conv = nn.Conv2d(in_channels, width, patch, stride=patch, bias=False)
         self.positions = nn.Parameter(torch.empty((size // patch) ** 2, width))
-        nn.init.normal_(self.positions, std=DEVIATION)
+        nn.init.normal_(self.positions, std=POSITIONS)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.conv(image).flatten(2).transpose(1, 2) + self.positions

@@ -8,7 +8,7 @@ from revgraph.reporting import Report, as_json, report
 
 
 def list_(json: Json = False) -> None:
-    """List the networks that come with revgraph."""
+    """List the networks that come with revgraph, with the settings that --set changes."""
     import torch
 
     from revgraph import specs
@@ -16,14 +16,22 @@ def list_(json: Json = False) -> None:
     with torch.device("meta"):
         found = [specs.build(name) for name in specs.shipped()]
     rows = [
-        (built.name, sum(weight.numel() for weight in built.module.parameters()), built.description)
+        (
+            built.name,
+            sum(weight.numel() for weight in built.module.parameters()),
+            built.description,
+            dict(built.parameters),
+        )
         for built in found
     ]
-    head = ("name", "parameters", "description")
+    head = ("name", "parameters", "description", "settings")
     if json:
         show_json([dict(zip(head, row, strict=True)) for row in rows])
     else:
-        cells = tuple((name, f"{count:,}", description) for name, count, description in rows)
+        cells = tuple(
+            (name, f"{count:,}", description, ", ".join(f"{key}={value}" for key, value in settings.items()))
+            for name, count, description, settings in rows
+        )
         show_table(Report("networks that come with revgraph", head, cells, frozenset({"parameters"})))
 
 

@@ -64,7 +64,7 @@ def train(
         typer.Option(
             "--learning-rate",
             help="At its highest: sgd divides it by 10 at half and three quarters of the steps, adamw lets "
-            "it fall along a cosine. (default: 0.1, with adamw 0.002)",
+            "it fall along a cosine. (default: 0.1, with adamw 0.003)",
         ),
     ] = None,
     warmup: Annotated[

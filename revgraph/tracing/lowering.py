@@ -173,7 +173,10 @@ class _Lowering:
             for index, output in enumerate(outputs)
         )
         values, made = self.ledger.only_values(reads), self.ledger.only_values(makes)
-        undo: Rearrangement | None = WiringModule(path) if isinstance(module, Wiring) else None
+        # A wiring that reads a value twice is none: it would have to give it back twice.
+        undo: Rearrangement | None = None
+        if isinstance(module, Wiring) and len(node.args) == len(set(node.args)):
+            undo = WiringModule(path)
         if undo is None and values and made:
             undo = rearrangement(node, shadows, self.modules)
         kind = "wiring" if undo is not None else "boundary"

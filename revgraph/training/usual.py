@@ -35,5 +35,5 @@ precision='no', optimizer='sgd')
         figures["steps"] = steps_of(epochs, len(task.train), figures["batch"])
     steps = figures.setdefault("steps", STEPS.get(task.name, PAPER_STEPS))
     if figures["optimizer"] == "adamw":
-        figures = {"learning_rate": 2e-3, "warmup": steps // 20, "weight_decay": 0.1, **figures}
+        figures = {"learning_rate": 3e-3, "warmup": steps // 20, "weight_decay": 0.1, **figures}
     return Recipe(**figures)

@@ -19,6 +19,13 @@ def test_list_shows_the_shipped_networks_with_their_parameters(revgraph: Run) ->
     assert "464,890" in line
 
 
+def test_list_shows_what_can_be_set(revgraph: Run) -> None:
+    (line,) = [line for line in revgraph("list").out.splitlines() if line.startswith("reversible-lm ")]
+    assert "depth=4" in line and "908,544" in line
+    found = {item["name"]: item["settings"] for item in revgraph("list", "--json").json}
+    assert found["revvit"]["patch"] == 4 and found["revnet-38"] == {"classes": 10}
+
+
 def test_list_as_json(revgraph: Run) -> None:
     found = {item["name"]: item["parameters"] for item in revgraph("list", "--json").json}
     assert found["revnet-38"] == 464_890 and found["resnet-32"] == 464_154

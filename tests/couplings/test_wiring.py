@@ -115,3 +115,19 @@ def test_space_to_depth_block_must_be_positive(block: int) -> None:
 def test_wiring_of_one_stream_refuses_two(module: Any) -> None:
     with pytest.raises((TypeError, ValueError)):
         module(*tensors(((2, 4, 2, 2), (2, 4, 2, 2))))
+
+
+@pytest.mark.parametrize("layer", ["{Permute: [0, 1]", "{Swap: []", "{Concatenate: []"])
+def test_a_wiring_that_reads_a_value_twice_is_planned_as_a_boundary(layer: str) -> None:
+    net = rg.load(
+        f"""
+        inputs: {{x: [4]}}
+        layers:
+          - wide: {{Linear: [4, 6]}}
+          - twice: {layer}, in: [wide, wide]}}
+        """,
+        batch=3,
+    ).double()
+    assert net.graph.node["twice"].kind == "boundary"
+    x = torch.randn(3, 4, dtype=torch.float64)
+    assert rg.check(net, x).max_relative_error < 1e-12

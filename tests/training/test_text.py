@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -41,10 +43,15 @@ def text(tmp_path: Path) -> Text:
     return load_text(path, LENGTH)
 
 
+@functools.cache
+def _planned() -> rg.ReversibleModule:
+    torch.manual_seed(7)
+    return rg.load("reversible-lm", batch=4, width=16, depth=2, heads=2, length=LENGTH, dropout=0.1)
+
+
 def model(stored: bool = False) -> rg.ReversibleModule:
     """A small language model with dropout, equal at every call."""
-    torch.manual_seed(7)
-    net = rg.load("reversible-lm", batch=4, width=16, depth=2, heads=2, length=LENGTH, dropout=0.1)
+    net = copy.deepcopy(_planned())
     net.plan = rg.keep_all(net.graph) if stored else rg.decide(net.graph, {})
     return net
 
@@ -197,7 +204,7 @@ def test_adamw_has_the_recipes_figures_and_spares_embeddings() -> None:
 
 def test_usual_recipe_depends_on_the_data(text: Text, digits: Data) -> None:
     found = usual_recipe(text, steps=400)
-    assert (found.optimizer, found.warmup, found.learning_rate, found.batch) == ("adamw", 20, 0.002, 16)
+    assert (found.optimizer, found.warmup, found.learning_rate, found.batch) == ("adamw", 20, 0.003, 16)
     assert usual_recipe(text, steps=400, optimizer="sgd").learning_rate == 0.1
     assert usual_recipe(digits) == Recipe(steps=500)
     assert usual_recipe(digits, optimizer="adamw", warmup=3, steps=9).warmup == 3
@@ -206,7 +213,7 @@ def test_usual_recipe_depends_on_the_data(text: Text, digits: Data) -> None:
 
 def test_pythons_own_documentation_is_there_and_real() -> None:
     text = load_data("text")
-    assert isinstance(text, Text) and len(text.train) > 2_000 and len(text.test) > 200
+    assert isinstance(text, Text) and len(text.train) > 1_500 and len(text.test) > 150
     assert b"statement" in bytes(text.train.bytes.tolist())
     assert text.identity() == load_text().identity()
 
