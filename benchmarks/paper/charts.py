@@ -1,0 +1,50 @@
+"""The common form of the paper's charts: SVGs that read well on light and on dark pages."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.shared import write_text
+from revgraph.charting import INK, INKED, STYLE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Mid-tones, at least 3:1 against white and against near-black; and a shape each, for who cannot tell colours.
+LOOKS = ((INK, "o"), ("#a5754a", "s"), ("#3f86c9", "^"), ("#c77d17", "D"), ("#2f9a72", "P"), ("#d9534a", "*"))
+
+
+@contextmanager
+def chart(path: Path, title: str, size: tuple[float, float] = (9.6, 4.6)) -> Iterator[Figure]:
+    """A figure to draw on, written to `path` at the end; `title` is for those who hear the picture."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE | dict.fromkeys(INKED, INK)):
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure
+        for axes in figure.axes:
+            axes.grid(alpha=0.35)
+            axes.spines[["top", "right"]].set_visible(False)
+        svg = io.StringIO()
+        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Title": title})
+    described = f'<svg role="img" lang="en" aria-label="{escape(title)}" '
+    write_text(path, svg.getvalue().replace("<svg ", described, 1))
+
+
+def legend(figure: Figure, columns: int, handles: Sequence[Any] | None = None) -> None:
+    """One legend for the whole figure, below it, of its first axes' names unless given."""
+    if handles is None:
+        handles, _ = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
+
+
+def doublings(axis: Any, values: Sequence[int]) -> None:
+    """Ticks of a logarithmic axis at these values alone, written out."""
+    axis.set_ticks(list(values), labels=[f"{value:,}" for value in values])
+    axis.set_ticks([], minor=True)
