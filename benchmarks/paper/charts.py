@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.shared import write_text
 from revgraph.charting import INK, INKED, STYLE
@@ -20,8 +20,13 @@ LOOKS = ((INK, "o"), ("#a5754a", "s"), ("#3f86c9", "^"), ("#c77d17", "D"), ("#2f
 
 
 @contextmanager
-def chart(path: Path, title: str, size: tuple[float, float] = (9.6, 4.6)) -> Iterator[Figure]:
-    """A figure to draw on, written to `path` at the end; `title` is for those who hear the picture."""
+def chart(
+    path: Path, title: str, size: tuple[float, float] = (9.6, 4.6), grid: Literal["both", "x"] = "both"
+) -> Iterator[Figure]:
+    """A figure to draw on, written to `path` at the end; `title` is for those who hear the picture.
+
+    `grid` has the axes whose ticks get lines, which run below what is drawn.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -29,7 +34,8 @@ def chart(path: Path, title: str, size: tuple[float, float] = (9.6, 4.6)) -> Ite
         figure = Figure(figsize=size, layout="constrained")
         yield figure
         for axes in figure.axes:
-            axes.grid(alpha=0.35)
+            axes.set_axisbelow(True)
+            axes.grid(axis=grid, alpha=0.35)
             axes.spines[["top", "right"]].set_visible(False)
         svg = io.StringIO()
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Title": title})
