@@ -14,7 +14,7 @@ PEERS_READY := $(PEERS)/.ready
 export NO_MKDOCS_2_WARNING := 1
 
 .PHONY: demo demo-text test check docs trust fuzz gallery bench bench-peers bench-frontier bench-planning \
-	bench-exact bench-flows clean
+	bench-flows paper bench-complexity bench-angles bench-accuracy bench-limits bench-imagenet clean
 
 demo: $(READY)
 	$(BIN)/python -m revgraph.training.demo --out runs/demo
@@ -48,7 +48,7 @@ trust: $(READY)
 gallery: $(READY)
 	$(BIN)/python -m benchmarks.gallery
 
-bench: bench-peers bench-frontier bench-planning bench-exact bench-flows
+bench: bench-peers bench-frontier bench-planning bench-flows
 
 bench-flows: $(READY)
 	$(BIN)/python -m benchmarks.flows
@@ -60,11 +60,27 @@ bench-frontier: $(PEERS_READY)
 bench-planning: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.planning_time
 
-bench-exact: $(PEERS_READY)
-	$(PEERS)/bin/python -m benchmarks.exact_mode
-
 bench-peers: $(PEERS_READY)
 	$(PEERS)/bin/python -m benchmarks.peers
+
+# The experiments of the paper.
+paper: bench-complexity bench-angles bench-accuracy bench-limits bench-imagenet
+
+bench-complexity: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.complexity
+
+bench-angles: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.angles
+
+# On CIFAR with DATA=folder, whose runs go on from where they stopped.
+bench-accuracy: $(READY)
+	$(BIN)/python -m benchmarks.accuracy $(if $(DATA),--data '$(DATA)' --runs runs/accuracy)
+
+bench-limits: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.limits
+
+bench-imagenet: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.imagenet
 
 clean:
 	rm -rf $(VENV) $(PEERS) site dist runs .pytest_cache .ruff_cache .hypothesis .import_linter_cache
