@@ -202,7 +202,6 @@ def draw(models: Sequence[Model], data: Data, path: Path) -> None:
             right.plot(tested, means, color=colour, marker=shape, linewidth=1.6, label=model.name)
             right.fill_between(tested, *zip(*map(_ends, errors), strict=True), color=colour, alpha=0.2)
         left.set(xlabel="step", ylabel="training loss, mean of 20 steps", yscale="log")
-        left.yaxis.set_minor_formatter(lambda value, _: "")
         right.set(xlabel="step", ylabel="test error", yscale="log")
         right.yaxis.set_major_formatter(lambda value, _: f"{value:.2g}")
         legend(figure, len(models), right.get_legend_handles_labels()[0])
