@@ -29,7 +29,7 @@ def test_a_file_is_named_by_path_or_text_and_names_the_network(tmp_path: Path) -
 
 def test_an_unknown_name_lists_the_shipped_ones() -> None:
     assert message("revnet38").startswith(
-        "no network is named 'revnet38'. Did you mean 'revnet-38'? The names are resnet-32, resnet-50, "
+        "no network is named 'revnet38'. Did you mean 'revnet-38'? The names are glow, haar-revnet, "
     )
     assert message("alexnet").endswith("; a file's path ends in .yaml.")
 
