@@ -14,7 +14,7 @@ PEERS_READY := $(PEERS)/.ready
 export NO_MKDOCS_2_WARNING := 1
 
 .PHONY: demo demo-text test check docs trust fuzz gallery bench bench-peers bench-frontier bench-planning \
-	bench-exact bench-flows clean
+	bench-exact bench-flows bench-conversion clean
 
 demo: $(READY)
 	$(BIN)/python -m revgraph.training.demo --out runs/demo
@@ -48,7 +48,7 @@ trust: $(READY)
 gallery: $(READY)
 	$(BIN)/python -m benchmarks.gallery
 
-bench: bench-peers bench-frontier bench-planning bench-exact bench-flows
+bench: bench-peers bench-frontier bench-planning bench-exact bench-flows bench-conversion
 
 bench-flows: $(READY)
 	$(BIN)/python -m benchmarks.flows
@@ -62,6 +62,9 @@ bench-planning: $(READY)
 
 bench-exact: $(PEERS_READY)
 	$(PEERS)/bin/python -m benchmarks.exact_mode
+
+bench-conversion: $(READY)
+	$(BIN)/python -m benchmarks.dual_residual
 
 bench-peers: $(PEERS_READY)
 	$(PEERS)/bin/python -m benchmarks.peers
