@@ -14,7 +14,7 @@ PEERS_READY := $(PEERS)/.ready
 export NO_MKDOCS_2_WARNING := 1
 
 .PHONY: demo demo-text test check docs trust fuzz gallery bench bench-peers bench-frontier bench-planning \
-	bench-flows paper bench-complexity bench-angles bench-accuracy bench-limits bench-imagenet clean
+	bench-flows bench-conversion paper bench-complexity bench-angles bench-accuracy bench-limits bench-imagenet clean
 
 demo: $(READY)
 	$(BIN)/python -m revgraph.training.demo --out runs/demo
@@ -48,7 +48,7 @@ trust: $(READY)
 gallery: $(READY)
 	$(BIN)/python -m benchmarks.gallery
 
-bench: bench-peers bench-frontier bench-planning bench-flows
+bench: bench-peers bench-frontier bench-planning bench-flows bench-conversion
 
 bench-flows: $(READY)
 	$(BIN)/python -m benchmarks.flows
@@ -59,6 +59,9 @@ bench-frontier: $(PEERS_READY)
 
 bench-planning: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.planning_time
+
+bench-conversion: $(READY)
+	$(BIN)/python -m benchmarks.dual_residual
 
 bench-peers: $(PEERS_READY)
 	$(PEERS)/bin/python -m benchmarks.peers

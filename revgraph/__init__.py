@@ -2,6 +2,7 @@
 
 from revgraph import reference
 from revgraph.bijections import ActNorm, InvertibleConv1x1, Scale
+from revgraph.conversion import dual_residual, set_dual_residual
 from revgraph.couplings import Additive, Affine, Boundary, Coupling, Gated
 from revgraph.drawing import draw
 from revgraph.dynamics import DualResidual, Leapfrog, Midpoint, Momentum
@@ -24,6 +25,7 @@ from revgraph.loading import load, trace
 from revgraph.measuring import GradientReport, Measurement, check, measure
 from revgraph.planning import Moment, Plan, decide, frontier, keep_all, knee, plan, simulate
 from revgraph.runtime.module import ReversibleModule
+from revgraph.schedules import DualResidualSchedule
 from revgraph.specs import register
 from revgraph.wiring import (
     Concatenate,
@@ -51,6 +53,7 @@ __all__ = [
     "DriftError",
     "DriftWarning",
     "DualResidual",
+    "DualResidualSchedule",
     "Gated",
     "GradientReport",
     "Graph",
@@ -82,6 +85,7 @@ __all__ = [
     "check",
     "decide",
     "draw",
+    "dual_residual",
     "estimate_drift",
     "frontier",
     "initialize",
@@ -92,6 +96,7 @@ __all__ = [
     "plan",
     "reference",
     "register",
+    "set_dual_residual",
     "simulate",
     "trace",
     "verify",

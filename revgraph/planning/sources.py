@@ -52,7 +52,7 @@ def sources_of(
                 reach.rerun()
     reach = _pruned(graph, decisions, reruns, given, reach)
     if reruns:  # what was stored late may give by inversion or wiring what was rerun until then
-        reach = _reach(graph, decisions, reruns, (*given, *reach.stored))
+        reach = _reach(graph, decisions, reruns, given, reach.stored)
     sources = _wanted(graph, decisions, reach.sources)
     stored = {*anchors, *(name for name, source in sources.items() if source.how == "stored")}
     stored.difference_update(graph.inputs)
@@ -161,10 +161,18 @@ class _Reach:
 
 
 def _reach(
-    graph: Graph, decisions: Mapping[str, Decision], reruns: frozenset[str], stored: Iterable[str]
+    graph: Graph,
+    decisions: Mapping[str, Decision],
+    reruns: frozenset[str],
+    given: Iterable[str],
+    stored: Iterable[str] = (),
 ) -> _Reach:
-    """What can be rebuilt when these values are stored, as far as they do not follow from each other."""
+    """What can be rebuilt from values that are given, and from those `stored` that do not follow from them.
+
+    Anchors are given: they follow from others, and are stored because they would be far off then.
+    """
     reach = _Reach(graph, decisions, reruns)
+    reach.store(given)
     for name in stored:
         reach.add(name)
     reach.rerun()
@@ -183,7 +191,7 @@ def _pruned(
     stored = [name for name in reach.stored if name not in given]
     for name in [name for name in stored if reach.has_other_source(name)]:
         rest = [each for each in stored if each != name]
-        trial = _reach(graph, decisions, reruns, (*given, *rest))
+        trial = _reach(graph, decisions, reruns, given, rest)
         if needed <= trial.sources.keys():
             reach, stored = trial, rest
     return reach

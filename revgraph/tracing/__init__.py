@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
@@ -28,13 +29,23 @@ __all__ = ["trace"]
 
 # What the errors of runs without memory have in common: the result depends on values.
 FAKE_FAILED = re.compile("fake ?tensor|data.?dependent|dynamic ?output|unsupported ?operator", re.IGNORECASE)
+# Changes a traced graph before couplings are looked for, and tells the nodes that it put on streams.
+Rewrite: TypeAlias = Callable[[Tracer, fx.Graph], set[fx.Node]]
 
 
-def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = "") -> Program:
+def trace(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    name: str = "",
+    rewrite: Rewrite | None = None,
+    opened: tuple[type[Boundary], ...] = (),
+) -> Program:
     """The program of a model's forward, found with an example call.
 
     Shapes come from a run without memory or arithmetic; where the model cannot do that (a result's shape
     depends on values), from a real one. The model, its buffers and the random state are left as they were.
+    Boundaries of the types `opened` are traced into, for `rewrite` to see what they do.
 
     Raises:
         TraceError: the model fails on the example, or its own forward cannot be traced.
@@ -49,10 +60,11 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name:
     if not any(isinstance(thing, Tensor) for thing in named.values()):
         raise TraceError("tracing needs an example input with at least one tensor, and none was given")
     name = name or type(model).__name__
+    traced = partial(_trace, model, form, named, name, rewrite, opened)
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with _silent():
-            program, opaque = _trace(model, form, named, name, fake_mode)
+            program, opaque = traced(fake_mode)
     except RevgraphError:
         raise
     except Exception:
@@ -65,7 +77,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name:
         with _silent():
             _run_once(model, form, named, name, fake_mode)
     try:
-        return _trace(model, form, named, name, None)[0]
+        return traced(None)[0]
     except RevgraphError:
         raise
     except Exception as error:
@@ -125,9 +137,11 @@ def _trace(
     form: dict[str, Any],
     named: dict[str, Any],
     name: str,
+    rewrite: Rewrite | None,
+    opened: tuple[type[Boundary], ...],
     fake_mode: FakeTensorMode | None,
 ) -> tuple[Program, dict[str, str]]:
-    tracer = Tracer(model, fake_mode)
+    tracer = Tracer(model, fake_mode, opened)
 
     def call(proxies: list[Any]) -> Any:
         given = dict(zip(named, proxies, strict=True))
@@ -140,13 +154,14 @@ def _trace(
         inputs = [(label, _shadow(thing, fake_mode)) for label, thing in named.items()]
         graph = tracer.run(model, inputs, call)
         _drop_unused(graph)
+        added = rewrite(tracer, graph) if rewrite is not None else set()
         modules = dict(model.named_modules(remove_duplicate=False))
         couplings = {
             node
             for node in graph.nodes
             if node.op == "call_module" and isinstance(modules[str(node.target)], Coupling)
         }
-        streams = couplings | {user for node in couplings for user in node.users}
+        streams = couplings | added | {user for node in couplings for user in node.users}
         for scope in tracer.scopes:
             scope.nodes = [node for node in scope.nodes if node.graph is graph and not node._erased]
         found = find(graph, model, tracer.shadows, streams, tracer.scopes)

@@ -37,15 +37,21 @@ class Scope:
 class Tracer(fx.Tracer):
     """fx's tracer with shadows; a module whose forward cannot be traced becomes one opaque call.
 
-    Torch's own modules, couplings, wiring and boundaries are single calls. In-place arithmetic on traced
-    values becomes out-of-place, with later reads of the same value redirected.
+    Torch's own modules, couplings, wiring and boundaries (but for those `opened`) are single calls. In-place
+    arithmetic on traced values becomes out-of-place, with later reads of the same value redirected.
     """
 
     proxy_buffer_attributes = True
 
-    def __init__(self, model: nn.Module, fake_mode: FakeTensorMode | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        fake_mode: FakeTensorMode | None,
+        opened: tuple[type[Boundary], ...] = (),
+    ) -> None:
         super().__init__()
         self.fake_mode = fake_mode
+        self.opened = opened
         self.shadows: dict[fx.Node, Any] = {}
         self.where: dict[fx.Node, str] = {}
         self.scope_of: dict[fx.Node, str] = {}
@@ -120,7 +126,7 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
-            isinstance(m, (Coupling, Wiring, Boundary))
+            (isinstance(m, (Coupling, Wiring, Boundary)) and not isinstance(m, self.opened))
             or super().is_leaf_module(m, module_qualified_name)
             or (type(m).__module__.startswith("torch.") and not isinstance(m, nn.Sequential))
             or bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)

@@ -104,6 +104,14 @@ def test_anchor_is_stored(graph: rg.Graph) -> None:
     assert plan.held_bytes == rg.decide(graph, {}).held_bytes + graph.value["blocks.0.g"].nbytes
 
 
+def test_an_anchor_that_would_follow_from_others_comes_back_as_stored(graph: rg.Graph) -> None:
+    anchors = ["blocks.2.g", "blocks.2.f", "blocks.0.g", "blocks.0.f"]
+    plan = rg.decide(graph, {}, anchors=anchors)
+    asked_for = plan.sources.keys() & set(anchors)
+    assert asked_for
+    assert {plan.sources[name].how for name in asked_for} == {"stored"}
+
+
 def test_anchors_may_be_any_iterable_and_doubled(graph: rg.Graph) -> None:
     plan = rg.decide(graph, {}, anchors=iter(["blocks.0.g", "blocks.0.g"]))
     assert plan.stored.count("blocks.0.g") == 1
