@@ -77,14 +77,17 @@ class Plan:
         The replay of a sum whose target nobody asks for stops before the sum, as if it were recomputed.
         """
         decision = self.decisions.get(node.name, "keep")
-        if decision == "invert" and node.additive and not self._rebuilds(node.target):
+        if decision == "invert" and node.additive and not self._rebuilds(node):
             decision = "recompute"
         return decision + "".join(f"+{index}" for index in self.results.get(node.name, ()))
 
-    def _rebuilds(self, target: str | None) -> bool:
-        """Whether a replay gives this target back; the caller's own are, to see how far they drift."""
-        source = self.sources.get(target or "")
-        return target in self.graph.inputs or (source is not None and source.how != "stored")
+    def _rebuilds(self, node: Node) -> bool:
+        """Whether a node's own replay gives its target back; the caller's are, to see how far they drift."""
+        if node.target in self.graph.inputs:
+            return True
+        source = self.sources.get(node.target or "")
+        dropped = node.target in self.drops.get(node.name, ())
+        return source is not None and source.how != "stored" and not dropped
 
     @property
     def anchor_bytes(self) -> int:

@@ -42,6 +42,7 @@ def test_what_is_predicted_without_memory_is_what_a_step_takes(tmp_path: Path) -
         net.plan = ways[row.plan](net.graph)
         measured = rg.measure(net, images(net))
         assert (row.peak_bytes, row.held_bytes) == (measured.peak_bytes, measured.held_bytes)
+        assert row.flops_ratio == pytest.approx(measured.flops_ratio, rel=1e-12)
 
 
 def _yaml(units: int) -> str:

@@ -138,9 +138,27 @@ def test_random_graphs(number: int) -> None:
     assert len(drawn) > 15
 
 
-def test_predicted_flops_are_measured_flops() -> None:
-    tokens = torch.randint(50, (3, 10))
-    net = rg.trace(Transformer(), tokens)
+SMALL = {
+    "inputs": {"image": [3, 8, 8]},
+    "layers": [
+        {"stem": {"Stem": {"in_channels": 3, "out_channels": 8}}},
+        {"streams": {"Split": 2}},
+        {"unit": {"Additive": {"f": {"BasicFunction": 4}, "g": {"BasicFunction": 4}}, "repeat": 2}},
+        {"joined": "Concatenate"},
+        {"head": {"Head": {"channels": 8, "classes": 10}}},
+    ],
+}
+
+
+@pytest.mark.parametrize("name", ["transformer", "three streams", "small"])
+def test_predicted_flops_are_measured_flops(name: str) -> None:
+    if name == "small":
+        inputs: tuple[Tensor, ...] = (torch.randn(2, 3, 8, 8),)
+        net = rg.load(SMALL)
+    else:
+        streams = name == "three streams"
+        inputs = tuple(torch.randn(3, 5, 8)) if streams else (torch.randint(50, (3, 10)),)
+        net = rg.trace(ThreeStreams() if streams else Transformer(), *inputs)
     for plan in rg.frontier(net.graph, points=6):
         net.plan = plan
-        assert rg.measure(net, tokens).flops_ratio == pytest.approx(plan.flops_ratio, rel=1e-12)
+        assert rg.measure(net, *inputs).flops_ratio == pytest.approx(plan.flops_ratio, rel=1e-12)
