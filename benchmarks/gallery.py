@@ -39,9 +39,9 @@ Every network that comes with revgraph: its graph, its specification, and what a
 one with `rg.load("revnet-38")`, show it with `revgraph show revnet-38`, or copy its text and change it.
 
 Bytes are activation bytes at the peak of a training step, FLOPs its operations over those of ordinary
-autograd. "Stored" is ordinary autograd; "inverted" inverts every coupling and computes boundaries again;
-"least" is revgraph's default, the plan of the least peak, whatever it computes again for that: between the
-two, `rg.frontier(net.graph)` has the others. `make gallery` writes this page from the planner's predictions,
+autograd. "Stored" is ordinary autograd; "inverted" inverts every coupling and keeps every boundary; "least"
+is revgraph's default, the plan of the least peak, whatever it computes again for that. Between the two,
+`rg.frontier(net.graph)` has the others. `make gallery` writes this page from the planner's predictions,
 without allocating activations.
 """
 
@@ -102,13 +102,12 @@ def page(figures: dict[str, dict[str, Any]]) -> str:
 def table(figures: dict[str, dict[str, Any]]) -> str:
     """All networks in a Markdown table."""
     rows = [
-        "| Network | Parameters | First input | Stored | Inverted | FLOPs | Least | FLOPs |",
-        "| :-- | --: | :-- | --: | --: | --: | --: | --: |",
+        "| Network | Parameters | Stored | Inverted | FLOPs | Least | FLOPs |",
+        "| :-- | --: | --: | --: | --: | --: | --: |",
     ]
     for name, each in figures.items():
-        shape = " x ".join(str(size) for size in next(iter(each["inputs"].values())))
         rows.append(
-            f"| [{name}](#{name}) | {each['parameters']:,} | {shape} | {mebibytes(each['stored_bytes'])} | "
+            f"| [{name}](#{name}) | {each['parameters']:,} | {mebibytes(each['stored_bytes'])} | "
             f"{mebibytes(each['inverted_bytes'])} | x{each['inverted_flops']:.2f} | "
             f"{mebibytes(each['least_bytes'])} | x{each['least_flops']:.2f} |"
         )
@@ -118,12 +117,14 @@ def table(figures: dict[str, dict[str, Any]]) -> str:
 def section(name: str, figures: dict[str, Any]) -> str:
     """One network: what it is, its figures, its drawing and its spec."""
     stored = figures["stored_bytes"]
+    shapes = ", ".join(f"{key} {' x '.join(map(str, each))}" for key, each in figures["inputs"].items())
     return f"""\
 ### {name}
 
 {figures["description"]}
 
-{figures["parameters"]:,} parameters, {figures["couplings"]} couplings, {figures["boundaries"]} boundaries.
+{figures["parameters"]:,} parameters, {figures["couplings"]} couplings, {figures["boundaries"]} boundaries;
+inputs: {shapes}.
 Stored {mebibytes(stored)}; inverted {mebibytes(figures["inverted_bytes"])}, which is
 {figures["inverted_bytes"] / stored:.0%}, at x{figures["inverted_flops"]:.2f} FLOPs.
 
