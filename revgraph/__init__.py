@@ -23,6 +23,7 @@ from revgraph.graph import Graph, Node, Value, verify
 from revgraph.initializing import initialize
 from revgraph.loading import load, trace
 from revgraph.measuring import GradientReport, Measurement, check, measure
+from revgraph.notebooks import attach
 from revgraph.planning import Moment, Plan, decide, frontier, keep_all, knee, plan, simulate
 from revgraph.runtime.module import ReversibleModule
 from revgraph.schedules import DualResidualSchedule
@@ -40,6 +41,8 @@ from revgraph.wiring import (
 )
 
 __version__ = "0.1.0"
+
+attach()
 
 __all__ = [
     "ActNorm",

@@ -5,27 +5,40 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from typing import Literal, get_args
 
 from revgraph.drawing.dot import Drawing, to_drawing
+from revgraph.drawing.matrix import matrix
 from revgraph.drawing.page import page
 from revgraph.drawing.rendering import render
 from revgraph.drawing.report import report
 from revgraph.drawing.svg import finish
+from revgraph.drawing.timeline import timeline
 from revgraph.errors import GraphError
 from revgraph.graph import Graph
+from revgraph.planning.composing import compose
 from revgraph.planning.plans import Plan
 
-__all__ = ["SUFFIXES", "draw"]
+__all__ = ["SUFFIXES", "draw", "draw_svg"]
 
 SUFFIXES = (".dot", ".svg", ".png", ".html")
+Picture = Literal["graph", "memory", "schedule"]
+PICTURES: tuple[str, ...] = get_args(Picture)
 
 
-def draw(graph_or_plan: Graph | Plan, path: str | os.PathLike[str], *, fold: bool | None = None) -> Path:
+def draw(
+    graph_or_plan: Graph | Plan,
+    path: str | os.PathLike[str],
+    *,
+    fold: bool | None = None,
+    show: Picture = "graph",
+) -> Path:
     """Draw a graph or a plan into the file `path`, and return that path.
 
     Streams run down in lanes, one node a row in the order of the forward pass. A coupling has round corners,
     a boundary sharp ones. A plan adds what becomes of every node (kept, inverted, recomputed), the values it
-    stores with their bytes, dashed arrows where inversion runs, and the node at the peak.
+    stores with their bytes, dashed arrows where inversion runs, and the node at the peak. As `.html` a plan
+    becomes a report, in which one steps through a training step with all pictures beside each other.
 
     Args:
         graph_or_plan: what to draw.
@@ -33,10 +46,12 @@ def draw(graph_or_plan: Graph | Plan, path: str | os.PathLike[str], *, fold: boo
             dark, `.png` is light, `.dot` needs no graphviz. Missing folders are made, and the file appears
             when it is complete.
         fold: draw repeated equal blocks once, with their number. None folds graphs of more than 32 nodes.
+        show: of a plan, as `.svg`: "memory" is the timeline of live bytes by what holds them, "schedule" the
+            matrix of nodes and steps. Neither needs graphviz.
 
     Raises:
         GraphError: it is neither a graph nor a plan; or graphviz is needed and is missing or fails.
-        ValueError: the suffix is none of these.
+        ValueError: the suffix is none of these, or does not fit what to show.
 
     >>> from revgraph.graph import Graph, Node, Value
     >>> x = Value("x", (4, 8), "float32", 128, "x")
@@ -57,6 +72,9 @@ def draw(graph_or_plan: Graph | Plan, path: str | os.PathLike[str], *, fold: boo
             f"cannot draw a {type(graph_or_plan).__name__}: give a Graph or a Plan, "
             "such as net.graph or net.plan"
         )
+    if show != "graph":
+        _write(target, _over_time(graph_or_plan, suffix, show).encode())
+        return target
     drawing = to_drawing(graph_or_plan, fold)
     if suffix == ".dot":
         content = drawing.source.encode()
@@ -66,6 +84,32 @@ def draw(graph_or_plan: Graph | Plan, path: str | os.PathLike[str], *, fold: boo
         content = _written(graph_or_plan, drawing, suffix, fold).encode()
     _write(target, content)
     return target
+
+
+def draw_svg(graph_or_plan: Graph | Plan, fold: bool | None = None) -> str:
+    """The drawing of a graph or a plan as SVG text.
+
+    Raises:
+        GraphError: graphviz is missing or fails.
+    """
+    drawing = to_drawing(graph_or_plan, fold)
+    return finish(render(drawing.source, "svg", drawing.size), drawing)
+
+
+def _over_time(drawn: Graph | Plan, suffix: str, show: Picture) -> str:
+    """A picture of a plan's training step, as SVG."""
+    if show not in PICTURES:
+        raise ValueError(f"cannot show {show!r}: there are the pictures {', '.join(map(repr, PICTURES))}")
+    if not isinstance(drawn, Plan):
+        raise GraphError(f"only a plan has a {show} to show: give net.plan instead of net.graph")
+    if suffix != ".svg":
+        raise ValueError(
+            f"the {show} of a plan is drawn as .svg, or with everything else as .html: not {suffix}"
+        )
+    composed = compose(drawn)
+    if show == "memory":
+        return timeline(drawn, composed)
+    return matrix(drawn, [each.moment.step for each in composed])
 
 
 def _written(drawn: Graph | Plan, drawing: Drawing, suffix: str, fold: bool | None) -> str:
