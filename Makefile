@@ -13,7 +13,7 @@ PEERS_READY := $(PEERS)/.ready
 # The documentation's theme otherwise advertises its successor on every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo demo-text test check docs trust fuzz gallery bench bench-peers bench-frontier bench-planning \
+.PHONY: demo demo-text test check docs trust fuzz gallery pictures bench bench-peers bench-frontier bench-planning \
 	bench-flows bench-conversion paper bench-complexity bench-angles bench-accuracy bench-limits bench-imagenet clean
 
 demo: $(READY)
@@ -47,6 +47,10 @@ trust: $(READY)
 # Plans and draws every shipped network, and writes docs/gallery.md.
 gallery: $(READY)
 	$(BIN)/python -m benchmarks.gallery
+
+# Draws what docs/pictures.md shows.
+pictures: $(READY)
+	$(BIN)/python -m benchmarks.pictures
 
 bench: bench-peers bench-frontier bench-planning bench-flows bench-conversion
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from revgraph.drawing.lettering import shorten, width
 from revgraph.planning.schedule import Step
 
-NARROWEST, WIDEST = 3.0, 14.0
-WIDTH = 900.0
+NARROWEST, WIDEST = 3.0, 24.0
+WIDTH = 840.0
 LONGEST_NAME = 150.0
 SIZE = 9.0
 

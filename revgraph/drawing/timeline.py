@@ -11,8 +11,10 @@ from revgraph.drawing.lettering import clean, width
 from revgraph.planning.composing import PARTS, Composition
 from revgraph.planning.plans import Plan, human_bytes
 
-HEIGHT, TOP, BOTTOM, RIGHT = 240.0, 62.0, 34.0, 18.0
+HEIGHT, BOTTOM, RIGHT = 240.0, 34.0, 18.0
+LEGEND, ROW = 30.0, 15.0
 TICKS = 4
+Sign = tuple[float, float, str, str]
 MEANINGS = {
     "stored": "stored for the backward",
     "rebuilt": "rebuilt in the backward",
@@ -36,9 +38,11 @@ def timeline(
     most = max([each.moment.peak_bytes for each in composed] + [budget or 0, 1])
     peak = max(range(len(composed)), key=lambda index: composed[index].moment.peak_bytes)
     at = composed[peak].moment
+    signs = _signs(on)
+    floor = max(row for _, row, _, _ in signs) + ROW + 22 + HEIGHT
     canvas = Canvas(
         on.right + RIGHT,
-        TOP + HEIGHT + BOTTOM,
+        floor + BOTTOM,
         f"revgraph: memory of a training step of {clean(plan.graph.name) or 'a network'}",
         f"{len(composed)} steps. The peak of {human_bytes(at.peak_bytes)} is at step {peak + 1}, "
         f"{at.step.action} {at.step.node}; {human_bytes(plan.held_bytes)} are held at the turn.",
@@ -46,7 +50,7 @@ def timeline(
     top, scale = _ceiling(most)
 
     def y(count: float) -> float:
-        return TOP + HEIGHT * (1 - count / top)
+        return floor - HEIGHT * count / top
 
     _grid(canvas, on, y, top, scale)
     _areas(canvas, on, y, composed)
@@ -62,7 +66,7 @@ def timeline(
         canvas.line([(on.left, y(budget)), (on.right, y(budget))], line="peak", width=1.4, dash="6 3")
         canvas.text(on.left + 4, y(budget) - 4, f"budget {human_bytes(budget)}", role="peak")
     _peak(canvas, on, y, peak, at.peak_bytes)
-    _head(canvas, on, plan)
+    _head(canvas, on, plan, signs)
     return canvas.svg()
 
 
@@ -83,9 +87,9 @@ def _grid(canvas: Canvas, on: Axis, y: Callable[[float], float], top: float, sca
         canvas.text(on.left - 6, y(tick * scale) + 3.5, human_bytes(round(tick * scale)), anchor="end")
     if 0 < on.turn < on.count:
         x = on.x(on.turn)
-        canvas.line([(x, TOP - 6), (x, TOP + HEIGHT + 6)], line="muted", dash="2 3")
-        canvas.text(x - 6, TOP + HEIGHT + 18, "forward", anchor="end")
-        canvas.text(x + 6, TOP + HEIGHT + 18, "backward")
+        canvas.line([(x, y(top) - 6), (x, y(0) + 6)], line="muted", dash="2 3")
+        canvas.text(x - 6, y(0) + 18, "forward", anchor="end")
+        canvas.text(x + 6, y(0) + 18, "backward")
 
 
 def _peak(canvas: Canvas, on: Axis, y: Callable[[float], float], index: int, count: int) -> None:
@@ -102,19 +106,32 @@ def _peak(canvas: Canvas, on: Axis, y: Callable[[float], float], index: int, cou
     )
 
 
-def _head(canvas: Canvas, on: Axis, plan: Plan) -> None:
-    canvas.text(
-        on.left, 18, f"{clean(plan.graph.name)}: live bytes, step by step", size=13, role="ink", bold=True
-    )
-    x, row = on.left, 30.0
-    for part, meaning in MEANINGS.items():
-        if x + 16 + width(meaning, 10.0) > max(on.right, on.left + 240):
-            x, row = on.left, row + 14
-        canvas.box(x, row, 10, 10, fill=f"area-{part}", line="plain-line")
+def _head(canvas: Canvas, on: Axis, plan: Plan, signs: Sequence[Sign]) -> None:
+    title = f"{clean(plan.graph.name)}: live bytes, step by step"
+    canvas.text(on.left, 18, title, size=13, role="ink", bold=True)
+    for x, row, fill, meaning in signs:
+        if fill:
+            canvas.box(x, row, 10, 10, fill=fill, line="plain-line")
+        else:
+            canvas.line([(x, row + 5), (x + 10, row + 5)], line="ink")
         canvas.text(x + 14, row + 9, meaning)
-        x += 30 + width(meaning, 10.0)
-    canvas.line([(x, row + 5), (x + 12, row + 5)], line="ink")
-    canvas.text(x + 17, row + 9, "the most during a step")
+
+
+def _signs(on: Axis) -> list[Sign]:
+    """The legend: where each sign stands, its fill (none for the line), and what it means."""
+    meanings = [
+        *((f"area-{part}", meaning) for part, meaning in MEANINGS.items()),
+        ("", "the most during a step"),
+    ]
+    signs: list[Sign] = []
+    x, row = on.left, LEGEND
+    for fill, meaning in meanings:
+        wide = 14 + width(meaning, 10.0)
+        if x > on.left and x + wide > on.right:
+            x, row = on.left, row + ROW
+        signs.append((x, row, fill, meaning))
+        x += wide + 16
+    return signs
 
 
 def _ceiling(most: int) -> tuple[float, float]:
