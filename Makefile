@@ -13,8 +13,8 @@ PEERS_READY := $(PEERS)/.ready
 # The documentation's theme otherwise advertises its successor on every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo demo-text test check docs trust fuzz gallery pictures bench bench-peers bench-frontier bench-planning \
-	bench-flows bench-conversion paper bench-complexity bench-angles bench-accuracy bench-limits bench-imagenet clean
+.PHONY: demo demo-text test check docs trust fuzz gallery cli-page pictures bench bench-peers bench-frontier \
+	bench-planning bench-flows bench-conversion paper bench-complexity bench-angles bench-accuracy bench-limits bench-imagenet clean
 
 demo: $(READY)
 	$(BIN)/python -m revgraph.training.demo --out runs/demo
@@ -47,6 +47,10 @@ trust: $(READY)
 # Plans and draws every shipped network, and writes docs/gallery.md.
 gallery: $(READY)
 	$(BIN)/python -m benchmarks.gallery
+
+# Writes docs/cli.md from the commands themselves.
+cli-page: $(READY)
+	$(BIN)/python -m typer revgraph.cli.app utils docs --name revgraph --output docs/cli.md
 
 # Draws what docs/pictures.md shows.
 pictures: $(READY)
