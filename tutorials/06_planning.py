@@ -65,10 +65,10 @@ print(net.plan)
 assert net.plan.peak_bytes <= 800 * 1024
 
 # %% [markdown]
-# It is drawn with the streams in lanes. Stored values are dark, and dashed arrows go where values come
-# back.
+# It is drawn with the streams in lanes. Stored values are filled labels, and dashed arrows go where values
+# come back.
 
-# %% tags=["drawing"]
+# %%
 rg.draw(net.plan, picture("plan.svg"))
 
 # %% [markdown]
@@ -134,7 +134,9 @@ with chart(
 frontier = rg.frontier(net.graph)
 knee = rg.knee(frontier)
 print(
-    f"{len(frontier)} plans; the knee at {knee.peak_bytes:,} bytes and FLOPs x{knee.flops_ratio:.3f}"
+    f"{len(frontier)} plans, the knee at",
+    knee.peak_bytes,
+    f"bytes, FLOPs x{knee.flops_ratio:.3f}",
 )
 for before, after in pairwise(frontier):
     assert before.peak_bytes < after.peak_bytes and before.flops_ratio > after.flops_ratio

@@ -114,7 +114,7 @@ print("the same scores, to the last bit")
 #
 # One lane for each stream. Solid lines run from a stream to itself; who reads whom is thin.
 
-# %% tags=["drawing"]
+# %%
 rg.draw(net.graph, picture("three.svg"))
 
 # %% [markdown]
@@ -122,11 +122,8 @@ rg.draw(net.graph, picture("three.svg"))
 
 # %%
 inverted = rg.decide(net.graph, {})
-for name, plan in {
-    "kept": rg.keep_all(net.graph),
-    "inverted": inverted,
-    "least": net.plan,
-}.items():
+plans = {"kept": rg.keep_all(net.graph), "inverted": inverted, "least": net.plan}
+for name, plan in plans.items():
     print(f"{name:8} {plan.peak_bytes:9,} bytes at the peak, FLOPs x{plan.flops_ratio:.3f}")
 net.plan = inverted
 report = rg.check(net, images[:100])

@@ -115,17 +115,12 @@ betas = [0.5, 0.2, 0.1, 0.05, 0.02, 0.01]
 net = rg.dual_residual(model, images[:100], alpha=1.0, beta=0.1)
 net.plan = rg.decide(net.graph, {})  # every block inverted
 away, drift = [], []
+some = images[:100]
 for beta in betas:
     rg.set_dual_residual(net, beta=beta)
-    away.append(
-        (
-            (net(images[:100]) - model(images[:100])).norm() / model(images[:100]).norm()
-        ).item()
-    )
-    drift.append(max(rg.check(net, images[:100]).drift.values()))
-    print(
-        f"beta {beta:4}: {away[-1]:.0e} off the pretrained scores, drift up to {drift[-1]:.0e}"
-    )
+    away.append(((net(some) - model(some)).norm() / model(some).norm()).item())
+    drift.append(max(rg.check(net, some).drift.values()))
+    print(f"beta {beta:4}: scores {away[-1]:.0e} off, drift up to {drift[-1]:.0e}")
 assert away == sorted(away, reverse=True) and drift[-1] > drift[0]
 
 # %% tags=["drawing"]
@@ -158,7 +153,7 @@ curves = {
 }
 for name, tuned in (("ordinary", ordinary), ("dual-residual", net)):
     print(
-        f"{name:13} {start[name]:.1%} of the lying digits before, {right(tuned, turned):.1%} after"
+        f"{name:13} lying digits: {start[name]:.1%} before, {right(tuned, turned):.1%} after"
     )
     assert right(tuned, turned) > 0.85
 
@@ -179,9 +174,7 @@ with chart(
 report, measured = rg.check(net, turned[:100]), rg.measure(net, turned[:100])
 kept = rg.keep_all(rg.trace(ordinary, turned[:100]).graph)
 print(report)
-print(
-    f"{measured.peak_bytes:,} bytes at the peak, where the ordinary one takes {kept.peak_bytes:,}"
-)
+print(f"peak {measured.peak_bytes:,} bytes, of the ordinary one {kept.peak_bytes:,}")
 assert report.angle_degrees < 1 and measured.peak_bytes < 0.6 * kept.peak_bytes
 
 # %% [markdown]
