@@ -94,7 +94,7 @@ bench-imagenet: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.imagenet
 
 clean:
-	rm -rf $(VENV) $(PEERS) site dist runs .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS) site dist runs .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp goes first and comes back last: a set-up that was interrupted starts again from an empty .venv,

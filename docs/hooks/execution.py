@@ -1,0 +1,117 @@
+"""Runs tutorials, each in a process of its own and at most once for one content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from cells import cells
+from filelock import FileLock
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+CACHE = ROOT / ".cache" / "tutorials"
+LIBRARIES = ("torch", "matplotlib", "scikit-learn")
+LONGEST = 300.0
+
+
+class TutorialError(Exception):
+    """A tutorial does not run; the text names the script, the cell and the line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a cell, by its index, printed; and its pictures, a file name and an SVG text each."""
+
+    cell: int
+    printed: str
+    pictures: tuple[tuple[str, str], ...]
+
+
+def run_all(scripts: Sequence[Path], cache: Path = CACHE) -> list[list[Output]]:
+    """What the scripts' cells did, as many scripts at a time as there are processors."""
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        return list(pool.map(lambda script: run(script, cache), scripts))
+
+
+def run(script: Path, cache: Path = CACHE) -> list[Output]:
+    """What the script's cells of code did; from the cache where script, package and libraries are the same.
+
+    Raises:
+        TutorialError: a cell fails, warns, or takes too long.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    entry = cache / f"{script.stem}-{_key(script)}.json"
+    with FileLock(cache / f"{script.stem}.lock"):
+        if not entry.exists():
+            outputs = _execute(script)
+            unfinished = entry.with_suffix(".unfinished")
+            unfinished.write_text(json.dumps([asdict(output) for output in outputs]), encoding="utf-8")
+            for old in cache.glob(f"{script.stem}-*.json"):
+                old.unlink()
+            unfinished.replace(entry)
+        found = json.loads(entry.read_text(encoding="utf-8"))
+    return [Output(each["cell"], each["printed"], tuple(map(tuple, each["pictures"]))) for each in found]
+
+
+def _key(script: Path) -> str:
+    """A digest of all that a script's output depends on."""
+    package = ROOT / "revgraph"
+    sources = [
+        script,
+        *sorted(each for each in script.parent.glob("*.py") if not each.name[0].isdigit()),
+        *sorted(HERE.glob("*.py")),
+        *sorted(each for each in package.rglob("*") if each.suffix in (".py", ".yaml")),
+    ]
+    digest = hashlib.sha256(" ".join((sys.version, *map(version, LIBRARIES))).encode())
+    for source in sources:
+        digest.update(f"{source.name} {hashlib.sha256(source.read_bytes()).hexdigest()}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _execute(script: Path) -> list[Output]:
+    script = script.resolve()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pictures, result = folder / "pictures", folder / "result.json"
+        pictures.mkdir()
+        paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "PYTHONIOENCODING": "utf-8",
+            "OMP_NUM_THREADS": "1",
+            "MPLBACKEND": "agg",
+        }
+        command = [sys.executable, str(HERE / "run_cells.py"), str(script), str(pictures), str(result)]
+        try:
+            done = subprocess.run(
+                command, cwd=folder, env=environment, capture_output=True, text=True, timeout=LONGEST
+            )
+        except subprocess.TimeoutExpired as error:
+            raise TutorialError(f"{script.name}: did not end within {LONGEST:.0f} seconds") from error
+        if not result.exists():
+            raise TutorialError(f"{script.name}: did not run:\n{done.stderr}")
+        found = json.loads(result.read_text(encoding="utf-8"))
+        if "failed" in found:
+            number = found["failed"]
+            line = cells(script.read_text(encoding="utf-8"))[number].line
+            raise TutorialError(
+                f"{script.name}: cell {number + 1}, from line {line}, fails: {found['error']}\n{done.stderr}"
+            )
+        return [
+            Output(
+                each["cell"],
+                each["printed"],
+                tuple((name, (pictures / name).read_text(encoding="utf-8")) for name in each["pictures"]),
+            )
+            for each in found["cells"]
+        ]

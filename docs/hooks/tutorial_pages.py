@@ -1,0 +1,81 @@
+"""A hook of mkdocs: every script of tutorials/ is run and becomes a page, with what it printed and drew."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html import unescape
+from itertools import groupby
+from pathlib import Path
+from textwrap import indent
+
+from cells import Cell, cells
+from execution import ROOT, Output, TutorialError, run_all
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+
+FOLDER = ROOT / "tutorials"
+TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.DOTALL)
+
+
+def scripts() -> list[Path]:
+    """The tutorials in their order."""
+    return sorted(FOLDER.glob("[0-9][0-9]_*.py"))
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages and their pictures."""
+    try:
+        for script, outputs in zip(scripts(), run_all(scripts()), strict=True):
+            text = page(script.stem, cells(script.read_text(encoding="utf-8")), outputs)
+            files.append(File.generated(config, f"tutorials/{script.stem}.md", content=text))
+            for name, svg in (picture for output in outputs for picture in output.pictures):
+                files.append(File.generated(config, f"tutorials/{script.stem}/{name}", content=svg))
+    except (TutorialError, ValueError) as error:
+        raise PluginError(str(error)) from error
+    return files
+
+
+def page(name: str, content: Sequence[Cell], outputs: Sequence[Output]) -> str:
+    """A tutorial as markdown: cells in order, each followed by what it printed and its pictures."""
+    output_of = {output.cell: output for output in outputs}
+    parts: list[str] = []
+    for answer, group in groupby(enumerate(content), key=lambda each: each[1].answer):
+        texts = [_cell(cell, output_of.get(index), name) for index, cell in group]
+        text = "\n\n".join(filter(None, texts))
+        parts.append(hidden("note", "Answer", text) if answer else text)
+    heading, _, rest = "\n\n".join(parts).partition("\n")
+    source = f"`tutorials/{name}.py` is this page as a script. What it prints and draws is from this build."
+    return f"{heading}\n\n{source}\n{{ .source }}\n{rest}\n"
+
+
+def _cell(cell: Cell, output: Output | None, name: str) -> str:
+    if cell.markdown:
+        return cell.text
+    parts = [fenced(cell.text, "python")] if cell.text else []
+    if output is not None and output.printed:
+        parts.append(fenced(output.printed.rstrip("\n"), "{ .text .printed }"))
+    for picture, svg in output.pictures if output is not None else ():
+        parts.append(f"![{_title(svg)}]({name}/{picture})")
+    if cell.drawing:
+        parts = [*parts[1:], hidden("quote", "How this is drawn", parts[0])]
+    return "\n\n".join(parts)
+
+
+def hidden(kind: str, title: str, text: str) -> str:
+    """Text that shows when the reader clicks on its title."""
+    return f'??? {kind} "{title}"\n\n' + indent(text, "    ")
+
+
+def fenced(text: str, language: str) -> str:
+    """A block of code that may itself hold fences."""
+    longest = max((len(each) for each in re.findall(r"`{3,}", text)), default=2)
+    fence = "`" * (longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _title(svg: str) -> str:
+    """What an SVG says that it shows, as the text for those who do not see it."""
+    found = TITLE.search(svg)
+    return re.sub(r"[\[\]\s]+", " ", unescape(found[1])).strip() if found else "A picture"

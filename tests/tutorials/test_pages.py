@@ -1,0 +1,138 @@
+"""How tutorials become pages: cells, their order, their output, failures by name, equations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from cells import cells
+from equations import on_page_content
+from execution import TutorialError, run
+from mkdocs.exceptions import PluginError
+from tutorial_pages import fenced, page
+
+SCRIPT = """\
+# %% [markdown]
+# # A title
+#
+# Text with $x$.
+
+# %%
+import os
+from pathlib import Path
+
+print("first")
+
+# %% tags=["drawing"]
+picture = Path(os.environ["REVGRAPH_PICTURES"], "line.svg")
+picture.write_text("<svg><title>A line</title></svg>")
+print("second")
+
+# %% [markdown]
+# **1.** A question?
+
+# %% tags=["answer"]
+print("third")
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    script = folder / "01_sample.py"
+    script.write_text(text)
+    return script
+
+
+def test_cells_know_their_kind_and_line() -> None:
+    found = cells(SCRIPT)
+    assert [cell.line for cell in found] == [2, 7, 13, 18, 21]
+    assert [cell.markdown for cell in found] == [True, False, False, True, False]
+    assert [cell.answer for cell in found] == [False, False, False, False, True]
+    assert found[0].text == "# A title\n\nText with $x$."
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("x = 1\n# %%\n", "line 1: begin the script with a cell"),
+        ("# %%\nx = 1\n# %% [raw]\n", "line 3: .* is no marker"),
+        ("# %% [markdown]\n# Text\nx = 1\n", "line 3: a markdown cell is written in comments"),
+    ],
+)
+def test_scripts_that_are_no_cells_are_refused(text: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        cells(text)
+
+
+def test_page_has_cells_outputs_and_pictures_in_order_and_answers_hidden(tmp_path: Path) -> None:
+    script = written(tmp_path, SCRIPT)
+    text = page("01_sample", cells(SCRIPT), run(script, tmp_path / "cache"))
+    order = [
+        "# A title",
+        "Text with $x$.",
+        'print("first")',
+        "```{ .text .printed }\nfirst\n```",
+        "```{ .text .printed }\nsecond\n```",
+        "![A line](01_sample/line.svg)",
+        '??? quote "How this is drawn"',
+        "**1.** A question?",
+        '??? note "Answer"',
+        "    ```{ .text .printed }\n    third\n    ```",
+    ]
+    places = [text.index(part) for part in order]
+    assert places == sorted(places)
+
+
+def test_one_content_runs_once(tmp_path: Path) -> None:
+    counter = tmp_path / "counter"
+    text = f"# %%\nopen({str(counter)!r}, 'a').write('x')\n"
+    script = written(tmp_path, text)
+    for _ in range(2):
+        run(script, tmp_path / "cache")
+    assert counter.read_text() == "x"
+    written(tmp_path, text + "print('changed')\n")
+    assert run(script, tmp_path / "cache")[0].printed == "changed\n"
+    assert counter.read_text() == "xx"
+    assert len(list((tmp_path / "cache").glob("*.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("assert 1 == 2, 'not so'", "AssertionError: not so"),
+        ("1 +", "SyntaxError"),
+        ("import warnings; warnings.warn('careful')", "UserWarning: careful"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
+    ],
+)
+def test_failing_cell_is_named_with_its_line_and_cause(tmp_path: Path, code: str, error: str) -> None:
+    script = written(tmp_path, f"# %% [markdown]\n# # Title\n\n# %%\nx = 1\n\n# %%\n{code}\n")
+    with pytest.raises(TutorialError, match=r"01_sample\.py: cell 3, from line 8, fails: " + error):
+        run(script, tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.json"))
+
+
+def test_process_that_dies_is_an_error(tmp_path: Path) -> None:
+    script = written(tmp_path, "# %%\nimport os\n\nos._exit(3)\n")
+    with pytest.raises(TutorialError, match="did not run"):
+        run(script, tmp_path / "cache")
+
+
+def test_code_that_holds_fences_stays_one_block() -> None:
+    assert fenced("```\nx\n```", "python") == "````python\n```\nx\n```\n````"
+
+
+def set_(html: str) -> str:
+    return on_page_content(html, page=SimpleNamespace(file=SimpleNamespace(src_uri="a.md")))
+
+
+def test_equations_become_mathml() -> None:
+    inline = set_(r'<p><span class="arithmatex">\(\bar{z}_1 &lt; x\)</span></p>')
+    assert inline.startswith("<p><math") and 'display="inline"' in inline and "arithmatex" not in inline
+    block = set_('<div class="arithmatex">\\[\nx = y\n\\]</div>')
+    assert block.startswith("<math") and 'display="block"' in block
+
+
+def test_equation_that_cannot_be_set_is_named_with_its_page() -> None:
+    with pytest.raises(PluginError, match=r"a\.md: the equation .*nosuchcommand"):
+        set_(r'<span class="arithmatex">\(\nosuchcommand{x}\)</span>')

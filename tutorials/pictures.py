@@ -1,0 +1,47 @@
+"""Where tutorials put their pictures, and how charts look: readable on light and dark.
+
+Pictures go into the folder runs/tutorials, or the one that REVGRAPH_PICTURES names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from revgraph.charting import INK, INKED, STYLE
+
+# Mid-tones that can be told from each other without colour vision, too.
+BLUE, ORANGE, GREEN, PURPLE = "#3f86c9", "#c77d17", "#2f9a72", "#a06fc4"
+
+
+def picture(name: str) -> Path:
+    """The path of a picture, in a folder that is there."""
+    folder = Path(os.environ.get("REVGRAPH_PICTURES", "runs/tutorials"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
+
+
+@contextmanager
+def chart(
+    name: str, title: str, width: float = 8.0, height: float = 3.6, count: int = 1
+) -> Iterator[Any]:
+    """Axes to draw on, or `count` of them side by side, that become the picture `name`."""
+    with rc_context(STYLE | dict.fromkeys(INKED, INK)):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes: Any = figure.subplots(1, count)
+        yield axes
+        each: Axes
+        for each in figure.axes:
+            each.spines[["top", "right"]].set_visible(False)
+            if each.get_legend_handles_labels()[0]:
+                each.legend(frameon=False)
+        figure.savefig(
+            picture(name), transparent=True, metadata={"Date": None, "Title": title}
+        )
