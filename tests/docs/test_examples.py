@@ -132,4 +132,5 @@ def test_site_asks_nothing_of_another_host(tmp_path: Path) -> None:
         text = page.read_text()
         assert not re.findall(r'<(?:script|img|iframe|source)[^>]* src="?(?:https?:)?//', text), page
         assert not re.findall(r'<link[^>]* href="?(?:https?:)?//[^>]*>', text), page
+        assert 'class="arithmatex"' not in text, f"{page.name} has an equation that is not set"
         assert 'class="mermaid"' not in text, f"{page.name}: the theme would load mermaid from another host"
