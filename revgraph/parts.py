@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
@@ -11,6 +11,7 @@ from revgraph.courses import LARGEST, Course, course_from
 
 Kind = Literal["input", "coupling", "boundary", "wiring", "output"]
 KINDS: tuple[str, ...] = get_args(Kind)
+MOST = sys.float_info.max
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +200,8 @@ def _courses(value: Any) -> Mapping[str, Course]:
 
 
 def _size(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise ValueError(f"{value!r} should be a number of at least 0")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MOST:
+        raise ValueError(f"{value!r:.60} should be a number from 0 to {MOST:.3g}")
     return float(value)
 
 
