@@ -166,7 +166,7 @@ class Browser:
         if method == "Network.requestWillBeSent":
             page.requests.append(told["request"]["url"])
         elif method == "Runtime.exceptionThrown":
-            page.errors.append(str(told["exceptionDetails"].get("exception", {}).get("description")))
+            page.errors.append(json.dumps(told["exceptionDetails"]))
         elif method == "Runtime.consoleAPICalled" and told["type"] in ("error", "assert"):
             page.errors.append(str(told["args"]))
         elif method == "Log.entryAdded" and told["entry"]["level"] == "error":
