@@ -12,6 +12,7 @@ from revgraph.drawing.matrix import matrix
 from revgraph.drawing.page import page
 from revgraph.drawing.rendering import render
 from revgraph.drawing.report import report
+from revgraph.drawing.subject import subject
 from revgraph.drawing.svg import finish
 from revgraph.drawing.timeline import timeline
 from revgraph.errors import GraphError
@@ -20,6 +21,9 @@ from revgraph.planning.composing import compose
 from revgraph.planning.plans import Plan
 
 __all__ = ["SUFFIXES", "draw", "draw_svg"]
+
+MOST_UNFOLDED = 400
+"""Nodes up to which a report of a folded plan can be unfolded."""
 
 SUFFIXES = (".dot", ".svg", ".png", ".html")
 Picture = Literal["graph", "memory", "schedule"]
@@ -117,7 +121,11 @@ def _written(drawn: Graph | Plan, drawing: Drawing, suffix: str, fold: bool | No
     svg = finish(render(drawing.source, "svg", drawing.size), drawing)
     if suffix == ".svg":
         return svg
-    return report(drawn, svg, fold) if isinstance(drawn, Plan) else page(svg, drawing.title)
+    if not isinstance(drawn, Plan):
+        return page(svg, drawing.title)
+    about = subject(drawn, fold)
+    also_whole = fold is None and about.blocks and len(about.full.nodes) <= MOST_UNFOLDED
+    return report(drawn, [svg, draw_svg(drawn, fold=False)] if also_whole else [svg], about.shown)
 
 
 def _write(target: Path, content: bytes) -> None:

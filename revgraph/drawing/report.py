@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 from revgraph.drawing.axis import axis
 from revgraph.drawing.matrix import matrix
 from revgraph.drawing.palette import PAINTS
-from revgraph.drawing.subject import subject
 from revgraph.drawing.telling import ALGORITHM, lines_of, what, why
 from revgraph.drawing.timeline import timeline
 from revgraph.planning.composing import compose
@@ -47,6 +46,7 @@ _PAGE = """<!doctype html>
 <button id="next" title="one step on (right arrow)">next</button>
 <button id="last" title="last step (End)">last</button>
 <button id="peak" title="the step with the most bytes">peak</button>
+<button id="unfold" aria-pressed="false" hidden title="draw repeated blocks one by one">unfold</button>
 <input id="step" type="range" min="0" max="{last}" value="0" aria-label="step of the schedule">
 <span id="count"></span>
 <input id="search" type="search" list="names" placeholder="find a node" aria-label="find a node">
@@ -76,8 +76,11 @@ _PAGE = """<!doctype html>
 """
 
 
-def report(plan: Plan, drawing: str, fold: bool | None = None) -> str:
+def report(plan: Plan, drawings: Sequence[str], shown: Mapping[str, str]) -> str:
     """The page of a plan, around its finished drawing; it asks nothing of any other place.
+
+    Where the first drawing is folded, a second may have all nodes; `shown` leads from every node to the one
+    that is drawn for it in the first.
 
     Raises:
         PlanError: the plan cannot be carried out.
@@ -89,7 +92,7 @@ def report(plan: Plan, drawing: str, fold: bool | None = None) -> str:
     data = {
         "axis": {"left": on.left, "step": on.step},
         "peak": peaks.index(max(peaks)) if peaks else 0,
-        "shown": _moved(subject(plan, fold).shown),
+        "shown": {name: drawn for name, drawn in shown.items() if name != drawn},
         "explain": {name: plan.explain(name) for name in plan.decisions},
         "steps": [
             {
@@ -120,7 +123,9 @@ def report(plan: Plan, drawing: str, fold: bool | None = None) -> str:
         last=len(composed) - 1,
         options="".join(f'<option value="{escape(name)}">' for name in plan.decisions),
         algorithm="".join(f'<li value="{number}">{text}</li>' for number, text in ALGORITHM.items()),
-        plan=drawing,
+        plan="\n".join(
+            f"<div{' hidden' if place else ''}>\n{drawing}</div>" for place, drawing in enumerate(drawings)
+        ),
         timeline=timeline(plan, composed),
         matrix=matrix(plan, steps),
         data=_embedded(data),
@@ -134,10 +139,6 @@ def _figures(plan: Plan) -> str:
         f"{human_bytes(plan.held_bytes)}, FLOPs x{plan.flops_ratio:.3f} of ordinary training. "
         f"The plan is {plan.status}."
     )
-
-
-def _moved(shown: Mapping[str, str]) -> dict[str, str]:
-    return {name: drawn for name, drawn in shown.items() if name != drawn}
 
 
 def _colours() -> str:

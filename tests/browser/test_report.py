@@ -183,4 +183,12 @@ def test_a_folded_plan_shows_each_node_where_it_is_drawn(page: Page, tmp_path: P
     for _ in range(5):
         page.press("ArrowRight")
         assert page.run("document.querySelectorAll('g.here').length") == 1
+    visible = "document.querySelectorAll('#plan > div:not([hidden]) g.node[data-node]').length"
+    folded = page.run(visible)
+    page.click("#unfold")
+    assert page.run(visible) == len(plan.graph.nodes) > folded
+    node = rg.simulate(plan)[step(page)].step.node
+    assert page.run("document.querySelector('#plan > div:not([hidden]) g.here').dataset.node") == node
+    page.click("#unfold")
+    assert page.run(visible) == folded
     assert page.errors == []

@@ -13,10 +13,13 @@ const cursors = [...document.querySelectorAll("#time svg")].map((svg) => {
   svg.append(bar);
   return bar;
 });
-const nodes = new Map();
-for (const group of plan.querySelectorAll("g.node[data-node]")) nodes.set(group.dataset.node, group);
-const tags = new Map();
-for (const group of plan.querySelectorAll("g.node[data-value]")) tags.set(group.dataset.value, group);
+// Of a plan with repeated blocks there are two drawings: blocks drawn once, and all of them.
+const drawings = [...plan.children].map((holder) => ({
+  holder,
+  nodes: new Map([...holder.querySelectorAll("g.node[data-node]")].map((each) => [each.dataset.node, each])),
+  tags: new Map([...holder.querySelectorAll("g.node[data-value]")].map((each) => [each.dataset.value, each])),
+}));
+let drawing = drawings[0];
 
 // What lies on the tape after each step: stored in the forward, or rebuilt in the backward.
 const tapes = [];
@@ -36,7 +39,7 @@ function bytes(count) {
 }
 
 function drawn(name) {
-  return nodes.get(data.shown[name] ?? name);
+  return drawing.nodes.get(name) ?? drawing.nodes.get(data.shown[name]);
 }
 
 function mark(group, name) {
@@ -79,7 +82,7 @@ function show(index) {
     return chip;
   }));
   if (!tapes[place].size) held.textContent = "nothing";
-  for (const [name, group] of tags) group.classList.toggle("gone", !tapes[place].has(name));
+  for (const [name, group] of drawing.tags) group.classList.toggle("gone", !tapes[place].has(name));
   for (const bar of cursors) bar.setAttribute("x", data.axis.left + place * data.axis.step);
   const group = drawn(step.node);
   mark(group, "here");
@@ -95,6 +98,18 @@ function choose(name) {
   reveal(drawn(name), plan);
 }
 
+function unfold(whole) {
+  drawing.holder.hidden = true;
+  drawing = drawings[whole ? drawings.length - 1 : 0];
+  drawing.holder.hidden = false;
+  byId("unfold").setAttribute("aria-pressed", String(whole));
+  show(Number(slider.value));
+}
+
+if (drawings.length > 1) {
+  byId("unfold").hidden = false;
+  byId("unfold").addEventListener("click", () => unfold(drawing === drawings[0]));
+}
 slider.addEventListener("input", () => show(Number(slider.value)));
 for (const [id, move] of [["first", () => 0], ["back", () => Number(slider.value) - 1],
   ["next", () => Number(slider.value) + 1], ["last", () => data.steps.length - 1],
