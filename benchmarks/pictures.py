@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import revgraph as rg
 
 RESULTS = Path(__file__).parent / "results" / "pictures"
@@ -42,9 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder to write to")
     chosen = parser.parse_args(arguments)
     nets = {"revnet-38": rg.load("revnet-38", batch=BATCH), "three-streams": rg.load(STREAMS)}
+    inputs = {"revnet-38": [torch.randn(BATCH, 3, 32, 32)], "three-streams": [torch.randn(32, 96)]}
     for name, net in nets.items():
         rg.draw(net.plan, chosen.out / f"{name}-plan.svg")
-        rg.draw(net.plan, chosen.out / f"{name}-memory.svg", show="memory")
+        dots = rg.track(net, *inputs[name])
+        rg.draw(net.plan, chosen.out / f"{name}-memory.svg", show="memory", measured=dots)
         rg.draw(net.plan, chosen.out / f"{name}-schedule.svg", show="schedule")
         print(rg.draw(net.plan, chosen.out / f"{name}.html"))
     return 0

@@ -28,6 +28,7 @@ from revgraph.planning import Moment, Plan, decide, frontier, keep_all, knee, pl
 from revgraph.runtime.module import ReversibleModule
 from revgraph.schedules import DualResidualSchedule
 from revgraph.specs import register
+from revgraph.tracking import track
 from revgraph.wiring import (
     Concatenate,
     Haar,
@@ -102,5 +103,6 @@ __all__ = [
     "set_dual_residual",
     "simulate",
     "trace",
+    "track",
     "verify",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -36,6 +37,7 @@ def draw(
     *,
     fold: bool | None = None,
     show: Picture = "graph",
+    measured: Sequence[tuple[int, int]] = (),
 ) -> Path:
     """Draw a graph or a plan into the file `path`, and return that path.
 
@@ -52,6 +54,8 @@ def draw(
         fold: draw repeated equal blocks once, with their number. None folds graphs of more than 32 nodes.
         show: of a plan, as `.svg`: "memory" is the timeline of live bytes by what holds them, "schedule" the
             matrix of nodes and steps. Neither needs graphviz.
+        measured: bytes really live, as `rg.track` gives them, drawn as dots over the predicted ones where
+            memory is shown.
 
     Raises:
         GraphError: it is neither a graph nor a plan; or graphviz is needed and is missing or fails.
@@ -77,7 +81,7 @@ def draw(
             "such as net.graph or net.plan"
         )
     if show != "graph":
-        _write(target, _over_time(graph_or_plan, suffix, show).encode())
+        _write(target, _over_time(graph_or_plan, suffix, show, measured).encode())
         return target
     drawing = to_drawing(graph_or_plan, fold)
     if suffix == ".dot":
@@ -100,7 +104,7 @@ def draw_svg(graph_or_plan: Graph | Plan, fold: bool | None = None) -> str:
     return finish(render(drawing.source, "svg", drawing.size), drawing)
 
 
-def _over_time(drawn: Graph | Plan, suffix: str, show: Picture) -> str:
+def _over_time(drawn: Graph | Plan, suffix: str, show: Picture, measured: Sequence[tuple[int, int]]) -> str:
     """A picture of a plan's training step, as SVG."""
     if show not in PICTURES:
         raise ValueError(f"cannot show {show!r}: there are the pictures {', '.join(map(repr, PICTURES))}")
@@ -112,7 +116,7 @@ def _over_time(drawn: Graph | Plan, suffix: str, show: Picture) -> str:
         )
     composed = compose(drawn)
     if show == "memory":
-        return timeline(drawn, composed)
+        return timeline(drawn, composed, measured=measured)
     return matrix(drawn, [each.moment.step for each in composed])
 
 

@@ -14,6 +14,7 @@ from revgraph.planning.plans import Plan, human_bytes
 HEIGHT, BOTTOM, RIGHT = 240.0, 34.0, 18.0
 LEGEND, ROW = 30.0, 15.0
 TICKS = 4
+DOT = "dot"
 Sign = tuple[float, float, str, str]
 MEANINGS = {
     "stored": "stored for the backward",
@@ -38,7 +39,7 @@ def timeline(
     most = max([each.moment.peak_bytes for each in composed] + [budget or 0, 1])
     peak = max(range(len(composed)), key=lambda index: composed[index].moment.peak_bytes)
     at = composed[peak].moment
-    signs = _signs(on)
+    signs = _signs(on, bool(measured))
     floor = max(row for _, row, _, _ in signs) + ROW + 22 + HEIGHT
     canvas = Canvas(
         on.right + RIGHT,
@@ -61,7 +62,7 @@ def timeline(
     ]
     canvas.line(spikes, line="ink", width=1.0)
     for index, count in measured:
-        canvas.disc(on.x(index + 0.5), y(count), 1.8, fill="peak")
+        canvas.disc(on.x(index + 0.5), y(count), min(2.6, on.step / 3), fill="ink", line="ground")
     if budget is not None:
         canvas.line([(on.left, y(budget)), (on.right, y(budget))], line="peak", width=1.4, dash="6 3")
         canvas.text(on.left + 4, y(budget) - 4, f"budget {human_bytes(budget)}", role="peak")
@@ -110,19 +111,23 @@ def _head(canvas: Canvas, on: Axis, plan: Plan, signs: Sequence[Sign]) -> None:
     title = f"{clean(plan.graph.name)}: live bytes, step by step"
     canvas.text(on.left, 18, title, size=13, role="ink", bold=True)
     for x, row, fill, meaning in signs:
-        if fill:
+        if fill == DOT:
+            canvas.disc(x + 5, row + 5, 2.6, fill="ink")
+        elif fill:
             canvas.box(x, row, 10, 10, fill=fill, line="plain-line")
         else:
             canvas.line([(x, row + 5), (x + 10, row + 5)], line="ink")
         canvas.text(x + 14, row + 9, meaning)
 
 
-def _signs(on: Axis) -> list[Sign]:
-    """The legend: where each sign stands, its fill (none for the line), and what it means."""
+def _signs(on: Axis, dots: bool) -> list[Sign]:
+    """The legend: where each sign stands, its fill (none for the line and the dots), and what it means."""
     meanings = [
         *((f"area-{part}", meaning) for part, meaning in MEANINGS.items()),
         ("", "the most during a step"),
     ]
+    if dots:
+        meanings.append((DOT, "measured"))
     signs: list[Sign] = []
     x, row = on.left, LEGEND
     for fill, meaning in meanings:

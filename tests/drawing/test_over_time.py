@@ -74,7 +74,7 @@ def test_the_timeline_names_its_peak_and_budget(plans: list[rg.Plan]) -> None:
     texts = [each.text for each in root.iter(f"{SVG}text")]
     assert any(text and text.startswith("peak ") for text in texts)
     assert "budget 976.6 KiB" in texts
-    assert len([each for each in root.iter(f"{SVG}circle")]) == len(dots) + 1
+    assert len([each for each in root.iter(f"{SVG}circle")]) == len(dots) + 2  # and the peak, and the legend
     description = root.find(f"{SVG}desc")
     assert description is not None
     assert f"{len(composed)} steps" in (description.text or "")
