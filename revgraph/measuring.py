@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from revgraph.errors import GraphError
-from revgraph.expressions import leaves
-from revgraph.isolation import untouched
-from revgraph.losses import mean_squares
 from revgraph.planning import Plan, human_bytes, keep_all
 from revgraph.runtime.module import ReversibleModule
 from revgraph.runtime.probe import Probe
-from revgraph.storages import StorageTracker
+from revgraph.trials import count_step, differentiable, isolated, loss_of, tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +92,9 @@ def measure(net: ReversibleModule, *inputs: Any, **extras: Any) -> Measurement:
     peak, held = activation_bytes(net, *inputs, **extras)
     counting = _Counting()
     with net.watched_by(counting):
-        flops = _isolated(net, (inputs, extras), lambda: _flops(net, inputs, extras))
+        flops = isolated(net, (inputs, extras), lambda: _flops(net, inputs, extras))
     with _planned(net, keep_all(net.graph)):
-        plain = _isolated(net, (inputs, extras), lambda: _flops(net, inputs, extras))
+        plain = isolated(net, (inputs, extras), lambda: _flops(net, inputs, extras))
     return Measurement(peak, held, flops, flops / plain if plain else 1.0, dict(counting.calls))
 
 
@@ -114,9 +109,9 @@ def check(net: ReversibleModule, *inputs: Any, seed: int = 0, **extras: Any) -> 
     """
     rebuilding, storing = _Rebuilding(), _Storing()
     with net.watched_by(rebuilding):
-        found = _isolated(net, (inputs, extras), lambda: _gradients(net, inputs, extras, seed))
+        found = isolated(net, (inputs, extras), lambda: _gradients(net, inputs, extras, seed))
     with _planned(net, keep_all(net.graph)), net.watched_by(storing):
-        expected = _isolated(net, (inputs, extras), lambda: _gradients(net, inputs, extras, seed))
+        expected = isolated(net, (inputs, extras), lambda: _gradients(net, inputs, extras, seed))
     drift = _drift(net, rebuilding.values, storing.values)
     pairs = list(zip(found, expected, strict=True))
     error = max((_relative_error(one, two) for one, two in pairs), default=0.0)
@@ -126,7 +121,8 @@ def check(net: ReversibleModule, *inputs: Any, seed: int = 0, **extras: Any) -> 
 def activation_bytes(net: ReversibleModule, *inputs: Any, **extras: Any) -> tuple[int, int]:
     """The bytes of one training step as `measure` gives them, at the peak and held at the turn, and no
     more."""
-    return _isolated(net, (inputs, extras), lambda: _bytes(net, inputs, extras))
+    counted = count_step(net, inputs, extras)
+    return counted.peak(), counted.held()
 
 
 class _Counting(Probe):
@@ -153,20 +149,6 @@ class _Storing(Probe):
         self.values[name] = value.detach()
 
 
-def _isolated(net: nn.Module, given: Any, run: Callable[[], Any]) -> Any:
-    """The run's result, with buffers, gradients and random state put back afterwards."""
-    leaves_ = [*net.parameters(), *(tensor for tensor in _tensors(given) if tensor.is_leaf)]
-    gradients = [(leaf, leaf.grad) for leaf in leaves_]
-    try:
-        for leaf, _ in gradients:
-            leaf.grad = None
-        with untouched(net, faked=False), torch.enable_grad():
-            return run()
-    finally:
-        for leaf, gradient in gradients:
-            leaf.grad = gradient
-
-
 @contextmanager
 def _planned(net: ReversibleModule, plan: Plan) -> Iterator[None]:
     before = net.plan
@@ -177,63 +159,27 @@ def _planned(net: ReversibleModule, plan: Plan) -> Iterator[None]:
         net.plan = before
 
 
-def _bytes(net: nn.Module, inputs: Sequence[Any], extras: dict[str, Any]) -> tuple[int, int]:
-    """Activation bytes at the peak of a step and at its turn. Only reference counts free memory meanwhile."""
-    given = _tensors((inputs, extras))
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        with StorageTracker([*given, *net.parameters(), *net.buffers()]) as tracker:
-            outputs = net(*inputs, **extras)
-            loss = _loss(outputs)
-            turn = tracker.now
-            loss.backward()
-        gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
-        return tracker.peak(without=gradients), tracker.live(turn)
-    finally:
-        if collecting:
-            gc.enable()
-
-
 def _flops(net: nn.Module, inputs: Sequence[Any], extras: dict[str, Any]) -> int:
     counter = FlopCounterMode(display=False)
     with counter:
-        _loss(net(*inputs, **extras)).backward()
+        loss_of(net(*inputs, **extras)).backward()
     return counter.get_total_flops()
-
-
-def _loss(outputs: Any) -> Tensor:
-    return mean_squares(_differentiable(outputs))
 
 
 def _gradients(
     net: ReversibleModule, inputs: Sequence[Any], extras: dict[str, Any], seed: int
 ) -> list[Tensor]:
-    outputs = _differentiable(net(*inputs, **extras))
+    outputs = differentiable(net(*inputs, **extras))
     generator = torch.Generator().manual_seed(seed)
     cotangents = [
         torch.randn(output.shape, generator=generator).to(output.device, output.dtype) for output in outputs
     ]
-    leaves_ = [leaf for leaf in (*net.parameters(), *_tensors((inputs, extras))) if leaf.requires_grad]
+    leaves_ = [leaf for leaf in (*net.parameters(), *tensors((inputs, extras))) if leaf.requires_grad]
     found = torch.autograd.grad(outputs, leaves_, cotangents, allow_unused=True)
     return [
         torch.zeros_like(leaf) if gradient is None else gradient
         for leaf, gradient in zip(leaves_, found, strict=True)
     ]
-
-
-def _differentiable(outputs: Any) -> list[Tensor]:
-    found = [output for output in _tensors(outputs) if output.requires_grad]
-    if not found:
-        raise GraphError(
-            "no output of the net depends on a parameter or input that requires a gradient, so there is no "
-            "backward to measure. Unfreeze a parameter, or give an input that requires a gradient."
-        )
-    return found
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _drift(

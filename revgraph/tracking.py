@@ -1,51 +1,66 @@
-"""Tracking: the bytes really live along the forward pass, to lay over the predicted ones."""
+"""Tracking: the bytes really live along a training step, to lay over the predicted ones."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from revgraph.expressions import leaves
-from revgraph.isolation import untouched
-from revgraph.planning import simulate
+from revgraph.errors import PlanError
+from revgraph.planning import EVALUATING, simulate
 from revgraph.runtime.module import ReversibleModule
 from revgraph.runtime.probe import Probe
 from revgraph.storages import StorageTracker
+from revgraph.trials import count_step
 
 
 def track(net: ReversibleModule, *inputs: Any, **extras: Any) -> list[tuple[int, int]]:
-    """Activation bytes that are live in one forward pass that records, after each node but the last.
+    """The most activation bytes that are live along a training step, from each evaluation to the next.
 
-    Pairs of the index of a step of `rg.simulate(net.plan)` and bytes, which
-    `rg.draw(net.plan, "memory.svg", show="memory", measured=...)` draws as dots. Counted as in `measure`; the
-    net is left as it was.
+    A time begins where a node is evaluated, forward or again in the backward, and lasts until the next one
+    is; the loss, and the backward of what needs no evaluation, fall into the time before them. Each gives a
+    pair: the index of that of its steps in `rg.simulate(net.plan)` that is predicted to take the most, and
+    bytes. `rg.draw(net.plan, "memory.svg", show="memory", measured=...)` draws them as dots. Loss and bytes
+    are as in `measure`, and the net is left as it was.
+
+    Raises:
+        GraphError: no output depends on a parameter or input that requires a gradient.
+        PlanError: the step did not go as the plan foresees.
 
     Example:
         >>> import torch, revgraph as rg
         >>> half_step = lambda: torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Tanh())
         >>> net = rg.trace(rg.Additive(half_step(), half_step()), *torch.randn(2, 8, 4))
         >>> moments = rg.simulate(net.plan)
-        >>> all(moments[step].live_bytes == live for step, live in rg.track(net, *torch.randn(2, 8, 4)))
+        >>> all(moments[step].peak_bytes == live for step, live in rg.track(net, *torch.randn(2, 8, 4)))
         True
     """
-    given = [leaf for leaf in leaves((inputs, extras)) if isinstance(leaf, Tensor)]
-    with untouched(net, faked=False), torch.enable_grad():
-        tracker = StorageTracker([*given, *net.parameters(), *net.buffers()])
-        looking = _Looking(tracker)
-        with tracker, net.watched_by(looking):
-            net(*inputs, **extras)
-    steps = [index for index, each in enumerate(simulate(net.plan)) if each.step.action == "run"]
-    return list(zip(steps, looking.live[1:], strict=False))
+    looking = _Looking()
+    with net.watched_by(looking):
+        counted = count_step(net, inputs, extras, looking.begin)
+    moments = simulate(net.plan)
+    starts = [index for index, each in enumerate(moments) if each.step.action in EVALUATING]
+    if looking.nodes != [moments[start].step.node for start in starts]:
+        raise PlanError(
+            "the step evaluated other nodes than the plan foresees, so what was measured belongs to none of "
+            "its steps. Parameters or inputs require gradients that did not when the net was made, or the "
+            "other way round: make the net again."
+        )
+    steps = (range(*pair) for pair in pairwise([*starts, len(moments)]))
+    times = zip(looking.times, [*looking.times[1:], None], strict=True)
+    return [
+        (max(each, key=lambda index: moments[index].peak_bytes), counted.peak(since, until))
+        for each, (since, until) in zip(steps, times, strict=True)
+    ]
 
 
 class _Looking(Probe):
-    """Notes what is live before each node runs."""
+    """Notes which nodes are evaluated, and when."""
 
-    def __init__(self, tracker: StorageTracker) -> None:
+    def begin(self, tracker: StorageTracker) -> None:
         self.tracker = tracker
-        self.live: list[int] = []
+        self.nodes: list[str] = []
+        self.times: list[int] = []
 
     def evaluated(self, node: str) -> None:
-        self.live.append(self.tracker.live())
+        self.nodes.append(node)
+        self.times.append(self.tracker.now)

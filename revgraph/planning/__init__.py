@@ -3,10 +3,12 @@
 from revgraph.planning.budgets import frontier, knee, parse_bytes, plan
 from revgraph.planning.deciding import decide, keep_all
 from revgraph.planning.plans import DECISIONS, Decision, Plan, Source, human_bytes
+from revgraph.planning.schedule import EVALUATING
 from revgraph.planning.simulating import Moment, simulate
 
 __all__ = [
     "DECISIONS",
+    "EVALUATING",
     "Decision",
     "Moment",
     "Plan",

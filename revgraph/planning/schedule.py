@@ -14,6 +14,8 @@ from revgraph.planning.uses import clients_of, reached_from, uses_of
 Action = Literal[
     "run", "free", "loss", "invert", "recompute", "hold", "again", "rerun", "rewire", "wire", "backward"
 ]
+EVALUATING: tuple[Action, ...] = ("run", "invert", "recompute", "hold", "again", "rerun")
+"""Actions in which a node's function runs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,6 +119,8 @@ class Evaluation:
         """
         step = self.step
         self.state.check(step.node)
+        if self.tape.probe is not None:
+            self.tape.probe.evaluated(step.node)
         inputs = [
             given[name].detach().requires_grad_(flag) if name in given else self.plain[name]
             for name, flag in zip(step.reads, self.flags, strict=True)
@@ -159,8 +161,6 @@ class Evaluation:
 
     def _results(self, inputs: list[Any], capture: Capture, uses_up: bool) -> tuple[Any, ...]:
         """What the node's function returns, with kept results handed out."""
-        if self.tape.probe is not None:
-            self.tape.probe.evaluated(self.step.node)
         with HandingOut(self.kept, uses_up) if self.kept.has_results else NOTHING:
             results = self.step.expression.run(self.tape.net, inputs)
         capture.end_function(results)

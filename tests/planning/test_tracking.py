@@ -1,7 +1,8 @@
-"""The bytes live along the forward pass, measured, are those that the simulator predicts."""
+"""The bytes live along a training step, measured, are those that the simulator predicts, to the byte."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,8 +12,16 @@ from planning.test_prediction import SMALL, ThreeStreams
 import revgraph as rg
 
 
+def predicted(plan: rg.Plan) -> list[int]:
+    """The most that is live from each evaluation to the next."""
+    moments = rg.simulate(plan)
+    runs = ("run", "invert", "recompute", "hold", "again", "rerun")
+    starts = [index for index, each in enumerate(moments) if each.step.action in runs]
+    return [max(each.peak_bytes for each in moments[a:b]) for a, b in pairwise([*starts, len(moments)])]
+
+
 @pytest.mark.parametrize("name", ["small", "three streams"])
-def test_live_bytes_are_predicted_after_every_node(name: str) -> None:
+def test_the_most_live_bytes_are_predicted_between_any_two_evaluations(name: str) -> None:
     torch.manual_seed(0)
     if name == "small":
         inputs: Any = [torch.randn(2, 3, 8, 8)]
@@ -24,14 +33,32 @@ def test_live_bytes_are_predicted_after_every_node(name: str) -> None:
         net.plan = plan
         moments = rg.simulate(plan)
         tracked = rg.track(net, *inputs)
-        forward = sum(each.step.action == "run" for each in moments)
-        assert len(tracked) == forward - 1
-        assert [live for _, live in tracked] == [moments[step].live_bytes for step, _ in tracked]
+        assert [most for _, most in tracked] == predicted(plan)
+        assert all(moments[step].peak_bytes == most for step, most in tracked)
+        assert max(most for _, most in tracked) == rg.measure(net, *inputs).peak_bytes == plan.peak_bytes
 
 
-def test_tracking_leaves_gradients_and_buffers_alone() -> None:
+def test_tracking_leaves_gradients_buffers_and_the_random_state_alone() -> None:
     net = rg.load(SMALL)
     before = {name: value.clone() for name, value in net.named_buffers()}
-    rg.track(net, torch.randn(2, 3, 8, 8))
+    images = torch.randn(2, 3, 8, 8)
+    state = torch.get_rng_state()
+    rg.track(net, images)
+    assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in net.parameters())
     assert all(torch.equal(value, before[name]) for name, value in net.named_buffers())
+
+
+def test_a_net_without_gradients_has_nothing_to_track() -> None:
+    net = rg.load(SMALL).requires_grad_(False)
+    with pytest.raises(rg.GraphError, match="no output of the net depends"):
+        rg.track(net, torch.randn(2, 3, 8, 8))
+
+
+def test_a_step_that_goes_otherwise_than_planned_is_refused() -> None:
+    net = rg.load(SMALL)
+    net.plan = rg.decide(net.graph, {"stem": "recompute"})
+    rg.track(net, torch.randn(2, 3, 8, 8))
+    net.get_submodule("stem").requires_grad_(False)
+    with pytest.raises(rg.PlanError, match="make the net again"):
+        rg.track(net, torch.randn(2, 3, 8, 8))
