@@ -20,7 +20,6 @@ import torch
 
 import revgraph as rg
 from pictures import BLUE, GREEN, ORANGE, chart, picture
-from revgraph.charting import chart as chart_plans
 
 net = rg.load(
     {
@@ -143,12 +142,11 @@ for before, after in pairwise(frontier):
 assert frontier[-1].flops_ratio == 1
 
 # %% tags=["drawing"]
-chart_plans(
+rg.draw(
     frontier,
     picture("frontier.svg"),
-    chosen=net.plan,
-    budget=800 * 1024,
-    baselines={"autograd": stored},
+    budget="800 KiB",
+    beside={"the plan above": net.plan, "autograd": stored},
 )
 
 # %% [markdown]

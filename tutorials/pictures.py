@@ -15,7 +15,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from revgraph.charting import INK, INKED, STYLE
+from revgraph.drawing.charts import INK, INKED, STYLE
 
 # Mid-tones that can be told from each other without colour vision, too.
 BLUE, ORANGE, GREEN, PURPLE = "#3f86c9", "#c77d17", "#2f9a72", "#a06fc4"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.shared import write_text
-from revgraph.charting import INK, INKED, STYLE
+from revgraph.drawing.charts import INK, INKED, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from revgraph.cli.guarding import NO
-from revgraph.cli.options import Exact, Json, Net, Parameters, parameters_of
+from revgraph.cli.options import Exact, Json, Net, Parameters, example_for, parameters_of
 from revgraph.cli.showing import messages, show_json, show_table
 from revgraph.reporting import as_json, report
 
@@ -43,28 +43,26 @@ def check(
     import torch
 
     import revgraph as rg
-    from revgraph import specs
 
     parameters = parameters_of(set_)
-    with torch.device("meta"):
-        built = specs.build(net, batch=batch, **parameters)
+    inputs = example_for(net, batch, parameters)
     torch.manual_seed(seed)
     network = rg.load(net, batch=batch, exact=exact or None, **parameters)
-    found = rg.check(network, *specs.example_inputs(built, "cpu"), seed=seed)
+    found = rg.check(network, *inputs, seed=seed)
     drift = max(found.drift.values(), default=0.0)
     # Written so that nan, which is below nothing, is not good.
     good = found.angle_degrees <= max_angle and drift <= max_drift and math.isfinite(found.max_relative_error)
     if json:
         limits = {"max_angle": max_angle, "max_drift": max_drift}
-        show_json({"network": built.name, "batch": batch, "good": good, **limits, **as_json(found)})
+        show_json({"network": network.graph.name, "batch": batch, "good": good, **limits, **as_json(found)})
     else:
         show_table(report(found))
     if chart is not None and found.drift:
-        from revgraph.charting import chart_drift
+        from revgraph.drawing.charts import chart_drift
 
         chart_drift(found.drift, chart, limit=max_drift)
     if not good:
-        messages().print(_advice(built.name, found, max_drift), soft_wrap=True)
+        messages().print(_advice(network.graph.name, found, max_drift), soft_wrap=True)
         raise typer.Exit(NO)
 
 

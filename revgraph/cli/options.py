@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from revgraph.errors import SpecError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Net = Annotated[
     str, typer.Argument(metavar="NET", help="A shipped network's name (see `revgraph list`) or a YAML file.")
@@ -56,3 +59,14 @@ def parameters_of(texts: list[str] | None) -> dict[str, Any]:
         except ValueError:
             parameters[name] = value
     return parameters
+
+
+def example_for(net: str, batch: int, parameters: dict[str, Any]) -> tuple[Tensor, ...]:
+    """Inputs for a network of this name or file, always the same."""
+    import torch
+
+    from revgraph import specs
+
+    with torch.device("meta"):
+        built = specs.build(net, batch=batch, **parameters)
+    return specs.example_inputs(built, "cpu")

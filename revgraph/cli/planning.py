@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from revgraph.cli.guarding import NO, refusal
-from revgraph.cli.options import Batch, Budget, Json, Net, Parameters, parameters_of
+from revgraph.cli.options import Batch, Budget, Json, Net, Parameters, example_for, parameters_of
 from revgraph.cli.showing import messages, show_json, show_table
 from revgraph.errors import BudgetError
 from revgraph.reporting import as_json, report
@@ -28,6 +28,9 @@ def plan(
     chart: Annotated[
         Path | None, typer.Option("--chart", help="Draw that frontier into this file: .svg or .png.")
     ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Run one training step too: tell and draw the bytes it takes.")
+    ] = False,
     set_: Parameters = None,
     json: Json = False,
 ) -> None:
@@ -36,21 +39,24 @@ def plan(
     The plan computes the least again within the budget; without one it has the least peak of activation
     memory. Bytes and FLOPs are predicted, for the batch size given. Exit status 1 if no plan fits.
 
-    The chart has ordinary autograd and torch's checkpoint around each block besides, predicted as well.
+    The chart has ordinary autograd and torch's checkpoint around each block besides, predicted as well; an
+    .html has the chart, too, if the frontier is asked for.
     """
     import revgraph as rg
-    from revgraph import charting, drawing
+    from revgraph import drawing
     from revgraph.cli.baselines import checkpoint_blocks
     from revgraph.planning import parse_bytes
 
     _check_suffix("--out", out, drawing.SUFFIXES)
-    _check_suffix("--chart", chart, charting.SUFFIXES)
-    if chart is not None:
+    _check_suffix("--chart", chart, drawing.CHART_SUFFIXES)
+    reported = out is not None and out.suffix.lower() == ".html"
+    if chart is not None or (frontier and reported):
         importlib.import_module("matplotlib")  # where it is missing, that is said before anything takes long
     limit = None if budget is None else parse_bytes(budget)
     parameters = parameters_of(set_)
     with messages().status(f"{net}: reading the graph and its costs"):
-        graph = rg.load(net, batch=batch, **parameters).graph
+        network = rg.load(net, batch=batch, **parameters)
+    graph = network.graph
     about: dict[str, Any] = {"batch": batch, "budget_bytes": limit}
     try:
         with messages().status(f"{net}: planning"):
@@ -64,6 +70,15 @@ def plan(
         about["fits"] = True
     else:
         show_table(report(chosen))
+    drawn: dict[str, Any] = {"budget": limit}
+    if measure:
+        with messages().status(f"{net}: running a training step"):
+            network.plan = chosen
+            drawn["measured"] = rg.track(network, *example_for(net, batch, parameters))
+        most = max(live for _, live in drawn["measured"])
+        about["measured_peak_bytes"] = most
+        said = f"measured in one step: {most:,} bytes at the peak, where {chosen.peak_bytes:,} are predicted"
+        messages().print(said, soft_wrap=True, highlight=False)
     if frontier or chart is not None:
         with messages().status(f"{net}: planning for budgets from the least to ordinary autograd's"):
             plans = rg.frontier(graph)
@@ -77,13 +92,18 @@ def plan(
         elif frontier:
             show_table(report(plans))
         if chart is not None:
-            charting.chart(plans, chart, chosen=chosen, budget=limit, baselines=baselines)
-            messages().print(f"drawn: {chart}", soft_wrap=True, markup=False)
+            marked = {"the plan chosen": chosen, **baselines}
+            _say_drawn(rg.draw(plans, chart, budget=limit, beside=marked))
+        if frontier and reported:
+            drawn |= {"frontier": plans, "beside": baselines}
     if json:
         show_json({**as_json(chosen), **about})
     if out is not None:
-        rg.draw(chosen, out)
-        messages().print(f"drawn: {out}", soft_wrap=True, markup=False)
+        _say_drawn(rg.draw(chosen, out, **drawn))
+
+
+def _say_drawn(path: Path) -> None:
+    messages().print(f"drawn: {path}", soft_wrap=True, markup=False)
 
 
 def _point(plan: Any) -> dict[str, Any]:

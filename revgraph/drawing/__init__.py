@@ -1,27 +1,29 @@
-"""Drawings of graphs and plans, made with graphviz."""
+"""Drawings of graphs, plans and frontiers."""
 
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from revgraph.drawing.dot import Drawing, to_drawing
+from revgraph.drawing.charts import CHART_SUFFIXES, chart_frontier
+from revgraph.drawing.dot import to_drawing
 from revgraph.drawing.matrix import matrix
 from revgraph.drawing.page import page
 from revgraph.drawing.rendering import render
-from revgraph.drawing.report import report
+from revgraph.drawing.report import Extras, report
 from revgraph.drawing.subject import subject
 from revgraph.drawing.svg import finish
 from revgraph.drawing.timeline import timeline
+from revgraph.drawing.writing import write
 from revgraph.errors import GraphError
 from revgraph.graph import Graph
+from revgraph.planning.budgets import parse_bytes
 from revgraph.planning.composing import compose
 from revgraph.planning.plans import Plan
 
-__all__ = ["SUFFIXES", "draw", "draw_svg"]
+__all__ = ["CHART_SUFFIXES", "SUFFIXES", "draw", "draw_svg"]
 
 MOST_UNFOLDED = 400
 """Nodes up to which a report of a folded plan can be unfolded."""
@@ -32,34 +34,43 @@ PICTURES: tuple[str, ...] = get_args(Picture)
 
 
 def draw(
-    graph_or_plan: Graph | Plan,
+    drawn: Graph | Plan | Sequence[Plan],
     path: str | os.PathLike[str],
     *,
     fold: bool | None = None,
     show: Picture = "graph",
     measured: Sequence[tuple[int, int]] = (),
+    budget: int | str | None = None,
+    frontier: Sequence[Plan] = (),
+    beside: Mapping[str, Plan] | None = None,
 ) -> Path:
-    """Draw a graph or a plan into the file `path`, and return that path.
+    """Draw a graph, a plan or a frontier into the file `path`, and return that path.
 
     Streams run down in lanes, one node a row in the order of the forward pass. A coupling has round corners,
     a boundary sharp ones. A plan adds what becomes of every node (kept, inverted, recomputed), the values it
     stores with their bytes, dashed arrows where inversion runs, and the node at the peak. As `.html` a plan
-    becomes a report, in which one steps through a training step with all pictures beside each other.
+    becomes a report, in which one steps through a training step with all pictures beside each other. A
+    frontier becomes a chart of bytes and FLOPs with its knee.
 
     Args:
-        graph_or_plan: what to draw.
+        drawn: a graph, a plan, or a list of plans such as `rg.frontier` gives.
         path: the suffix chooses the form. `.svg` and `.html` follow the reader's preference for light or
-            dark, `.png` is light, `.dot` needs no graphviz. Missing folders are made, and the file appears
-            when it is complete.
+            dark, `.png` is light, `.dot` needs no graphviz. Charts of frontiers are `.svg` or `.png`, on a
+            transparent ground. Missing folders are made, and the file appears when it is complete.
         fold: draw repeated equal blocks once, with their number. None folds graphs of more than 32 nodes.
         show: of a plan, as `.svg`: "memory" is the timeline of live bytes by what holds them, "schedule" the
             matrix of nodes and steps. Neither needs graphviz.
         measured: bytes really live, as `rg.track` gives them, drawn as dots over the predicted ones where
             memory is shown.
+        budget: bytes, as for `rg.plan`, drawn as a line where memory or a frontier is shown.
+        frontier: plans to show as a chart in the report, with the plan itself among them.
+        beside: further plans by name, marked in the chart of a frontier.
 
     Raises:
-        GraphError: it is neither a graph nor a plan; or graphviz is needed and is missing or fails.
+        GraphError: it is none of these; or graphviz is needed and is missing or fails.
         ValueError: the suffix is none of these, or does not fit what to show.
+        PlanError: the budget cannot be read.
+        ModuleNotFoundError: a frontier is drawn, and matplotlib is not installed.
 
     >>> from revgraph.graph import Graph, Node, Value
     >>> x = Value("x", (4, 8), "float32", 128, "x")
@@ -70,27 +81,20 @@ def draw(
     """
     target = Path(path)
     suffix = target.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise ValueError(
-            f"cannot draw into {str(target)!r}: its suffix says no form that revgraph draws. "
-            f"Use one of {', '.join(SUFFIXES)}."
-        )
-    if not isinstance(graph_or_plan, (Graph, Plan)):
-        raise GraphError(
-            f"cannot draw a {type(graph_or_plan).__name__}: give a Graph or a Plan, "
-            "such as net.graph or net.plan"
-        )
-    if show != "graph":
-        _write(target, _over_time(graph_or_plan, suffix, show, measured).encode())
-        return target
-    drawing = to_drawing(graph_or_plan, fold)
-    if suffix == ".dot":
-        content = drawing.source.encode()
-    elif suffix == ".png":
-        content = render(drawing.source, "png", drawing.size)
+    extras = Extras(measured, None if budget is None else parse_bytes(budget), frontier, beside or {})
+    if isinstance(drawn, (Graph, Plan)):
+        _check_suffix(target, suffix, SUFFIXES)
+        _check_fitting(drawn, suffix, show, extras)
+        content = _content(drawn, suffix, fold, show, extras)
+    elif drawn and isinstance(drawn, Sequence) and all(isinstance(each, Plan) for each in drawn):
+        _check_suffix(target, suffix, CHART_SUFFIXES)
+        content = chart_frontier(drawn, suffix, extras.budget, extras.beside)
     else:
-        content = _written(graph_or_plan, drawing, suffix, fold).encode()
-    _write(target, content)
+        raise GraphError(
+            f"cannot draw {_described(drawn)}: give a Graph, a Plan or a list of plans, such as net.graph, "
+            "net.plan or rg.frontier(net.graph)"
+        )
+    write(target, content)
     return target
 
 
@@ -104,41 +108,53 @@ def draw_svg(graph_or_plan: Graph | Plan, fold: bool | None = None) -> str:
     return finish(render(drawing.source, "svg", drawing.size), drawing)
 
 
-def _over_time(drawn: Graph | Plan, suffix: str, show: Picture, measured: Sequence[tuple[int, int]]) -> str:
-    """A picture of a plan's training step, as SVG."""
+def _content(drawn: Graph | Plan, suffix: str, fold: bool | None, show: Picture, extras: Extras) -> bytes:
+    if suffix == ".html" and isinstance(drawn, Plan):
+        return report(drawn, *_unfolded(drawn, fold), extras).encode()
+    if show != "graph" and isinstance(drawn, Plan):
+        composed = compose(drawn)
+        if show == "memory":
+            return timeline(drawn, composed, extras.budget, extras.measured).encode()
+        return matrix(drawn, [each.moment.step for each in composed]).encode()
+    drawing = to_drawing(drawn, fold)
+    if suffix == ".dot":
+        return drawing.source.encode()
+    if suffix == ".png":
+        return render(drawing.source, "png", drawing.size)
+    svg = finish(render(drawing.source, "svg", drawing.size), drawing)
+    return (svg if suffix == ".svg" else page(svg, drawing.title)).encode()
+
+
+def _unfolded(plan: Plan, fold: bool | None) -> tuple[list[str], Mapping[str, str]]:
+    """The drawing for the report, with that of all nodes where it is folded; and where each node is drawn."""
+    about = subject(plan, fold)
+    also_whole = fold is None and about.blocks and len(about.full.nodes) <= MOST_UNFOLDED
+    folds = (fold, False) if also_whole else (fold,)
+    return [draw_svg(plan, each) for each in folds], about.shown
+
+
+def _check_suffix(target: Path, suffix: str, known: Sequence[str]) -> None:
+    if suffix not in known:
+        raise ValueError(
+            f"cannot draw into {str(target)!r}: its suffix says no form that revgraph draws. "
+            f"Use one of {', '.join(known)}."
+        )
+
+
+def _check_fitting(drawn: Graph | Plan, suffix: str, show: str, extras: Extras) -> None:
+    """Refuse what is asked of a drawing that cannot show it."""
     if show not in PICTURES:
         raise ValueError(f"cannot show {show!r}: there are the pictures {', '.join(map(repr, PICTURES))}")
-    if not isinstance(drawn, Plan):
+    if show != "graph" and isinstance(drawn, Graph):
         raise GraphError(f"only a plan has a {show} to show: give net.plan instead of net.graph")
-    if suffix != ".svg":
+    if show != "graph" and suffix not in (".svg", ".html"):
         raise ValueError(
             f"the {show} of a plan is drawn as .svg, or with everything else as .html: not {suffix}"
         )
-    composed = compose(drawn)
-    if show == "memory":
-        return timeline(drawn, composed, measured=measured)
-    return matrix(drawn, [each.moment.step for each in composed])
+    if extras.frontier and (suffix != ".html" or isinstance(drawn, Graph)):
+        raise ValueError("a frontier beside a plan is shown in its report: draw the plan into an .html file")
 
 
-def _written(drawn: Graph | Plan, drawing: Drawing, suffix: str, fold: bool | None) -> str:
-    """The drawing as SVG, or as a page of its own: of a plan, the report."""
-    svg = finish(render(drawing.source, "svg", drawing.size), drawing)
-    if suffix == ".svg":
-        return svg
-    if not isinstance(drawn, Plan):
-        return page(svg, drawing.title)
-    about = subject(drawn, fold)
-    also_whole = fold is None and about.blocks and len(about.full.nodes) <= MOST_UNFOLDED
-    return report(drawn, [svg, draw_svg(drawn, fold=False)] if also_whole else [svg], about.shown)
-
-
-def _write(target: Path, content: bytes) -> None:
-    """Write a file that is either complete or not there: under another name beside it first."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".unfinished-{os.getpid()}-{threading.get_ident()}-{target.name}")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(target)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+def _described(drawn: object) -> str:
+    empty = "an empty" if isinstance(drawn, (list, tuple)) and not drawn else "a"
+    return f"{empty} {type(drawn).__name__}"

@@ -6,11 +6,13 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
 from typing import Any
 
 from revgraph.drawing.axis import axis
+from revgraph.drawing.charts import chart_frontier
 from revgraph.drawing.matrix import matrix
 from revgraph.drawing.palette import PAINTS
 from revgraph.drawing.telling import ALGORITHM, lines_of, what, why
@@ -69,14 +71,24 @@ _PAGE = """<!doctype html>
 </div>
 </div>
 <section id="about" aria-live="polite">Click a node, or find it by name, to read about it.</section>
-<script type="application/json" id="data">{data}</script>
+{frontier}<script type="application/json" id="data">{data}</script>
 <script>{script}</script>
 </body>
 </html>
 """
 
 
-def report(plan: Plan, drawings: Sequence[str], shown: Mapping[str, str]) -> str:
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What is shown beside a plan: measured bytes by step, a budget in bytes, a frontier and other plans."""
+
+    measured: Sequence[tuple[int, int]] = ()
+    budget: int | None = None
+    frontier: Sequence[Plan] = ()
+    beside: Mapping[str, Plan] = field(default_factory=dict)
+
+
+def report(plan: Plan, drawings: Sequence[str], shown: Mapping[str, str], extras: Extras) -> str:
     """The page of a plan, around its finished drawing; it asks nothing of any other place.
 
     Where the first drawing is folded, a second may have all nodes; `shown` leads from every node to the one
@@ -84,6 +96,7 @@ def report(plan: Plan, drawings: Sequence[str], shown: Mapping[str, str]) -> str
 
     Raises:
         PlanError: the plan cannot be carried out.
+        ModuleNotFoundError: there is a frontier to show, and matplotlib is not installed.
     """
     composed = compose(plan)
     steps = [each.moment.step for each in composed]
@@ -126,11 +139,22 @@ def report(plan: Plan, drawings: Sequence[str], shown: Mapping[str, str]) -> str
         plan="\n".join(
             f"<div{' hidden' if place else ''}>\n{drawing}</div>" for place, drawing in enumerate(drawings)
         ),
-        timeline=timeline(plan, composed),
+        timeline=timeline(plan, composed, extras.budget, extras.measured),
         matrix=matrix(plan, steps),
+        frontier=_frontier(plan, extras),
         data=_embedded(data),
         script=script,
     )
+
+
+def _frontier(plan: Plan, extras: Extras) -> str:
+    """The chart of the frontier, with its style kept to itself, for it would hold for other pictures too."""
+    if not extras.frontier:
+        return ""
+    marked = {"this plan": plan, **extras.beside}
+    chart = chart_frontier(extras.frontier, ".svg", extras.budget, marked).decode()
+    chart = chart[chart.index("<svg") :].replace("*{", "#frontier *{")
+    return f'<section id="frontier">\n<h2>Other budgets</h2>\n{chart}</section>\n'
 
 
 def _figures(plan: Plan) -> str:

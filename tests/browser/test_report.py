@@ -160,6 +160,30 @@ def test_a_click_and_a_search_explain_a_node(page: Page, url: str, plan: rg.Plan
     assert page.run("document.querySelector('g.chosen').dataset.node") == other
 
 
+def test_measured_bytes_a_budget_and_the_frontier_are_shown(page: Page, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(3, 4, 8)
+    net = rg.trace(Streams(), *inputs)
+    plans = rg.frontier(net.graph)
+    dots = rg.track(net, *inputs)
+    kept = rg.keep_all(net.graph)
+    report = tmp_path / "plan.html"
+    rg.draw(net.plan, report, measured=dots, budget="2 KiB", frontier=plans, beside={"all kept": kept})
+    page.open(report.as_uri(), "dark")
+    assert page.run("document.querySelectorAll('#time svg')[0].querySelectorAll('circle').length") > len(dots)
+    words = page.run("[...document.querySelectorAll('svg text')].map(each => each.textContent.trim())")
+    assert {"measured", "budget 2.0 KiB", "this plan", "all kept", "its knee"} <= set(words)
+    # The chart's own style holds for it alone.
+    joins = (
+        "[...document.querySelectorAll('#time svg path')].map(each => getComputedStyle(each).strokeLinejoin)"
+    )
+    assert set(page.run(joins)) == {"miter"}
+    assert page.run("document.querySelector('#frontier svg').getBoundingClientRect().width") > 300
+    page.press("ArrowRight")
+    assert page.errors == []
+    assert [each for each in page.requests if not each.startswith("data:")] == [report.as_uri()]
+
+
 @pytest.mark.parametrize("size", [(390, 800), (1280, 900)])
 def test_nothing_is_wider_than_the_window(page: Page, url: str, size: tuple[int, int]) -> None:
     page.open(url, size=size)

@@ -123,3 +123,20 @@ def test_chart_shows_the_frontier_the_budget_and_the_baselines(
 def test_unknown_suffix_is_refused_before_planning(revgraph: Run, options: tuple[str, ...]) -> None:
     answer = revgraph("plan", "no such network", *options)
     assert answer.status == 2 and "ends in one of" in " ".join(answer.err.split())
+
+
+def test_a_measured_step_takes_what_is_predicted(revgraph: Run, tiny: Path, tmp_path: Path) -> None:
+    answer = revgraph("plan", tiny, "--measure", "--out", tmp_path / "plan.svg", "--json")
+    said = answer.json
+    assert said["measured_peak_bytes"] == said["peak_bytes"]
+    assert f"measured in one step: {said['peak_bytes']:,} bytes" in answer.err
+
+
+def test_a_report_has_the_frontier_the_budget_and_measured_bytes(
+    revgraph: Run, tiny: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "plan.html"
+    answer = revgraph("plan", tiny, "--frontier", "--measure", "--budget", "1 GiB", "--out", path)
+    assert answer.status == 0
+    text = path.read_text()
+    assert "Other budgets" in text and "budget 1.0 GiB" in text and ">measured<" in text

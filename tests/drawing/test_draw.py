@@ -13,7 +13,7 @@ from drawing.samples import chain, plan_for, revnet, three_streams
 
 from revgraph.drawing import draw
 from revgraph.drawing.rendering import find_graphviz
-from revgraph.errors import GraphError
+from revgraph.errors import GraphError, PlanError
 
 rendered = pytest.mark.skipif(find_graphviz() is None, reason="neither dot nor graphviz-pure is installed")
 
@@ -48,8 +48,26 @@ def test_unknown_suffix_names_the_forms(tmp_path: Path) -> None:
 
 
 def test_wrong_type_says_what_to_give(tmp_path: Path) -> None:
-    with pytest.raises(GraphError, match=r"cannot draw a list: give a Graph or a Plan, such as net\.graph"):
-        draw([], tmp_path / "net.svg")  # pyright: ignore[reportArgumentType]
+    for wrong, named in (
+        (object(), "a object"),
+        ([], "an empty list"),
+        ([revnet()], "a list"),
+        ("", "a str"),
+    ):
+        with pytest.raises(GraphError, match=f"cannot draw {named}: give a Graph, a Plan or a list of plans"):
+            draw(wrong, tmp_path / "net.svg")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("name", ["plan.svg", "plan.dot"])
+def test_a_frontier_beside_a_plan_needs_a_report(tmp_path: Path, name: str) -> None:
+    plan = plan_for(revnet())
+    with pytest.raises(ValueError, match=r"shown in its report: draw the plan into an \.html"):
+        draw(plan, tmp_path / name, frontier=[plan])
+    with pytest.raises(ValueError, match=r"shown in its report"):
+        draw(plan.graph, tmp_path / "graph.html", frontier=[plan])
+    with pytest.raises(PlanError, match="is no budget"):
+        draw(plan, tmp_path / name, budget="much")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_drawing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

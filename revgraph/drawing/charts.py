@@ -7,53 +7,48 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from revgraph.planning import Plan, human_bytes, knee
-from revgraph.training.durable import new_file
+from revgraph.drawing.writing import write
+from revgraph.planning.budgets import knee
+from revgraph.planning.plans import Plan, human_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SUFFIXES = (".svg", ".png")
+CHART_SUFFIXES = (".svg", ".png")
 # Mid-tones, at least 3:1 against white and against near-black; and a shape each, for who cannot tell colours.
 INK = "#808080"
-FRONTIER, KNEE, CHOSEN, BUDGET = "#3f86c9", "#2f9a72", "#c77d17", "#d9534a"
-BASELINES = (("#a06fc4", "s"), ("#a5754a", "^"), ("#c9629b", "v"), (INK, "P"))
+FRONTIER, KNEE, BUDGET = "#3f86c9", "#2f9a72", "#d9534a"
+MARKS = (("#c77d17", "*", 14), ("#a06fc4", "s", 9), ("#a5754a", "^", 9), ("#c9629b", "v", 9), (INK, "P", 9))
 UNITS = (("B", 1), ("KiB", 2**10), ("MiB", 2**20), ("GiB", 2**30), ("TiB", 2**40))
 STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "revgraph", "font.size": 11}
 INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
 
 
-def chart(
-    plans: Sequence[Plan],
-    path: str | os.PathLike[str],
-    *,
-    chosen: Plan | None = None,
-    budget: int | None = None,
-    baselines: Mapping[str, Plan] | None = None,
-) -> Path:
-    """Draw a frontier into the file `path`, an .svg or .png, and return that path.
+def chart_frontier(
+    plans: Sequence[Plan], form: str, budget: int | None = None, beside: Mapping[str, Plan] | None = None
+) -> bytes:
+    """A frontier as an .svg or .png, by its suffix `form`.
 
     To the right are activation bytes at the peak, upwards FLOPs over ordinary autograd's. The frontier is a
     staircase, for a budget between two of its `plans` takes the cheaper one in bytes; its knee is marked, and
-    so are the plan `chosen`, the `budget` in bytes, and the `baselines` by name. The ground is transparent,
-    and the colours can be read on light and on dark. The file appears when it is complete.
+    so are the `budget` in bytes and the plans `beside` it by name. The ground is transparent, and the colours
+    can be read on light and on dark.
 
     Raises:
         PlanError: there are no plans.
-        ValueError: the suffix is neither of the two.
         ModuleNotFoundError: matplotlib is not installed.
     """
-    target, form = _target(path)
     turn = knee(plans)
-    others = dict(baselines or {})
+    others = dict(beside or {})
     title = f"{plans[0].graph.name}: computing again against activation memory"
-    picture = _picture(title, plans, turn, chosen, budget, others, form)
+    picture = _picture(title, plans, turn, budget, others, form)
     if form == ".svg":
-        picture = _described(picture, _description(plans, turn, chosen, budget, others))
-    return _written(picture, target)
+        picture = _described(picture, _description(plans, turn, budget, others))
+    return picture
 
 
 def chart_drift(
@@ -71,7 +66,10 @@ def chart_drift(
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    target, form = _target(path)
+    target = Path(path)
+    form = target.suffix.lower()
+    if form not in CHART_SUFFIXES:
+        raise ValueError(f"cannot draw a chart into {str(target)!r}: use one of {', '.join(CHART_SUFFIXES)}")
     if not drift:
         raise ValueError("nothing was rebuilt, so there is no drift to draw: plan with inverted couplings")
     title = "drift of rebuilt values"
@@ -93,21 +91,7 @@ def chart_drift(
     if form == ".svg":
         described = f"The drift of {len(drift)} rebuilt values, up to {drift[worst]:.2g} at {worst}."
         picture = _described(picture, described)
-    return _written(picture, target)
-
-
-def _target(path: str | os.PathLike[str]) -> tuple[Path, str]:
-    target = Path(path)
-    form = target.suffix.lower()
-    if form not in SUFFIXES:
-        raise ValueError(f"cannot draw a chart into {str(target)!r}: use one of {', '.join(SUFFIXES)}")
-    return target, form
-
-
-def _written(picture: bytes, target: Path) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with new_file(target) as unfinished:
-        unfinished.write_bytes(picture)
+    write(target, picture)
     return target
 
 
@@ -122,7 +106,6 @@ def _picture(
     title: str,
     plans: Sequence[Plan],
     turn: Plan,
-    chosen: Plan | None,
     budget: int | None,
     others: Mapping[str, Plan],
     form: str,
@@ -146,11 +129,8 @@ def _picture(
         xs, ys = zip(*ends[:-1], strict=True)
         axes.plot(xs, ys, "o", color=FRONTIER, markersize=6, linestyle="none", label="the frontier's plans")
         point(turn, "its knee", KNEE, "D", markersize=11, markerfacecolor="none", markeredgewidth=2)
-        if chosen is not None:
-            point(chosen, "the plan chosen", CHOSEN, "*", markersize=14, zorder=4)
-        for index, (name, plan) in enumerate(others.items()):
-            colour, shape = BASELINES[index % len(BASELINES)]
-            point(plan, name, colour, shape, markersize=9)
+        for (name, plan), (colour, shape, size_) in zip(others.items(), cycle(MARKS), strict=False):
+            point(plan, name, colour, shape, markersize=size_, zorder=4)
         if budget is not None:
             name = f"the budget, {human_bytes(budget)}"
             axes.axvline(budget / size, color=BUDGET, linestyle="--", linewidth=1.5, label=name)
@@ -168,15 +148,12 @@ def _picture(
 def _description(
     plans: Sequence[Plan],
     turn: Plan,
-    chosen: Plan | None,
     budget: int | None,
     others: Mapping[str, Plan],
 ) -> str:
     """What the chart shows, in words."""
     parts = [f"A frontier of {len(plans)} plans from {_place(plans[0])} to {_place(plans[-1])}"]
     parts.append(f"its knee at {_place(turn)}")
-    if chosen is not None:
-        parts.append(f"the plan chosen at {_place(chosen)}")
     parts += [f"{name} at {_place(plan)}" for name, plan in others.items()]
     if budget is not None:
         parts.append(f"the budget of {human_bytes(budget)}")

@@ -1,4 +1,4 @@
-"""Charts of frontiers: complete files whose words can be read, and whose points are where they should be."""
+"""Charts of frontiers and drift: complete files whose words can be read."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from xml.etree import ElementTree
 import pytest
 from drawing.samples import chain, plan_for
 
-from revgraph.charting import chart
-from revgraph.errors import PlanError
+from revgraph.drawing import draw
+from revgraph.drawing.charts import chart_drift
+from revgraph.errors import GraphError
 from revgraph.planning import Plan
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -23,8 +24,8 @@ def frontier() -> list[Plan]:
 
 def drawn(path: Path) -> ElementTree.Element:
     plans = frontier()
-    others = {"ordinary <autograd>": replace(plans[-1], peak_bytes=50 << 20)}
-    assert chart(plans, path, chosen=plans[0], budget=11 << 20, baselines=others) == path
+    others = {"the plan chosen": plans[0], "ordinary <autograd>": replace(plans[-1], peak_bytes=50 << 20)}
+    assert draw(plans, path, budget="11 MiB", beside=others) == path
     return ElementTree.parse(path).getroot()
 
 
@@ -59,12 +60,12 @@ def test_same_plans_give_the_same_file(tmp_path: Path) -> None:
 
 
 def test_png(tmp_path: Path) -> None:
-    chart(frontier(), tmp_path / "frontier.PNG")
+    draw(frontier(), tmp_path / "frontier.PNG")
     assert (tmp_path / "frontier.PNG").read_bytes().startswith(b"\x89PNG")
 
 
 def test_one_plan_is_a_frontier(tmp_path: Path) -> None:
-    assert chart(frontier()[:1], tmp_path / "frontier.svg").stat().st_size > 0
+    assert draw(frontier()[:1], tmp_path / "frontier.svg").stat().st_size > 0
 
 
 def test_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,13 +77,17 @@ def test_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(OSError, match="disk is full"):
-        chart(frontier(), path)
+        draw(frontier(), path)
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
 
 
 def test_what_cannot_be_drawn_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"Use one of \.svg, \.png"):
+        draw(frontier(), tmp_path / "frontier.pdf")
+    with pytest.raises(GraphError, match="cannot draw an empty list"):
+        draw([], tmp_path / "frontier.svg")
+    with pytest.raises(ValueError, match="nothing was rebuilt"):
+        chart_drift({}, tmp_path / "drift.svg")
     with pytest.raises(ValueError, match=r"use one of \.svg, \.png"):
-        chart(frontier(), tmp_path / "frontier.pdf")
-    with pytest.raises(PlanError, match="has no knee"):
-        chart([], tmp_path / "frontier.svg")
+        chart_drift({"x": 1e-7}, tmp_path / "drift.html")
     assert not list(tmp_path.iterdir())
