@@ -52,9 +52,10 @@ gallery: $(READY)
 cli-page: $(READY)
 	$(BIN)/python -m typer revgraph.cli.app utils docs --name revgraph --output docs/cli.md
 
-# Draws what docs/pictures.md shows.
+# Draws and tells what docs/pictures.md and docs/reading.md show.
 pictures: $(READY)
 	$(BIN)/python -m benchmarks.pictures
+	$(BIN)/python -m benchmarks.reading
 
 bench: bench-peers bench-frontier bench-planning bench-flows bench-conversion
 

@@ -1,6 +1,7 @@
-"""`python -m benchmarks.pictures`: the pictures and reports of two plans that docs/pictures.md shows.
+"""`python -m benchmarks.pictures`: the pictures and reports that docs/pictures.md and docs/concepts.md show.
 
-RevNet-38 and a net of three streams with a skip, each as drawing, memory timeline, schedule and report.
+RevNet-38 and a net of three streams with a skip, each as drawing, memory timeline, schedule, frontier and
+report; and a small net with all kinds of nodes and decisions.
 """
 
 from __future__ import annotations
@@ -17,23 +18,44 @@ import revgraph as rg
 
 RESULTS = Path(__file__).parent / "results" / "pictures"
 BATCH = 8
+FUNCTION = {"f": {"DenseFunction": [32, 32, 64]}}
+RING = {"a": "b", "b": "c", "c": "a"}
+
+
+def _half_step(name: str, target: str, others: str) -> dict[str, Any]:
+    return {name: {"Additive": FUNCTION, "target": target, "others": others}}
+
+
+# Three rounds in which each stream reads the next; a boundary with a skip around it; and two half-steps more.
 STREAMS: dict[str, Any] = {
     "name": "three-streams",
     "batch": 32,
     "inputs": {"x": [96]},
     "layers": [
-        {"parts": {"Split": 3, "out": ["a", "b", "c"]}},
-        {"first": {"Additive": {"f": {"DenseFunction": [32, 32, 64]}}, "target": "a", "others": "b"}},
-        {"second": {"Additive": {"f": {"DenseFunction": [32, 32, 64]}}, "target": "b", "others": "c"}},
-        {"third": {"Additive": {"f": {"DenseFunction": [32, 32, 64]}}, "target": "c", "others": "a"}},
+        {"parts": {"Split": 3, "out": list(RING)}},
+        *(_half_step(f"{target}{turn}", target, read) for turn in (1, 2, 3) for target, read in RING.items()),
         {"bend": {"Linear": [32, 32], "in": "a", "out": "bent"}},
         {"skip": {"Sum": [], "in": ["bent", "b"], "out": "a"}},
-        {"fourth": {"Additive": {"f": {"DenseFunction": [32, 32, 64]}}, "target": "b", "others": "a"}},
-        {"fifth": {"Additive": {"f": {"DenseFunction": [32, 32, 64]}}, "target": "c", "others": "b"}},
-        {"joined": {"Concatenate": 1, "in": ["a", "b", "c"]}},
+        _half_step("b4", "b", "a"),
+        _half_step("c4", "c", "b"),
+        {"joined": {"Concatenate": 1, "in": list(RING)}},
         {"head": {"Linear": [96, 10]}},
     ],
 }
+# With every kind of node, and planned by hand so that every decision is there.
+CONCEPTS: dict[str, Any] = {
+    "name": "a small RevNet",
+    "batch": BATCH,
+    "inputs": {"image": [3, 16, 16]},
+    "layers": [
+        {"stem": {"Stem": {"in_channels": 3, "out_channels": 16}}},
+        {"split": {"Split": 2}},
+        {"block": {"Additive": {"f": {"BasicFunction": 8}, "g": {"BasicFunction": 8}}, "repeat": 2}},
+        {"join": "Concatenate"},
+        {"head": {"Head": {"channels": 16, "classes": 10}}},
+    ],
+}
+DECISIONS: dict[str, Any] = {"stem": "keep", "block1.g": "recompute", "head": "keep"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,11 +68,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     nets = {"revnet-38": rg.load("revnet-38", batch=BATCH), "three-streams": rg.load(STREAMS)}
     inputs = {"revnet-38": [torch.randn(BATCH, 3, 32, 32)], "three-streams": [torch.randn(32, 96)]}
     for name, net in nets.items():
-        rg.draw(net.plan, chosen.out / f"{name}-plan.svg")
+        plans, stored = rg.frontier(net.graph), rg.keep_all(net.graph)
+        budget = int(plans[0].peak_bytes * 1.1)
+        net.plan = rg.plan(net.graph, budget=budget)
         dots = rg.track(net, *inputs[name])
-        rg.draw(net.plan, chosen.out / f"{name}-memory.svg", show="memory", measured=dots)
+        beside = {"ordinary autograd": stored}
+        shown: dict[str, Any] = {"measured": dots, "budget": budget}
+        rg.draw(net.plan, chosen.out / f"{name}-plan.svg")
+        rg.draw(net.plan, chosen.out / f"{name}-memory.svg", show="memory", **shown)
         rg.draw(net.plan, chosen.out / f"{name}-schedule.svg", show="schedule")
-        print(rg.draw(net.plan, chosen.out / f"{name}.html"))
+        marked = {"the plan above": net.plan, **beside}
+        rg.draw(plans, chosen.out / f"{name}-frontier.svg", budget=budget, beside=marked)
+        print(rg.draw(net.plan, chosen.out / f"{name}.html", frontier=plans, beside=beside, **shown))
+    graph = rg.load(CONCEPTS).graph
+    print(rg.draw(rg.decide(graph, DECISIONS), chosen.out / "concepts.svg"))
     return 0
 
 

@@ -39,8 +39,8 @@ def version(distribution: str) -> str | None:
         return None
 
 
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, also straight as plain text: the first column flush left, the others right.
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table, also straight as plain text: so many columns flush left, the others right.
 
     Example:
         >>> print(markdown_table(["", "bytes"], [["plain", "303,108"]]))
@@ -50,8 +50,9 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """
     table = [[_cell(text) for text in row] for row in (head, *rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(head))]
-    lines = ["| " + " | ".join(_padded(row, widths)) + " |" for row in table]
-    rules = [":" + "-" * (widths[0] + 1), *("-" * (width + 1) + ":" for width in widths[1:])]
+    lines = ["| " + " | ".join(_padded(row, widths, left)) + " |" for row in table]
+    rules = [":" + "-" * (width + 1) for width in widths[:left]]
+    rules += ["-" * (width + 1) + ":" for width in widths[left:]]
     return "\n".join([lines[0], "|" + "|".join(rules) + "|", *lines[1:]])
 
 
@@ -93,6 +94,9 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _padded(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    first, *others = [text.rjust(width) for text, width in zip(row, widths, strict=True)]
-    return [row[0].ljust(len(first)), *others]
+def _padded(row: Sequence[str], widths: Sequence[int], left: int) -> list[str]:
+    sized = list(zip(row, widths, strict=True))
+    return [
+        *(text.ljust(size) for text, size in sized[:left]),
+        *(text.rjust(size) for text, size in sized[left:]),
+    ]

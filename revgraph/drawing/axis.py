@@ -9,7 +9,7 @@ from revgraph.drawing.lettering import shorten, width
 from revgraph.planning.schedule import Step
 
 NARROWEST, WIDEST = 3.0, 24.0
-WIDTH = 840.0
+WIDTH = 660.0
 LONGEST_NAME = 150.0
 SIZE = 9.0
 

@@ -84,12 +84,15 @@ class Canvas:
         role: str = "muted",
         anchor: str = "start",
         bold: bool = False,
+        halo: bool = False,
     ) -> None:
-        """One line of text, on its baseline."""
+        """One line of text, on its baseline; a halo of the ground's colour keeps lines behind it away."""
         form = {"x": f"{x:.2f}", "y": f"{y:.2f}", "font-size": f"{size:g}", "text-anchor": anchor}
         if bold:
             form["font-weight"] = "bold"
-        self._add("text", form, role, "").text = clean(text)
+        if halo:
+            form |= {"stroke-width": "3", "paint-order": "stroke"}
+        self._add("text", form, role, "ground" if halo else "").text = clean(text)
 
     def svg(self) -> str:
         """The finished text."""

@@ -119,7 +119,7 @@ def report(plan: Plan, drawings: Sequence[str], shown: Mapping[str, str], extras
                 "peak": each.moment.peak_bytes,
                 "parts": each.parts,
                 "what": what(each.moment.step),
-                "why": why(each.moment.step),
+                "why": why(each.moment.step, plan),
                 "lines": lines_of(each.moment.step, plan),
             }
             for each in composed

@@ -37,12 +37,15 @@ def what(step: Step) -> str:
     return WHAT[step.action].format(node=step.node)
 
 
-def why(step: Step) -> str:
+def why(step: Step, plan: Plan) -> str:
     """What the step reads and gives, and what it lets go."""
     said: list[str] = []
     if step.action == "invert":
-        gives = _list(step.makes) or "its target, which nothing else needs"
-        said.append(f"Its function runs once on {_list(step.reads)}; that gives its internals, and {gives}.")
+        outputs = plan.graph.node[step.node].outputs
+        read = tuple(name for name in step.reads if name not in outputs)
+        said.append(f"Its function runs once on {_list(read) or 'nothing'}, which gives its internals.")
+        if step.makes:
+            said.append(f"With its output {_list(outputs)} that gives back {_list(step.makes)}.")
     elif step.action in ("recompute", "hold", "rerun", "again", "wire", "rewire"):
         said.append(f"From {_list(step.reads)}" + (f" to {_list(step.makes)}." if step.makes else "."))
     elif step.action == "backward":

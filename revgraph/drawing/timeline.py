@@ -104,6 +104,7 @@ def _peak(canvas: Canvas, on: Axis, y: Callable[[float], float], index: int, cou
         role="peak",
         bold=True,
         anchor="end" if beside else "start",
+        halo=True,
     )
 
 

@@ -1,0 +1,117 @@
+"""`python -m benchmarks.reading`: what a training step of RevNet-110 holds, for docs/reading.md.
+
+Writes the tables of that page and the report that it opens. All of it is predicted; nothing is run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import revgraph as rg
+from benchmarks.shared import machine, markdown_table, version, write_text
+from revgraph.courses import own_bytes
+from revgraph.planning import human_bytes
+from revgraph.planning.schedule import schedule
+from revgraph.planning.simulating import Machine
+
+RESULTS = Path(__file__).parent / "results"
+NETWORK, BATCH, BUDGET = "revnet-110", 100, "500 MiB"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write all; the exit status is 0."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.reading", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder to write to")
+    folder = parser.parse_args(arguments).out
+    graph = rg.load(NETWORK, batch=BATCH).graph
+    plans = {
+        "ordinary autograd (`rg.keep_all`)": rg.keep_all(graph),
+        "every coupling inverted (`rg.decide(graph, {})`)": rg.decide(graph, {}),
+        "least peak (`rg.plan(graph)`)": rg.plan(graph),
+        f'within {BUDGET} (`rg.plan(graph, budget="{BUDGET}")`)': rg.plan(graph, budget=BUDGET),
+    }
+    inverted, least = list(plans.values())[1:3]
+    write_text(folder / "reading-plans.md", _comparison(plans))
+    write_text(folder / "reading-inverted.md", _held(inverted))
+    write_text(folder / "reading-least.md", _held(least))
+    rg.draw(least, folder / "pictures" / f"{NETWORK}.html")
+    for table in ("plans", "inverted", "least"):
+        print((folder / f"reading-{table}.md").read_text())
+    return 0
+
+
+def _comparison(plans: dict[str, rg.Plan]) -> str:
+    rows = [
+        [
+            name,
+            human_bytes(plan.peak_bytes),
+            plan.peak_at,
+            human_bytes(plan.held_bytes),
+            f"x{plan.flops_ratio:.3f}",
+        ]
+        for name, plan in plans.items()
+    ]
+    table = markdown_table(["plan", "peak", "where", "held at the turn", "FLOPs"], rows)
+    on = f"Python {machine()['python']} and torch {version('torch')}"
+    return f"{table}\n\n{NETWORK}, batch {BATCH}; predicted with {on}.\n"
+
+
+def _held(plan: rg.Plan) -> str:
+    """What waits at the turn from forward to backward, and why."""
+    machine = _at_the_turn(plan)
+    sizes = machine.memory.sizes
+    rows: list[list[str]] = []
+    counted: set[int] = set()
+    for name, storage in machine.tape.items():
+        if storage not in counted and name not in plan.graph.inputs:
+            shape = "x".join(map(str, plan.graph.value[name].shape))
+            rows.append([f"`{name}`, {shape}", _reason(plan, name), human_bytes(sizes.get(storage, 0))])
+        counted.add(storage)
+    results: dict[str, list[int]] = defaultdict(list)
+    rest = plan.held_bytes - sum(sizes.get(storage, 0) for storage in counted)
+    for node in plan.graph.planned:
+        pinned = set(machine.labels[node.name].values()) - counted
+        counted |= pinned
+        size = own_bytes(plan.course(node).forward) + sum(sizes.get(storage, 0) for storage in pinned)
+        rest -= size
+        if plan.decisions[node.name] == "keep":
+            rows.append([f"internals of `{node.name}`", "kept, as in ordinary training", human_bytes(size)])
+        elif size:
+            results[node.name.partition(".")[0]].append(size)
+    for stage, found in results.items():
+        what = f"results inside {len(found)} nodes of `{stage}`"
+        rows.append([what, "so that their convolutions do not run twice", human_bytes(sum(found))])
+    rows.append(["the output and the loss", "", human_bytes(rest)])
+    rows.append(["**all of it**", "", f"**{human_bytes(plan.held_bytes)}**"])
+    return markdown_table(["what", "why", "bytes"], rows, left=2) + "\n"
+
+
+def _at_the_turn(plan: rg.Plan) -> Machine:
+    machine = Machine(plan)
+    for step in schedule(plan):
+        machine.take(step)
+        if step.action == "loss":
+            break
+    return machine
+
+
+def _reason(plan: rg.Plan, name: str) -> str:
+    """Whose backward needs a stored value that nothing gives back."""
+    readers = [node for node in plan.graph.nodes if name in node.inputs]
+    for node in readers:
+        if node.kind == "boundary":
+            return f"`{node.name}` reads it, a boundary: it cannot be undone"
+    for node in readers:
+        if plan.decisions.get(node.name) == "recompute" and node.target == name:
+            return f"`{node.name}` starts from it, and is recomputed, not inverted"
+    return "it is read by " + ", ".join(f"`{node.name}`" for node in readers)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
