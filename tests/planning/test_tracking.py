@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from planning.test_prediction import SMALL, ThreeStreams
+from planning.test_prediction import SMALL, ThreeStreams, Transformer
 
 import revgraph as rg
 
@@ -20,12 +20,15 @@ def predicted(plan: rg.Plan) -> list[int]:
     return [max(each.peak_bytes for each in moments[a:b]) for a, b in pairwise([*starts, len(moments)])]
 
 
-@pytest.mark.parametrize("name", ["small", "three streams"])
+@pytest.mark.parametrize("name", ["small", "three streams", "transformer"])
 def test_the_most_live_bytes_are_predicted_between_any_two_evaluations(name: str) -> None:
     torch.manual_seed(0)
     if name == "small":
         inputs: Any = [torch.randn(2, 3, 8, 8)]
         net = rg.load(SMALL)
+    elif name == "transformer":
+        inputs = [torch.randint(50, (3, 10))]
+        net = rg.trace(Transformer(), *inputs)
     else:
         inputs = list(torch.randn(3, 5, 8))
         net = rg.trace(ThreeStreams(), *inputs)
