@@ -242,6 +242,27 @@ PROMISES = (
         "saving loses nothing that was saved",
         ("trust/test_hostile_files.py", "trust/test_full_disk.py"),
     ),
+    Promise(
+        "Log-determinants of flows are those of autograd's Jacobian, with plain autograd's gradients, under "
+        "any decisions",
+        (
+            "family/test_flows.py::test_log_determinants_are_those_of_the_jacobian",
+            "family/test_flows.py::test_gradients_of_the_likelihood_are_plain_autograds",
+        ),
+    ),
+    Promise(
+        "A converted network begins as the pretrained one, with its own weights, and leaves that as it was",
+        (
+            "conversion/test_conversion.py::test_at_a_tiny_beta_the_output_is_the_pretrained_one_in_float32",
+            "conversion/test_conversion.py::test_weights_are_the_models_own_and_keep_their_names",
+            "conversion/test_conversion.py::test_the_model_is_left_as_it_was",
+        ),
+    ),
+    Promise(
+        "On the CPU, the bytes predicted for a plan's peak and turn are those measured, to the byte; on the "
+        "nets tried, also between any two evaluations of nodes",
+        ("planning/test_prediction.py", "planning/test_tracking.py"),
+    ),
 )
 
 FAULTS = (
