@@ -28,6 +28,7 @@ OPERANDS: dict[str, tuple[type, ...]] = {
     "replay": (),
     "done": (),
 }
+REPLAY, DONE = ("replay",), ("done",)
 PLACED = re.compile(r"(in|out|go)([0-9]{1,6})")
 # Bytes, FLOPs and sizes stay below this, so that sums over thousands of nodes fit into 64 bits.
 LARGEST = 2**48
@@ -52,7 +53,24 @@ class Course:
     @property
     def replays(self) -> bool:
         """Whether the backward asks for a replay by itself."""
-        return ("replay",) in self.backward
+        return REPLAY in self.backward
+
+    @property
+    def before_replay(self) -> tuple[Event, ...]:
+        """The backward's events up to the replay; none where there is no replay."""
+        return self.backward[: self.backward.index(REPLAY)] if self.replays else ()
+
+    @property
+    def in_replay(self) -> tuple[Event, ...]:
+        """The events of the replay."""
+        if not self.replays:
+            return ()
+        return self.backward[self.backward.index(REPLAY) + 1 : self.backward.index(DONE)]
+
+    @property
+    def after_replay(self) -> tuple[Event, ...]:
+        """The backward's events after the replay, all of them where there is none."""
+        return self.backward[self.backward.index(DONE) + 1 :] if self.replays else self.backward
 
 
 def own_bytes(events: Iterable[Event]) -> int:

@@ -9,10 +9,11 @@ from typing import Any, cast
 from revgraph.courses import Course, Event, own_bytes
 from revgraph.graph import Graph, Node
 from revgraph.planning.deciding import decide, keep_all
+from revgraph.planning.holding import Storages
 from revgraph.planning.plans import DECISIONS, Decision, Plan
 from revgraph.planning.problem import Item, Option, Problem, Solution
 from revgraph.planning.schedule import schedule
-from revgraph.planning.simulating import Machine, Storages, after_replay, before_replay, in_replay
+from revgraph.planning.simulating import Machine
 from revgraph.planning.sources import needs
 
 MEASURES = ("held_bytes", "flops", "captured_bytes", "forward_peak", "backward_peak")
@@ -145,7 +146,7 @@ class _Posing:
             [value for label, value in _labelled(node) if label not in dropped] if decision == "keep" else []
         )
         gradients = {f"go{index}": self.graph.own_bytes(each) for index, each in enumerate(node.outputs)}
-        replay = in_replay(course)
+        replay = course.in_replay
         return Option(
             name=cast("Decision", decision),
             results=tuple(map(int, results)),
@@ -156,7 +157,7 @@ class _Posing:
             flops=course.replay_flops,
             captured_bytes=max(0, own_bytes(replay)),
             forward_peak=_peak(course.forward, {}),
-            backward_peak=_peak((*before_replay(course), *replay, *after_replay(course)), gradients),
+            backward_peak=_peak((*course.before_replay, *replay, *course.after_replay), gradients),
         )
 
     def _indices(self, names: Any) -> tuple[int, ...]:

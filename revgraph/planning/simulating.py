@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from revgraph.courses import Course, Event
 from revgraph.errors import PlanError
 from revgraph.graph import Graph, Node
+from revgraph.planning.holding import NOWHERE, Storages
 from revgraph.planning.plans import Plan
 from revgraph.planning.schedule import Step, schedule
-
-NOWHERE = 0
-REPLAY, DONE = ("replay",), ("done",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,41 +35,6 @@ def simulate(plan: Plan) -> list[Moment]:
     """
     machine = Machine(plan)
     return [machine.take(step) for step in schedule(plan)]
-
-
-@dataclass
-class Storages:
-    """Storages by number and how many hold each; `NOWHERE` stands for memory that does not count."""
-
-    live: int = 0
-    most: int = 0
-    sizes: dict[int, int] = field(default_factory=dict)
-    holders: Counter[int] = field(default_factory=Counter)
-    last: int = 0
-
-    def born(self, size: int) -> int:
-        self.last = number = self.last + 1
-        self.sizes[number] = size
-        self.holders[number] = 1
-        self.use(size, size)
-        return number
-
-    def use(self, most: int, net: int) -> None:
-        self.most = max(self.most, self.live + most)
-        self.live += net
-
-    def hold(self, number: int) -> int:
-        if number != NOWHERE:
-            self.holders[number] += 1
-        return number
-
-    def release(self, number: int) -> None:
-        if number == NOWHERE:
-            return
-        self.holders[number] -= 1
-        if self.holders[number] == 0:
-            self.live -= self.sizes.pop(number)
-            del self.holders[number]
 
 
 class Machine:
@@ -145,7 +108,7 @@ class Machine:
         self._begin(node)
         labels = self.labels.pop(node.name)
         course = self._backward_course(node)
-        self._follow(after_replay(course), node, labels)
+        self._follow(course.after_replay, node, labels)
         for number in labels.values():
             self.memory.release(number)
         return course.backward_flops
@@ -163,7 +126,7 @@ class Machine:
         for index, name in enumerate(node.outputs):
             if name in self.gradients:
                 labels[f"go{index}"] = self.gradients.pop(name)
-        self._follow(before_replay(self._backward_course(node)), node, labels)
+        self._follow(self._backward_course(node).before_replay, node, labels)
 
     def _rebuild(self, step: Step) -> int:
         self._begin(self._node(step.stage))
@@ -172,7 +135,7 @@ class Machine:
         captures = step.action in ("invert", "recompute", "hold")
         replays = captures and step.action != "hold" and own.replays
         name = self._course_name(step, node)
-        events = in_replay(own) if replays else node.cost.courses.get(name, Course()).forward
+        events = own.in_replay if replays else node.cost.courses.get(name, Course()).forward
         flops = own.replay_flops if replays else node.cost.courses.get(name, Course()).flops
         if step.action == "hold":
             self.held_again.add(node.name)
@@ -185,7 +148,7 @@ class Machine:
         for name in step.makes:
             self.rebuilt.setdefault(name, NOWHERE)  # by a node whose costs are not known
         if captures:
-            kept = {event[1] for event in after_replay(self._backward_course(node)) if event[0] == "drop"}
+            kept = {event[1] for event in self._backward_course(node).after_replay if event[0] == "drop"}
             going = [label for label in labels if label not in kept and label.startswith(("in", "out"))]
         else:
             going = list(labels)
@@ -308,20 +271,3 @@ def _contributors(plan: Plan) -> Counter[str]:
             elif event[0] == "grad":
                 parts[node.cost.shared[event[1] - len(node.inputs)]] += 1
     return parts
-
-
-def before_replay(course: Course) -> tuple[Event, ...]:
-    """The backward's events up to the replay; none where there is no replay."""
-    return course.backward[: course.backward.index(REPLAY)] if course.replays else ()
-
-
-def in_replay(course: Course) -> tuple[Event, ...]:
-    """The events of the replay."""
-    if not course.replays:
-        return ()
-    return course.backward[course.backward.index(REPLAY) + 1 : course.backward.index(DONE)]
-
-
-def after_replay(course: Course) -> tuple[Event, ...]:
-    """The backward's events after the replay, all of them where there is none."""
-    return course.backward[course.backward.index(DONE) + 1 :] if course.replays else course.backward

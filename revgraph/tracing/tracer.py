@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import operator
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from revgraph.couplings import Boundary, Coupling
 from revgraph.errors import RevgraphError, TraceError
 from revgraph.expressions import Register, leaves, map_leaves
+from revgraph.tracing.ambient import modes, random_state
 from revgraph.tracing.evaluating import Evaluator
 from revgraph.tracing.in_place import is_same, out_of_place, replaced, stands_for_tensor
 from revgraph.tracing.patches import patched
@@ -60,8 +59,8 @@ class Tracer(fx.Tracer):
         self.opaque: dict[str, str] = {}
         self._open: list[Scope] = []
         self._overwritten: list[Tensor] = []
-        self._mode = _modes()
-        self._random = _random_state()
+        self._mode = modes()
+        self._random = random_state()
         self.evaluator = Evaluator(model, fake_mode)
         self.results: Any = None
 
@@ -118,7 +117,7 @@ class Tracer(fx.Tracer):
 
     def check_random(self) -> None:
         """Refuse random numbers that the user's code drew by itself: a graph would draw them only once."""
-        if _random_state() != self._random:
+        if random_state() != self._random:
             raise Untraceable("random numbers are drawn outside of any traced tensor")
 
     def proxy(self, node: fx.Node) -> ShadowProxy:
@@ -155,7 +154,7 @@ class Tracer(fx.Tracer):
         except Exception as error:
             self._roll_back(last)
             del self._overwritten[overwritten:]
-            self._random = _random_state()
+            self._random = random_state()
             self.opaque[path] = f"{type(error).__name__}: {error}"
             return self.create_proxy("call_module", path, args, kwargs)
         finally:
@@ -229,7 +228,7 @@ class Tracer(fx.Tracer):
         type_expr: Any | None = None,
         proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
     ) -> ShadowProxy:
-        if _modes() != self._mode:
+        if modes() != self._mode:
             raise Untraceable("the gradient mode or autocast is changed inside the forward")
         if kind == "placeholder":
             return self._record(kind, target, args, kwargs, name, None)
@@ -259,7 +258,7 @@ class Tracer(fx.Tracer):
         try:
             return self.evaluator.evaluate(kind, target, args, kwargs)
         finally:
-            self._random = _random_state()
+            self._random = random_state()
 
     def _record(
         self,
@@ -290,20 +289,3 @@ class Tracer(fx.Tracer):
                 "(nn.ReLU() for nn.ReLU(inplace=True))."
             )
         return self.create_proxy("call_method", "clone", (edited[0],), {})
-
-
-def _random_state() -> tuple[Any, ...]:
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    return (
-        random.getstate(),
-        torch.default_generator.get_state().numpy().tobytes(),
-        *(torch.cuda.get_rng_state(device).numpy().tobytes() for device in devices),
-    )
-
-
-def _modes() -> tuple[Any, ...]:
-    return (
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-        *(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")),
-    )

@@ -1,53 +1,19 @@
-"""Reports: graphs, plans, simulations and measurements as tables for people and as JSON for programs."""
+"""Reports as tables, for people."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast, overload, runtime_checkable
+from typing import TYPE_CHECKING, Any, cast
 
 from revgraph.graph import Graph
 from revgraph.graph import table as plain_table
 from revgraph.planning import DECISIONS, Moment, Plan, human_bytes, knee
 from revgraph.planning.plans import TERM
+from revgraph.reporting.kinds import Compared, Measured, Reportable, all_are, unknown
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-
-@runtime_checkable
-class Measured(Protocol):
-    """What `rg.measure` returns; `seconds` may come besides."""
-
-    @property
-    def peak_bytes(self) -> int: ...
-    @property
-    def held_bytes(self) -> int: ...
-    @property
-    def flops(self) -> int: ...
-    @property
-    def flops_ratio(self) -> float: ...
-    @property
-    def calls(self) -> Mapping[str, int]: ...
-
-
-@runtime_checkable
-class Compared(Protocol):
-    """What `rg.check` returns."""
-
-    @property
-    def max_relative_error(self) -> float: ...
-    @property
-    def angle_degrees(self) -> float: ...
-    @property
-    def drift(self) -> Mapping[str, float]: ...
-
-
-One = Graph | Plan | Measured | Compared | Mapping[str, Measured]
-Many = Sequence[Plan] | Sequence[Moment]
-Reportable = One | Many
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,53 +28,6 @@ class Report:
     def __str__(self) -> str:
         head, *rows = (_aligned(self, row) for row in (self.head, *self.rows))
         return self.title + "\n" + plain_table(head, rows)
-
-
-@overload
-def as_json(reportable: One) -> dict[str, Any]: ...
-@overload
-def as_json(reportable: Many) -> list[dict[str, Any]]: ...
-def as_json(reportable: Reportable) -> dict[str, Any] | list[dict[str, Any]]:
-    """What a report says, in types that `json` writes; numbers that JSON lacks (nan, inf) are None.
-
-    - Graph: the content of `graph.to_json()`: `revgraph` (the format's number), `name`, `nodes`, `values`.
-    - Plan: `network`, `decisions` (node to word), `stored` (names), `peak_bytes`, `peak_at`, `held_bytes`,
-      `flops_ratio`, `status`, `bound`, `reasons` (node to text), `results` (node to indices, the term -1),
-      `holds` (node to node), `drops` (node to names), `sources` (value to its `how` and `node`).
-    - A list of plans, a frontier: a list of what is above, and of each whether it is the `knee`.
-    - A list of moments, a simulation: a list of `action`, `node`, `stage`, `reads`, `makes`, `stores`,
-      `frees` (names), `live_bytes`, `peak_bytes`, `flops`.
-    - Measurement: `peak_bytes`, `held_bytes`, `flops`, `flops_ratio`, `calls` (node to number), and `seconds`
-      where they were measured.
-    - GradientReport: `max_relative_error`, `angle_degrees`, `drift` (value to number).
-    - A mapping of names to measurements: the same names to what is above.
-
-    Keys may be added in later versions; none of these goes away or changes its meaning.
-
-    Raises:
-        TypeError: it is none of these.
-    """
-    if isinstance(reportable, Graph):
-        return json.loads(reportable.to_json())
-    if isinstance(reportable, Plan):
-        return _finite(_plan_json(reportable))
-    if isinstance(reportable, Mapping):
-        return {name: as_json(each) for name, each in reportable.items()}
-    if _all(Plan, reportable):
-        plans = cast("Sequence[Plan]", reportable)
-        turn = knee(plans)
-        return [{**as_json(plan), "knee": plan is turn} for plan in plans]
-    if _all(Moment, reportable):
-        return [_moment_json(moment) for moment in cast("Sequence[Moment]", reportable)]
-    if isinstance(reportable, Measured):
-        names = ("peak_bytes", "held_bytes", "flops", "flops_ratio", "calls")
-    elif isinstance(reportable, Compared):
-        names = ("max_relative_error", "angle_degrees", "drift")
-    else:
-        raise TypeError(_unknown(reportable))
-    seconds = getattr(reportable, "seconds", None)
-    data = {name: getattr(reportable, name) for name in names}
-    return _finite(data if seconds is None else {**data, "seconds": seconds})
 
 
 def report(reportable: Reportable) -> Report:
@@ -133,15 +52,15 @@ def report(reportable: Reportable) -> Report:
         return _of_plan(reportable)
     if isinstance(reportable, Mapping):
         return _of_measurements(reportable)
-    if _all(Plan, reportable):
+    if all_are(Plan, reportable):
         return _of_frontier(cast("Sequence[Plan]", reportable))
-    if _all(Moment, reportable):
+    if all_are(Moment, reportable):
         return _of_simulation(cast("Sequence[Moment]", reportable))
     if isinstance(reportable, Measured):
         return _of_measurements({"measured": reportable})
     if isinstance(reportable, Compared):
         return _of_comparison(reportable)
-    raise TypeError(_unknown(reportable))
+    raise TypeError(unknown(reportable))
 
 
 def table(reportable: Reportable) -> Table | str:
@@ -162,38 +81,6 @@ def table(reportable: Reportable) -> Table | str:
     for row in made.rows:
         drawn.add_row(*(Text(cell) for cell in row))
     return drawn
-
-
-def _plan_json(plan: Plan) -> dict[str, Any]:
-    return {
-        "network": plan.graph.name,
-        "decisions": dict(plan.decisions),
-        "stored": list(plan.stored),
-        "peak_bytes": plan.peak_bytes,
-        "peak_at": plan.peak_at,
-        "held_bytes": plan.held_bytes,
-        "flops_ratio": plan.flops_ratio,
-        "status": plan.status,
-        "bound": plan.bound,
-        "reasons": dict(plan.reasons),
-        "results": {name: list(indices) for name, indices in plan.results.items()},
-        "holds": dict(plan.holds),
-        "drops": {name: list(names) for name, names in plan.drops.items()},
-        "sources": {name: {"how": source.how, "node": source.node} for name, source in plan.sources.items()},
-    }
-
-
-def _moment_json(moment: Moment) -> dict[str, Any]:
-    step = moment.step
-    return {
-        "action": step.action,
-        "node": step.node,
-        "stage": step.stage,
-        **{name: list(getattr(step, name)) for name in ("reads", "makes", "stores", "frees")},
-        "live_bytes": moment.live_bytes,
-        "peak_bytes": moment.peak_bytes,
-        "flops": moment.flops,
-    }
 
 
 def _of_graph(graph: Graph) -> Report:
@@ -303,7 +190,7 @@ _QUANTITIES: tuple[tuple[str, Callable[[Any], str]], ...] = (
 def _of_measurements(measured: Mapping[str, Measured]) -> Report:
     for each in measured.values():
         if not isinstance(each, Measured):
-            raise TypeError(_unknown(each))
+            raise TypeError(unknown(each))
     rows = [(name, *(show(each) for each in measured.values())) for name, show in _QUANTITIES]
     seconds = [getattr(each, "seconds", None) for each in measured.values()]
     if any(each is not None for each in seconds):
@@ -327,24 +214,4 @@ def _aligned(made: Report, row: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(
         cell.rjust(width) if name in made.right else cell
         for name, cell, width in zip(made.head, row, widths, strict=True)
-    )
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, float):
-        return data if math.isfinite(data) else None
-    if isinstance(data, Mapping):
-        return {str(key): _finite(value) for key, value in data.items()}
-    return [_finite(value) for value in data] if isinstance(data, list) else data
-
-
-def _all(kind: type, items: object) -> bool:
-    """Whether this is a list, and not an empty one, of such things only."""
-    return isinstance(items, (list, tuple)) and bool(items) and all(isinstance(item, kind) for item in items)
-
-
-def _unknown(given: object) -> str:
-    return (
-        f"cannot report a {type(given).__name__}: give a Graph, a Plan, what rg.measure or rg.check "
-        "returned, a list of plans or of moments, or a mapping of names to measurements"
     )
