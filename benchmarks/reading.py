@@ -78,7 +78,9 @@ def _held(plan: rg.Plan) -> str:
     for node in plan.graph.planned:
         pinned = set(machine.labels[node.name].values()) - counted
         counted |= pinned
-        size = own_bytes(plan.course(node).forward) + sum(sizes.get(storage, 0) for storage in pinned)
+        size = own_bytes(machine.courses[node.name].forward) + sum(
+            sizes.get(storage, 0) for storage in pinned
+        )
         rest -= size
         if plan.decisions[node.name] == "keep":
             rows.append([f"internals of `{node.name}`", "kept, as in ordinary training", human_bytes(size)])

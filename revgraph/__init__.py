@@ -1,11 +1,14 @@
 """Reversible neural networks as graphs: declare or trace, plan what to store, train in less memory."""
 
 from revgraph import reference
+from revgraph.autograd_memory import saved
 from revgraph.bijections import ActNorm, InvertibleConv1x1, Scale
+from revgraph.checking import GradientReport, check
 from revgraph.conversion import dual_residual, set_dual_residual
 from revgraph.couplings import Additive, Affine, Boundary, Coupling, Gated
 from revgraph.drawing import draw
 from revgraph.dynamics import DualResidual, Leapfrog, Midpoint, Momentum
+from revgraph.engine.module import ReversibleModule
 from revgraph.errors import (
     BudgetError,
     DataError,
@@ -22,10 +25,10 @@ from revgraph.estimating import estimate_drift
 from revgraph.graph import Graph, Node, Value, verify
 from revgraph.initializing import initialize
 from revgraph.loading import load, trace
-from revgraph.measuring import GradientReport, Measurement, check, measure
+from revgraph.measuring import Measurement, measure
 from revgraph.notebooks import attach
 from revgraph.planning import Moment, Plan, decide, frontier, keep_all, knee, plan, simulate
-from revgraph.runtime.module import ReversibleModule
+from revgraph.saved_table import SavedRow, SavedTable
 from revgraph.schedules import DualResidualSchedule
 from revgraph.specs import register
 from revgraph.tracking import track
@@ -77,6 +80,8 @@ __all__ = [
     "Reshape",
     "ReversibleModule",
     "RevgraphError",
+    "SavedRow",
+    "SavedTable",
     "Scale",
     "ShuffleChannels",
     "SpaceToDepth",
@@ -100,6 +105,7 @@ __all__ = [
     "plan",
     "reference",
     "register",
+    "saved",
     "set_dual_residual",
     "simulate",
     "trace",

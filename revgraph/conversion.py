@@ -10,9 +10,10 @@ from torch import nn
 from revgraph.blocks.units import ResidualUnit
 from revgraph.coefficients import DualCoefficients
 from revgraph.costs import with_costs
+from revgraph.engine.module import ReversibleModule
 from revgraph.errors import GraphError, TraceError
-from revgraph.runtime.module import ReversibleModule
 from revgraph.tracing import trace as trace_program
+from revgraph.tracing.arguments import form_of
 from revgraph.tracing.second_streams import SecondStreams
 
 NAME = "dual_residual"
@@ -78,7 +79,8 @@ def dual_residual(
                 "well. Convert the model in float32 and run it under autocast."
             )
     shell.add_module(NAME, coefficients)
-    return ReversibleModule(shell, replace(program, graph=with_costs(program, shell)))
+    _, named = form_of(shell, example_inputs, example_kwargs)
+    return ReversibleModule(shell, replace(program, graph=with_costs(program, shell, named)))
 
 
 def set_dual_residual(net: nn.Module, *, alpha: float | None = None, beta: float | None = None) -> None:

@@ -38,10 +38,11 @@ LARGEST = 2**48
 class Course:
     """The events of a node's forward and backward under one decision, with their FLOPs.
 
-    Labels name storages: `in0`, `out0`, `go0` are those of the node's inputs, outputs and output gradients
-    by index, `target` is a rebuilt target, and other labels are the node's own. What the node holds past
-    its forward has no `drop` in `forward`. `replay_flops` are part of neither `flops`, those of the
-    forward, nor `backward_flops`.
+    Labels name storages: `in0`, `out0`, `go0` are those of the node's inputs, outputs and output gradients by
+    index, `target` is a rebuilt target, and other labels are the node's own. What the node holds past its
+    forward has no `drop` in `forward`. `replay_flops` are part of neither `flops`, those of the forward, nor
+    `backward_flops`. `release` are the events of a node that no gradient reaches, when autograd's graph of it
+    goes: with its outputs, and with the graphs of what was made of them.
     """
 
     forward: tuple[Event, ...] = ()
@@ -49,6 +50,7 @@ class Course:
     flops: int = 0
     replay_flops: int = 0
     backward_flops: int = 0
+    release: tuple[Event, ...] = ()
 
     @property
     def replays(self) -> bool:
@@ -86,7 +88,7 @@ def verify_course(course: Course, inputs: int, outputs: int, shared: int) -> Non
             has no end.
     """
     known: set[str] = set()
-    for event in (*course.forward, *course.backward):
+    for event in (*course.forward, *course.backward, *course.release):
         labels = [part for part in event[1:] if isinstance(part, str)]
         begun = event[1] if event[0] in ("born", "same") else None
         for label in labels:
@@ -113,13 +115,14 @@ def course_from(item: Any) -> Course:
     Raises:
         ValueError: a field is missing, unknown or of the wrong type.
     """
-    if not isinstance(item, dict) or set(item) != set(Course.__slots__):
+    if not isinstance(item, dict) or {*item, "release"} != set(Course.__slots__):
         raise ValueError(f"a Course is an object with {', '.join(Course.__slots__)}, not {item!r:.60}")
     flops = [item[key] for key in ("flops", "replay_flops", "backward_flops")]
     for count in flops:
         if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count < LARGEST:
             raise ValueError(f"{count!r:.60} should be a whole number from 0 to {LARGEST - 1}")
-    return Course(_events(item["forward"]), _events(item["backward"]), *flops)
+    release = _events(item.get("release", []))
+    return Course(_events(item["forward"]), _events(item["backward"]), *flops, release=release)
 
 
 def _events(items: Any) -> tuple[Event, ...]:

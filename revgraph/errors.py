@@ -40,7 +40,11 @@ class ReplayError(RevgraphError):
 
 
 class DriftError(RevgraphError):
-    """A reconstructed value is too far from the one it stands for."""
+    """A reconstructed value is too far from the one it stands for; `node` shows it, if known."""
+
+    def __init__(self, message: str, *, node: str = "") -> None:
+        super().__init__(message)
+        self.node = node
 
 
 class DriftWarning(UserWarning):
@@ -49,6 +53,15 @@ class DriftWarning(UserWarning):
 
 class DataError(RevgraphError):
     """A data file or checkpoint is missing, short, or not what it claims to be."""
+
+
+def cures_of_drift(node: str) -> str:
+    """What to do where rounding errors of inversion decide what a node does."""
+    return (
+        f"Keep the node (decisions {{{node!r}: 'keep'}}), store what it reads as an anchor "
+        "(revgraph.decide(..., anchors=[...]), or revgraph.plan(..., max_drift=...)), or use exact mode "
+        "(revgraph.trace(..., exact=True))."
+    )
 
 
 def add_note(error: BaseException, note: str) -> None:

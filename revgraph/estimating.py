@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from revgraph.engine.executable import PlannedOperation
+from revgraph.engine.forward import Forward
+from revgraph.engine.module import ReversibleModule
 from revgraph.expressions import map_leaves
 from revgraph.graph import Graph
 from revgraph.isolation import untouched
-from revgraph.runtime.module import ReversibleModule
-from revgraph.runtime.running import Running
-from revgraph.runtime.script import Step
 from revgraph.tracing.arguments import bind, read_form
 
 # The relative error that is put on what a half-step reads: far above rounding, far below the values.
@@ -40,13 +40,13 @@ def estimate_drift(net: ReversibleModule, *inputs: Any, **extras: Any) -> Graph:
     found: dict[str, tuple[float, float]] = {}
     env: dict[str, Any] = {}
     read_form(net._program.arguments, bind(net._program.signature, inputs, extras), "the call", env)
-    running = Running(net, net._script, env)
-    with untouched(net, faked=False), torch.no_grad():
-        for step in net._script.steps:
-            if step.law is not None and step.target is not None:
-                found[step.node] = _rounding_and_growth(net, step, env)
-            running.evaluate(step)
-            running.free(step)
+    with untouched(net), torch.no_grad():
+        forward = Forward(net, net._executable, env)
+        for operation in net._executable.operations:
+            if operation.law is not None and operation.target is not None:
+                found[operation.node] = _rounding_and_growth(net, operation, forward.values)
+            forward.evaluate(operation)
+            forward.free(operation)
     nodes = tuple(
         replace(node, cost=replace(node.cost, rounding=found[node.name][0], growth=found[node.name][1]))
         if node.name in found
@@ -57,22 +57,24 @@ def estimate_drift(net: ReversibleModule, *inputs: Any, **extras: Any) -> Graph:
     return net.graph
 
 
-def _rounding_and_growth(net: ReversibleModule, step: Step, env: dict[str, Any]) -> tuple[float, float]:
+def _rounding_and_growth(
+    net: ReversibleModule, operation: PlannedOperation, values: list[Any]
+) -> tuple[float, float]:
     """The relative error of the target undone from exact values, and by how much errors grow in that."""
-    assert step.law is not None
-    assert step.target is not None
-    x = env[step.target]
-    given = [env[name] for name in step.reads]
+    law = operation.law
+    assert law is not None
+    assert operation.target is not None
+    x = values[operation.target]
+    given = [values[number] for number in operation.reads]
     devices = sorted({each.device.index for each in (x, *given) if isinstance(each, Tensor) and each.is_cuda})
 
     def undone(inputs: list[Any], y: Tensor | None) -> tuple[Tensor, Tensor]:
         """The target that follows from y (from the one of the forward, unless given), and that y."""
-        assert step.law is not None
         with torch.random.fork_rng(devices):
-            results = step.expression.run(net, inputs)
+            results = operation.function.run(*inputs)
         term = results[0] if results else None
-        y = step.law.couple(net, x, term) if y is None else y
-        return step.law.uncouple(net, y, term), y
+        y = law.couple(net, x, term) if y is None else y
+        return law.uncouple(net, y, term), y
 
     exact, y = undone(given, None)
     shake = SHAKES.get(x.dtype, COARSE_SHAKE)

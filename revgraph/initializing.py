@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from revgraph.bijections import ActNorm
+from revgraph.engine.module import ReversibleModule
+from revgraph.engine.observer import Observer
 from revgraph.expressions import module_at
 from revgraph.program import CouplingLaw
-from revgraph.runtime.module import ReversibleModule
-from revgraph.runtime.probe import Probe
 
 
 def initialize(net: ReversibleModule, *inputs: Any, **extras: Any) -> int:
@@ -34,7 +34,7 @@ def initialize(net: ReversibleModule, *inputs: Any, **extras: Any) -> int:
     return len(fitting.done)
 
 
-class _Fitting(Probe):
+class _Fitting(Observer):
     """Fits each `ActNorm` as the value that it reads is made, before it runs."""
 
     def __init__(self, net: ReversibleModule) -> None:

@@ -5,35 +5,47 @@ from __future__ import annotations
 import copy
 import random
 import sys
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from revgraph.expressions import leaves
+from revgraph.storages import faked, memory_key, parts_of
+
+version_kept: Any = torch.autograd._unsafe_preserve_version_counter  # pyright: ignore
 MODULE_TABLES = frozenset(nn.Module().__dict__)
 
 
 @contextmanager
-def untouched(model: nn.Module, faked: bool = True) -> Iterator[None]:
-    """Run with copies of all buffers (fake ones if `faked`); modules and random state end as they began."""
-    fake_mode = FakeTensorMode(allow_non_fake_inputs=True) if faked else None
+def untouched(model: nn.Module, fake_mode: FakeTensorMode | None = None) -> Iterator[None]:
+    """Run the model's code out of inference mode; model and random state end as they began.
+
+    With a mode, parameters and buffers are fake ones meanwhile. Without, buffers are copies, and parameters,
+    which may be large, the model's own: what writes one of them is undone.
+    """
     modules = list(model.modules())
     attributes = [dict(module.__dict__) for module in modules]
     tables = [(dict(module._parameters), dict(module._buffers), dict(module._modules)) for module in modules]
-    copies: dict[int, Tensor] = {}
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices), _random_kept(), _autocast_cache_off(), _contents_kept(attributes):
+    with (
+        out_of_inference_mode(),
+        torch.random.fork_rng(devices),
+        _random_kept(),
+        _autocast_cache_off(),
+        _contents_kept(attributes) as held,
+        _memory_kept(own := [each for each in (*model.parameters(), *held) if not is_lazy(each)]),
+        _CopyOnWrite(own) if fake_mode is None else nullcontext(),
+    ):
         try:
-            for module in modules:
-                for key, buffer in module._buffers.items():
-                    if buffer is not None:
-                        if id(buffer) not in copies:
-                            copies[id(buffer)] = _copy(buffer, fake_mode)
-                        module._buffers[key] = copies[id(buffer)]
+            _replace(modules, fake_mode)
             yield
         finally:
             for module, saved, (parameters, buffers, children) in zip(
@@ -49,6 +61,117 @@ def untouched(model: nn.Module, faked: bool = True) -> Iterator[None]:
                 for table, content in contents:
                     table.clear()
                     table.update(content)
+
+
+def out_of_inference_mode() -> AbstractContextManager[None]:
+    """A block out of inference mode, whose tensors autograd does not save; whether gradients are on stays."""
+    return _inference_mode_left() if torch.is_inference_mode_enabled() else nullcontext()
+
+
+@contextmanager
+def _inference_mode_left() -> Iterator[None]:
+    enabled = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.set_grad_enabled(enabled):
+        yield
+
+
+def _replace(modules: list[nn.Module], fake_mode: FakeTensorMode | None) -> None:
+    """Put fake parameters and buffers, or copies of buffers, in the place of the modules' own."""
+    others: dict[int, Tensor] = {}
+    for module in modules:
+        for table in (module.__dict__["_parameters"], module._buffers):
+            if fake_mode is None and table is not module._buffers:
+                continue
+            for key, tensor in table.items():
+                if tensor is None or is_lazy(tensor):
+                    continue
+                if id(tensor) not in others:
+                    fake = None if fake_mode is None else faked(tensor, fake_mode)
+                    others[id(tensor)] = tensor.detach().clone() if fake is None else fake
+                table[key] = others[id(tensor)]
+
+
+@contextmanager
+def _memory_kept(tensors: list[Tensor]) -> Iterator[None]:
+    """Tensors that are given other memory (`.data = ...`) end with their own."""
+    own = [(tensor, tensor.data) for tensor in tensors]
+    try:
+        yield
+    finally:
+        for tensor, data in own:
+            if memory_key(tensor) != memory_key(data):
+                tensor.data = data
+
+
+class WriteWatch(TorchDispatchMode):
+    """Hears of the first write into each of some tensors.
+
+    Told by the memory that operators write into, so that writes through views and `.data` show, which
+    versions and identities do not tell of.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.heard: list[Tensor] = []
+        self._owners: defaultdict[int, list[Tensor]] = defaultdict(list)
+        self._began = [(tensor, memory_key(tensor)) for tensor in tensors if not is_lazy(tensor)]
+        for tensor, _ in self._began:
+            for part in parts_of(tensor):
+                self._owners[memory_key(part)].append(tensor)
+
+    @property
+    def written(self) -> list[Tensor]:
+        """The tensors that were written, or given other memory."""
+        return [*self.heard, *(tensor for tensor, key in self._began if memory_key(tensor) != key)]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for place, name in _writes(func):
+            written = args[place] if place < len(args) else kwargs.get(name)
+            for tensor in leaves(written):
+                if isinstance(tensor, Tensor):
+                    for owner in self._owners.pop(memory_key(tensor), ()):
+                        self.hear(owner)
+        return func(*args, **kwargs)
+
+    def hear(self, tensor: Tensor) -> None:
+        """A tensor is about to be written for the first time."""
+        self.heard.append(tensor)
+
+
+class _CopyOnWrite(WriteWatch):
+    """Tensors end with the contents and versions that they had: each is copied before the first write."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__(tensors)
+        self._undo = ExitStack()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._undo.close()
+
+    def hear(self, tensor: Tensor) -> None:
+        if not tensor.is_inference():
+            self._undo.enter_context(version_kept(tensor))
+        data = tensor.data
+        self._undo.callback(data.copy_, data.clone())
+
+
+@cache
+def _writes(func: Any) -> list[tuple[int, str]]:
+    """The arguments that an operator writes into, by place and name.
+
+    Those that batch normalization keeps running statistics in are not declared so.
+    """
+    schema = getattr(func, "_schema", None)
+    return [
+        (place, argument.name)
+        for place, argument in enumerate(() if schema is None else schema.arguments)
+        if (argument.alias_info is not None and argument.alias_info.is_write)
+        or argument.name.startswith("running_")
+    ]
 
 
 @contextmanager
@@ -77,27 +200,29 @@ def _autocast_cache_off() -> Iterator[None]:
 
 
 @contextmanager
-def _contents_kept(attributes: list[dict[str, Any]]) -> Iterator[None]:
-    """Lists, dictionaries and the like that modules hold as attributes end with what they held."""
+def _contents_kept(attributes: list[dict[str, Any]]) -> Iterator[list[Tensor]]:
+    """Lists, dictionaries and the like that modules hold as attributes end with what they held.
+
+    Gives the tensors among the attributes and in them.
+    """
     held: dict[int, tuple[Any, Any]] = {}
+    tensors: list[Tensor] = []
     for own in attributes:
         for name, value in own.items():
             if name not in MODULE_TABLES:
-                _hold_contents(value, held)
+                _hold_contents(value, held, tensors)
     try:
-        yield
+        yield tensors
     finally:
         for value, content in held.values():
             value.clear()
             value.extend(content) if isinstance(value, (list, deque)) else value.update(content)
 
 
-def _hold_contents(value: Any, held: dict[int, tuple[Any, Any]]) -> None:
-    if isinstance(value, (list, dict, set, deque)) and id(value) not in held:
+def _hold_contents(value: Any, held: dict[int, tuple[Any, Any]], tensors: list[Tensor]) -> None:
+    if isinstance(value, Tensor):
+        tensors.append(value)
+    elif isinstance(value, (list, dict, set, deque)) and id(value) not in held:
         held[id(value)] = (value, copy.copy(value))
         for item in value.values() if isinstance(value, dict) else value:
-            _hold_contents(item, held)
-
-
-def _copy(buffer: Tensor, fake_mode: FakeTensorMode | None) -> Tensor:
-    return buffer.detach().clone() if fake_mode is None else fake_mode.from_tensor(buffer, static_shapes=True)
+            _hold_contents(item, held, tensors)

@@ -10,12 +10,14 @@ from typing import Any
 from torch import nn
 
 from revgraph.costs import with_costs
+from revgraph.engine.module import ReversibleModule
 from revgraph.errors import SpecError, TraceError
 from revgraph.gridding import on_grid
+from revgraph.isolation import out_of_inference_mode
 from revgraph.program import Program
-from revgraph.runtime.module import ReversibleModule
 from revgraph.specs import build, traced_inputs
 from revgraph.tracing import trace as trace_program
+from revgraph.tracing.arguments import form_of
 
 HALF = ("float16", "bfloat16")
 
@@ -74,10 +76,12 @@ def load(
     Raises:
         SpecError: the spec is wrong; the text says where.
     """
-    built = build(source, batch=batch, **parameters)
+    with out_of_inference_mode():  # or its parameters could not be trained
+        built = build(source, batch=batch, **parameters)
+        examples = traced_inputs(built)
     try:
         wanted = built.exact if exact is None else exact
-        return _net(built.module, traced_inputs(built), {}, built.name, wanted)
+        return _net(built.module, examples, {}, built.name, wanted)
     except TraceError as error:
         cause = error.__cause__ or error
         places = [note.split("declared at ")[-1] for note in getattr(cause, "__notes__", ())]
@@ -99,7 +103,8 @@ def _net(
         _refuse_half(program)
     if exact is not False:
         program = on_grid(program, model, exact)
-    return ReversibleModule(model, replace(program, graph=with_costs(program, model)))
+    _, named = form_of(model, args, kwargs)
+    return ReversibleModule(model, replace(program, graph=with_costs(program, model, named)))
 
 
 def _refuse_half(program: Program) -> None:

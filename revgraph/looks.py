@@ -26,5 +26,5 @@ def look_of(module: nn.Module) -> Any:
 def form_of(value: Any) -> Any:
     """A tensor's form; for other things, what they print as."""
     if isinstance(value, Tensor):
-        return tuple(value.shape), value.dtype, value.device, value.requires_grad
+        return tuple(value.shape), value.dtype, value.layout, value.device, value.requires_grad
     return repr(value)

@@ -5,19 +5,21 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from revgraph.checking import GradientReport
 from revgraph.drawing import draw_svg
 from revgraph.errors import GraphError
 from revgraph.graph import Graph
-from revgraph.measuring import GradientReport, Measurement
+from revgraph.measuring import Measurement
 from revgraph.planning import Plan
 from revgraph.reporting import Report, report
+from revgraph.saved_table import SavedTable
 
 
 def attach() -> None:
     """Give the classes the methods that IPython looks for."""
     for kind in (Graph, Plan):
         kind._repr_svg_ = _picture  # pyright: ignore[reportAttributeAccessIssue]
-    for kind in (Measurement, GradientReport, Report):
+    for kind in (Measurement, GradientReport, SavedTable, Report):
         kind._repr_html_ = _table  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -61,11 +61,12 @@ class Cost:
 class Node:
     """One evaluation in the network.
 
-    A coupling computes its one output from its `target` and the remaining inputs, the others;
-    given the output and the others it gives back the target. `module` is the path of the module
-    that the node calls ("" where it calls none, or several); `expression` is the node as a person
-    would write it; `where` is the line of the user's code or spec that made it. An `additive` coupling
-    only adds or subtracts, which saves nothing for its backward: to recompute it takes no target.
+    A coupling computes its one output from its `target` and the remaining inputs, the others; given the
+    output and the others it gives back the target. `module` is the path of the module that the node calls (""
+    where it calls none, or several); `expression` is the node as a person would write it; `where` is the line
+    of the user's code or spec that made it. An `additive` coupling only adds or subtracts, which saves
+    nothing for its backward: to recompute it takes no target. `others` are the inputs that a coupling reads
+    besides its target.
     """
 
     name: str
@@ -78,11 +79,10 @@ class Node:
     where: str = ""
     cost: Cost = field(default_factory=Cost)
     additive: bool = False
+    others: tuple[str, ...] = field(init=False, repr=False, compare=False, default=())
 
-    @property
-    def others(self) -> tuple[str, ...]:
-        """The inputs that a coupling reads besides its target."""
-        return tuple(name for name in self.inputs if name != self.target)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "others", tuple([name for name in self.inputs if name != self.target]))
 
 
 def value_from(item: Any) -> Value:
@@ -121,6 +121,7 @@ class CourseTable:
             self._places[key] = len(self.data)
             self.data.append({name: asdict(course) for name, course in courses.items()})
         item = asdict(replace(node, cost=replace(node.cost, courses={})))
+        del item["others"]  # they follow from inputs and target
         item["cost"]["courses"] = self._places[key]
         return item
 
@@ -140,7 +141,7 @@ class CourseTable:
 
 
 def _checked(kind: type[Any], item: Any, forms: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
-    known = [each.name for each in fields(kind)]
+    known = [each.name for each in fields(kind) if each.init]
     if not isinstance(item, dict):
         raise ValueError(f"a {kind.__name__} is an object, not {item!r:.60}")
     for key in item:

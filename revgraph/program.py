@@ -167,7 +167,7 @@ class Operation:
 
     A coupling's expression gives its term from the others, and `law` joins it with the target. A wiring's
     `rearrangement` undoes it. An operation that makes no tensors (shapes, sizes) has no node: `node` is "",
-    and its results are kept beside the graph's values.
+    and its results are kept beside the graph's values. `writes` are the paths of parameters that it changes.
     """
 
     node: str
@@ -177,6 +177,7 @@ class Operation:
     law: Law | None = None
     target: str | None = None
     rearrangement: Rearrangement | None = None
+    writes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

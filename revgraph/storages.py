@@ -1,15 +1,90 @@
-"""Live bytes, counted by storage as tensor operations make them and references let them go."""
+"""Memory of tensors: where it lies; and live bytes, counted as storages come and references let go."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, UntypedStorage, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from revgraph.expressions import leaves
+
+# Of what tensors without a storage of their own are made up.
+PARTS = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
+    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
+}
+
+
+def parts_of(tensor: Tensor) -> list[Tensor]:
+    """The tensors with storages that a tensor is made up of: itself, or indices and values of a sparse one.
+
+    None of those that torch does not let be looked into (layouts of its MKL-DNN library).
+    """
+    if tensor.layout is torch.strided:
+        return [tensor]
+    names = PARTS.get(tensor.layout)
+    if names is not None:
+        return [getattr(tensor, name)() for name in names]
+    return [] if tensor.layout is torch._mkldnn else [tensor]  # pyright: ignore
+
+
+def memory_key(tensor: Tensor) -> int:
+    """A number that tensors share which lie in the same memory: of the values, where a tensor is sparse."""
+    if tensor.layout is torch.strided:
+        return tensor.untyped_storage()._cdata
+    parts = parts_of(tensor)
+    return parts[-1].untyped_storage()._cdata if parts else id(tensor)
+
+
+def bytes_of(tensor: Tensor) -> int:
+    """The bytes of the storages that a tensor lies in."""
+    storages = [part.untyped_storage() for part in parts_of(tensor)]
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+
+
+def faked(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+    """A tensor of the same form without memory, to be used out of inference mode.
+
+    The mode's own way gives a sparse tensor no entries, so that what is made of indices and values would have
+    other shapes and bytes, and makes an inference tensor of another.
+    """
+    if isinstance(tensor, FakeTensor) and tensor.fake_mode is mode:
+        return tensor
+    sparse = tensor.layout in PARTS
+    plain = tensor.layout is torch.strided and not tensor.is_nested
+    if not (sparse or (plain and tensor.is_inference())):
+        return mode.from_tensor(tensor, static_shapes=True)
+    parts = [torch.empty_like(part.detach(), device="meta") for part in parts_of(tensor)]
+    whole = parts[0]
+    if sparse:
+        is_coalesced = tensor.layout is torch.sparse_coo and tensor.is_coalesced()
+        whole = sparse_tensor(parts, tensor.shape, tensor.layout, is_coalesced)
+    fake = FakeTensor(mode, whole, tensor.device)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(fake, tensor.requires_grad)
+    return fake.requires_grad_(tensor.requires_grad)
+
+
+def sparse_tensor(
+    parts: Sequence[Tensor], shape: Sequence[int], layout: torch.layout, is_coalesced: bool
+) -> Tensor:
+    """The sparse tensor that is made up of these parts, in the order of `PARTS`; they are not looked into."""
+    if layout is torch.sparse_coo:
+        return torch.sparse_coo_tensor(
+            parts[0], parts[1], tuple(shape), is_coalesced=is_coalesced, check_invariants=False
+        )
+    return torch.sparse_compressed_tensor(
+        parts[0], parts[1], parts[2], tuple(shape), layout=layout, check_invariants=False
+    )
 
 
 class StorageTracker(TorchDispatchMode):
@@ -22,17 +97,23 @@ class StorageTracker(TorchDispatchMode):
 
     def __init__(self, ignored: Iterable[Tensor] = ()) -> None:
         super().__init__()
-        self._ignored = {tensor.untyped_storage()._cdata for tensor in ignored}
+        self._ignored = {part.untyped_storage()._cdata for each in ignored for part in parts_of(each)}
         self._alive: dict[int, int] = {}
         self._log: list[tuple[int, int]] = []
         self._births = 0
+        self._left: Counter[int] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in leaves(result):
             if isinstance(leaf, Tensor):
-                self._see(leaf)
+                self.see(leaf)
         return result
+
+    def see(self, tensor: Tensor) -> None:
+        """Notice a tensor's memory, where it is new."""
+        for part in parts_of(tensor):
+            self._begin([part.untyped_storage()])
 
     @property
     def now(self) -> int:
@@ -55,18 +136,25 @@ class StorageTracker(TorchDispatchMode):
         return most
 
     def _births_of(self, tensors: Iterable[Tensor]) -> set[int]:
-        keys = {tensor.untyped_storage()._cdata for tensor in tensors}
+        keys = {part.untyped_storage()._cdata for each in tensors for part in parts_of(each)}
         return {birth for key, birth in self._alive.items() if key in keys}
 
-    def _see(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._alive or key in self._ignored:
+    def _begin(self, storages: Sequence[UntypedStorage]) -> None:
+        """Log the storages that are new as one birth, which ends when the last of them is gone."""
+        new = {each._cdata: each for each in storages}
+        new = {key: each for key, each in new.items() if key not in self._alive and key not in self._ignored}
+        if not new:
             return
         self._births += 1
-        self._alive[key] = self._births
-        self._log.append((self._births, storage.nbytes()))
-        weakref.finalize(storage, self._gone, key, storage.nbytes()).atexit = False
+        size = sum([each.nbytes() for each in new.values()])
+        self._left[self._births] = len(new)
+        self._log.append((self._births, size))
+        for key, each in new.items():
+            self._alive[key] = self._births
+            weakref.finalize(each, self._gone, key, size).atexit = False
 
     def _gone(self, key: int, size: int) -> None:
-        self._log.append((self._alive.pop(key), -size))
+        birth = self._alive.pop(key)
+        self._left[birth] -= 1
+        if not self._left[birth]:
+            self._log.append((birth, -size))

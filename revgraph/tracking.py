@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+from revgraph.engine.module import ReversibleModule
+from revgraph.engine.observer import Observer
 from revgraph.errors import PlanError
 from revgraph.planning import EVALUATING, simulate
-from revgraph.runtime.module import ReversibleModule
-from revgraph.runtime.probe import Probe
 from revgraph.storages import StorageTracker
 from revgraph.trials import count_step
 
@@ -53,8 +53,10 @@ def track(net: ReversibleModule, *inputs: Any, **extras: Any) -> list[tuple[int,
     ]
 
 
-class _Looking(Probe):
-    """Notes which nodes are evaluated, and when."""
+class _Looking(Observer):
+    """Notes which nodes are evaluated, and when. Comparisons would hold on to tensors for a moment longer."""
+
+    compares = False
 
     def begin(self, tracker: StorageTracker) -> None:
         self.tracker = tracker

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,10 @@ from revgraph.expressions import leaves
 from revgraph.isolation import untouched
 from revgraph.losses import mean_squares
 from revgraph.storages import StorageTracker
+
+if TYPE_CHECKING:
+    from revgraph.engine.module import ReversibleModule
+    from revgraph.planning import Plan
 
 T = TypeVar("T")
 
@@ -77,11 +82,22 @@ def isolated(net: nn.Module, given: Any, run: Callable[[], T]) -> T:
     try:
         for leaf, _ in gradients:
             leaf.grad = None
-        with untouched(net, faked=False), torch.enable_grad():
+        with untouched(net), torch.enable_grad():
             return run()
     finally:
         for leaf, gradient in gradients:
             leaf.grad = gradient
+
+
+@contextmanager
+def planned(net: ReversibleModule, plan: Plan) -> Iterator[None]:
+    """The net under another plan for a while."""
+    before = net.plan
+    net.plan = plan
+    try:
+        yield
+    finally:
+        net.plan = before
 
 
 def loss_of(outputs: Any) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from revgraph.storages import StorageTracker
+from revgraph.storages import StorageTracker, parts_of
 
 
 class ResizingTracker(StorageTracker):
@@ -28,11 +28,12 @@ class ResizingTracker(StorageTracker):
         torch.UntypedStorage.resize_ = self._resize
         super().__exit__(*error)
 
-    def _see(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        super()._see(tensor)
-        if storage._cdata in self._alive:
-            self._sizes.setdefault(storage._cdata, storage.nbytes())
+    def see(self, tensor: Tensor) -> None:
+        super().see(tensor)
+        for part in parts_of(tensor):
+            storage = part.untyped_storage()
+            if storage._cdata in self._alive:
+                self._sizes.setdefault(storage._cdata, storage.nbytes())
 
     def _resized(self, storage: torch.UntypedStorage, size: int) -> torch.UntypedStorage:
         result = self._resize(storage, size)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
-from revgraph.courses import Course
+from revgraph.courses import DONE, REPLAY, Course, own_bytes
 from revgraph.graph import Cost, Graph, Node, Value
 from revgraph.planning import Decision, Plan, decide
 
@@ -81,8 +81,24 @@ def _renamed(node: Node, names: Mapping[str, str]) -> Node:
         node,
         inputs=tuple(names.get(name, name) for name in node.inputs),
         target=names.get(node.target, node.target) if node.target else None,
-        cost=replace(node.cost, frees=frees),
+        cost=replace(node.cost, frees=frees, courses=_without_statistics(node.cost.courses)),
     )
+
+
+def _without_statistics(courses: Mapping[str, Course]) -> dict[str, Course]:
+    """The courses where a recomputed node keeps nothing of its forward.
+
+    revgraph keeps the statistics of batch normalization, torch's checkpoint computes them anew in the replay.
+    """
+    found = dict(courses)
+    recompute, rerun = found.get("recompute"), found.get("rerun")
+    if recompute is not None and rerun is not None and recompute.replays:
+        kept = own_bytes(recompute.forward) - own_bytes(rerun.forward)
+        forward = (*recompute.forward, ("use", 0, -kept))
+        replay = (REPLAY, ("use", kept, kept), *recompute.in_replay, DONE)
+        backward = (*recompute.before_replay, *replay, *recompute.after_replay)
+        found["recompute"] = replace(recompute, forward=forward, backward=backward)
+    return found
 
 
 def _leaving(graph: Graph, block: Sequence[Node]) -> list[str]:

@@ -14,7 +14,7 @@ from revgraph.cli.showing import messages, show_json, show_table
 from revgraph.reporting import as_json, report
 
 if TYPE_CHECKING:
-    from revgraph.measuring import GradientReport
+    from revgraph.checking import GradientReport
 
 
 def check(
@@ -38,7 +38,7 @@ def check(
     """Compare gradients with those from stored activations.
 
     The network has new weights, and the input is random. Exit status 1 if the gradients or a rebuilt value
-    are further from the stored ones than allowed.
+    are further from the stored ones than allowed, or drift flipped a choice.
     """
     import torch
 
@@ -52,6 +52,7 @@ def check(
     drift = max(found.drift.values(), default=0.0)
     # Written so that nan, which is below nothing, is not good.
     good = found.angle_degrees <= max_angle and drift <= max_drift and math.isfinite(found.max_relative_error)
+    good = good and found.verdict != "flipped"
     if json:
         limits = {"max_angle": max_angle, "max_drift": max_drift}
         show_json({"network": network.graph.name, "batch": batch, "good": good, **limits, **as_json(found)})
@@ -70,7 +71,9 @@ def _advice(name: str, found: GradientReport, max_drift: float) -> str:
     """What is wrong, where it is worst, and what to do."""
     text = f"{name}: the gradients are too far from those of stored activations."
     worst = max(found.drift, key=found.drift.__getitem__, default=None)
-    if worst is not None and not found.drift[worst] <= max_drift:
+    if found.verdict == "flipped":
+        text += f" {found.advice} Here exact mode is --exact."
+    elif worst is not None and not found.drift[worst] <= max_drift:
         text += (
             f" Value {worst!r} comes back with an error of {found.drift[worst]:.2g} of its size. Use exact "
             "mode (--exact, or `exact: true` in the specification), or bound the drift with anchors "

@@ -13,7 +13,7 @@ from revgraph.cli.showing import messages, process, show_json, show_table
 from revgraph.reporting import Report
 
 if TYPE_CHECKING:
-    from revgraph.runtime.module import ReversibleModule
+    from revgraph.engine.module import ReversibleModule
     from revgraph.training.evaluating import Score
     from revgraph.training.loop import Result
     from revgraph.training.recipe import Recipe

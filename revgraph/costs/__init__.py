@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from revgraph.costs.forms import Form
+from revgraph.costs.forms import Form, form_of
 from revgraph.costs.isolating import Recorded, Way
 from revgraph.costs.sweeping import Sweep
 from revgraph.courses import Course, own_bytes
-from revgraph.graph import Cost, Graph, Node
+from revgraph.graph import Cost, Graph, Node, Value
 from revgraph.isolation import untouched
 from revgraph.planning.plans import TERM, Decision
 from revgraph.program import Program
+from revgraph.storages import PARTS
 
 __all__ = ["with_costs"]
 
@@ -27,30 +29,47 @@ __all__ = ["with_costs"]
 SMALL = 2**16
 # Up to this many heavy results, every choice among them is a course.
 FEW = 2
-# How a wiring is run again: the course's name, whether backwards, and whether from what came back likewise.
-WIRED = (("rewire", True, False), ("rewire chained", True, True), ("wire", False, False))
+# How a wiring is run again: the course's name, and whether backwards.
+WIRED = (("rewire", True), ("wire", False))
 
 
-def with_costs(program: Program, model: nn.Module) -> Graph:
+def with_costs(program: Program, model: nn.Module, examples: Mapping[str, Any] | None = None) -> Graph:
     """The program's graph with the cost of every node.
 
     Each distinct node (same modules, same forms of inputs and gradients) runs once under each decision,
     alone, through the engine, on tensors without memory, or where all values are small on zeros, which is
-    faster. A node that cannot run so (its path depends on values) has no courses, and counts nothing in
-    predictions.
+    faster. On zeros, too, where a value is sparse: torch has few kernels for those without memory. A node
+    that cannot run so (its path depends on values) has no courses, and counts nothing in predictions. The
+    `examples` of the inputs, by name, tell how many entries sparse ones have.
     """
-    faked = any(value.nbytes > SMALL for value in program.graph.values)
-    mode = FakeTensorMode(allow_non_fake_inputs=True) if faked else None
+    sparse = {
+        name: form_of(each, name)
+        for name, each in (examples or {}).items()
+        if isinstance(each, Tensor) and each.layout in PARTS
+    }
+    own = any(each.layout in PARTS for each in (*model.parameters(), *model.buffers()))
+    graph = None
+    if any(value.nbytes > SMALL for value in program.graph.values) and not (sparse or own):
+        graph = _costed(program, model, sparse, FakeTensorMode(allow_non_fake_inputs=True))
+    graph = graph or _costed(program, model, sparse, None)
+    assert graph is not None
+    return graph
+
+
+def _costed(
+    program: Program, model: nn.Module, sparse: Mapping[str, Form], mode: FakeTensorMode | None
+) -> Graph | None:
+    """The graph with its costs; None where they are not to be found without memory."""
     with (
-        untouched(model, faked),
-        _parameters_replaced(model, mode),
-        mode or nullcontext(),
+        untouched(model, mode),
+        mode or _parameters_replaced(model),
         torch.enable_grad(),
     ):
-        sweep = Sweep(program, model)
+        sweep = Sweep(program, model, sparse)
         sweep.forward()
+        if mode is not None and any(isinstance(form, Form) and form.parts for form in sweep.forms.values()):
+            return None
         loss = sweep.backward()
-        sweep.rewire()
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         costs = {
             node.name: _cost(node, sweep, names)
@@ -62,7 +81,15 @@ def with_costs(program: Program, model: nn.Module) -> Graph:
         replace(node, cost=replace(costs[node.name], frees=frees[node.name])) if node.name in costs else node
         for node in program.graph.nodes
     )
-    return replace(program.graph, nodes=nodes, loss=loss)
+    values = tuple(_with_entries(value, sweep.forms.get(value.name)) for value in program.graph.values)
+    return replace(program.graph, nodes=nodes, values=values, loss=loss)
+
+
+def _with_entries(value: Value, form: Any) -> Value:
+    """A value with its true bytes where it is sparse: a trace without memory does not know its entries."""
+    if isinstance(form, Form) and form.parts and value.storage == value.name:
+        return replace(value, nbytes=form.storage_bytes)
+    return value
 
 
 def _cost(node: Node, sweep: Sweep, names: Mapping[int, str]) -> Cost:
@@ -70,12 +97,12 @@ def _cost(node: Node, sweep: Sweep, names: Mapping[int, str]) -> Cost:
     kept = sweep.record(at, "keep")
     courses: dict[str, Course] = {}
     for decision in _decisions(node):
-        for results in ((), *_kept_results(kept, decision)):
+        for results in ((), *_kept_results(kept, node, decision)):
             recorded = sweep.record(at, decision, results)
             if recorded is not None:
                 courses["+".join((decision, *map(str, results)))] = recorded.course
-    for name, backwards, chained in WIRED if node.kind == "wiring" else ():
-        recorded = sweep.record_wiring(at, backwards, chained)
+    for name, backwards in WIRED if node.kind == "wiring" else ():
+        recorded = sweep.record_wiring(at, backwards)
         if recorded is not None:
             courses[name] = recorded.course
     for way in _ways(node, courses):
@@ -106,8 +133,11 @@ def _decisions(node: Node) -> tuple[Decision, ...]:
     return ("keep", "recompute") if node.kind == "boundary" else ("keep",)
 
 
-def _kept_results(kept: Recorded | None, decision: Decision) -> Iterator[tuple[int, ...]]:
-    """The choices of heavy results to keep besides that are worth a course: few, by FLOPs for their bytes."""
+def _kept_results(kept: Recorded | None, node: Node, decision: Decision) -> Iterator[tuple[int, ...]]:
+    """The choices of heavy results to keep besides that are worth a course: few, by FLOPs for their bytes.
+
+    The term is kept to invert; a sum that is asked for no target is then as if recomputed, term and all.
+    """
     if kept is None or decision == "keep":
         return
     worth = [index for index, (flops, nbytes) in enumerate(kept.heavy) if flops and nbytes]
@@ -118,14 +148,14 @@ def _kept_results(kept: Recorded | None, decision: Decision) -> Iterator[tuple[i
     else:
         for size in sorted({1, 2, len(worth) // 4, len(worth) // 2, 3 * len(worth) // 4, len(worth)}):
             yield tuple(sorted(worth[:size]))
-    if decision == "invert":
+    if decision == "invert" or node.additive:
         yield (TERM,)
 
 
 def _ways(node: Node, courses: Mapping[str, Course]) -> tuple[Way, ...]:
     if node.kind == "wiring":
         return ()
-    return ("rerun", "hold") if node.kind == "boundary" else ("rerun", "hold", "undo", "again")
+    return ("rerun", "hold") if node.kind == "boundary" else ("rerun", "hold", "again")
 
 
 def _frees(program: Program) -> dict[str, tuple[str, ...]]:
@@ -145,9 +175,8 @@ def _frees(program: Program) -> dict[str, tuple[str, ...]]:
 
 
 @contextmanager
-def _parameters_replaced(model: nn.Module, mode: FakeTensorMode | None) -> Iterator[None]:
-    """Run with other parameters in the place of the model's: without memory, or at least with gradients of
-    their own."""
+def _parameters_replaced(model: nn.Module) -> Iterator[None]:
+    """Run with parameters in the place of the model's that have gradients of their own."""
     held: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
     others: dict[int, Tensor] = {}
     try:
@@ -156,7 +185,7 @@ def _parameters_replaced(model: nn.Module, mode: FakeTensorMode | None) -> Itera
             for name, parameter in table.items():
                 if parameter is not None:
                     if id(parameter) not in others:
-                        others[id(parameter)] = _replacement(parameter, mode)
+                        others[id(parameter)] = _replacement(parameter)
                     held.append((table, name, parameter))
                     table[name] = others[id(parameter)]
         yield
@@ -165,7 +194,6 @@ def _parameters_replaced(model: nn.Module, mode: FakeTensorMode | None) -> Itera
             table[name] = parameter
 
 
-def _replacement(parameter: Tensor, mode: FakeTensorMode | None) -> Tensor:
-    if mode is not None:
-        return mode.from_tensor(parameter, static_shapes=True)
-    return nn.Parameter(parameter.detach(), parameter.requires_grad)
+def _replacement(parameter: Tensor) -> nn.Parameter:
+    data = parameter.detach()
+    return nn.Parameter(data.clone() if data.is_inference() else data, parameter.requires_grad)

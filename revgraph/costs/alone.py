@@ -12,13 +12,11 @@ from torch import Tensor, nn
 
 from revgraph.costs.forms import Entry, Exit, Form, dense, form_of, tensors_of
 from revgraph.costs.recording import Recorder
+from revgraph.engine.module import ReversibleModule
 from revgraph.graph import Graph, Node, Value
 from revgraph.planning.plans import Decision, Plan, Source
 from revgraph.planning.sources import sources_of
 from revgraph.program import Named, Operation, Program
-from revgraph.runtime.module import ReversibleModule
-
-LATER = "a later stage"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +70,10 @@ def _plan_of(alone: Graph, node: Node, decision: Decision, results: tuple[int, .
     decisions: dict[str, Decision] = {node.name: decision} if node in alone.planned else {}
     stored, sources = sources_of(alone, decisions)
     kept = {node.name: results} if results else {}
-    holds = {node.name: LATER} if again else {}
     if again:
         sources.update((name, Source("stored")) for name in node.inputs)
         sources.update((name, Source("recomputed", node.name)) for name in node.outputs)
-    return Plan(alone, decisions, stored, sources, {}, 0, 0, "", 1.0, results=kept, holds=holds)
+    return Plan(alone, decisions, stored, sources, {}, 0, 0, "", 1.0, results=kept)
 
 
 def entered(at: Situation, recorder: Recorder) -> tuple[dict[str, Any], list[Tensor]]:

@@ -11,19 +11,21 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from revgraph.costs.alone import LATER, Situation, backward_of, entered, leave, net_of
+from revgraph.costs.alone import Situation, backward_of, entered, leave, net_of
 from revgraph.costs.forms import Form, form_of, tensors_of
 from revgraph.costs.recording import Recorder
 from revgraph.courses import Course, Event
+from revgraph.engine.executable import ReplayStep
+from revgraph.engine.forward import Forward
+from revgraph.engine.module import ReversibleModule
+from revgraph.engine.observer import Observer
+from revgraph.engine.replay import BackwardPass, current_pass, laid_out
+from revgraph.engine.tape import Tape
 from revgraph.graph import Graph, Node
 from revgraph.planning.plans import Decision
 from revgraph.planning.sources import needs
-from revgraph.runtime.module import ReversibleModule
-from revgraph.runtime.probe import Probe
-from revgraph.runtime.running import Running
-from revgraph.runtime.tape import Pass, Replay
 
-Way = Literal["undo", "again", "rerun", "hold"]
+Way = Literal["again", "rerun", "hold"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +60,11 @@ def record(
 def record_again(model: nn.Module, at: Situation, graph: Graph, way: Way) -> Recorded:
     """The course of a node that is run again by itself, not for its own backward.
 
-    `undo` gives an inverted coupling's target back and captures, `again` does so without capturing; `rerun`
-    gives the outputs again, and `hold` captures besides: its course has the node's backward after that, too.
+    `again` gives an inverted coupling's target back, `rerun` the outputs, and `hold` these and captures: its
+    course has the node's backward after that, too.
     """
     node = at.node
-    undoes = way in ("undo", "again")
+    undoes = way == "again"
     net = net_of(model, at, graph, "invert" if undoes else "recompute", again=not undoes)
     recorder = Recorder(at.tensors)
     watching = _Watching(recorder, node)
@@ -70,16 +72,21 @@ def record_again(model: nn.Module, at: Situation, graph: Graph, way: Way) -> Rec
     try:
         with _uncollected(), recorder, torch.enable_grad(), net.watched_by(watching):
             env, inputs = entered(at, recorder)
-            Running(net, net._script, env, watching).record(watching.compares)
-            outputs = [env[name] for name in node.outputs]
+            forward = Forward(net, net._executable, env, watching)
+            forward.record(watching.compares)
+            step = net._executable.again(way)
+            names = net._executable.names
+            held = {number: env.get(names[number], forward.values[number]).detach() for number in step.reads}
+            outputs = [forward[name] for name in node.outputs]
             for index, output in enumerate(outputs if undoes else ()):
                 recorder.label(output, f"out{index}")
             env.clear()
+            forward.values.clear()
             watching.in_backward = True
 
             def run() -> None:
                 spans.append(recorder.now)
-                on = _run_again(watching, way)
+                on = _run_again(watching.tapes.pop(), step, held)
                 spans.append(recorder.now)
                 del on
 
@@ -101,18 +108,15 @@ def record_again(model: nn.Module, at: Situation, graph: Graph, way: Way) -> Rec
     return Recorded(Course(forward, *backward, flops=watching.replay_flops, backward_flops=after))
 
 
-def _run_again(watching: _Watching, way: Way) -> Pass:
-    """Run the last replay that the net left; the pass, which holds what is captured to its end."""
-    replay = watching.replays[-1]
-    watching.replays.clear()
-    on = replay.tape.current_pass()
-    on.stage = LATER if way == "hold" else ""
-    if way == "again":
-        on.captured[replay.step.index] = []
-    made = replay.run(on, set(replay.makes))
-    made.clear()
-    for slot in replay.needs:
-        slot.release()
+def _run_again(tape: Tape, step: ReplayStep, held: dict[int, Tensor]) -> BackwardPass:
+    """Run a node again on values held for that; the pass, which holds what is captured."""
+    on = current_pass(tape)
+    for number, value in held.items():
+        on.values[number] = value
+    held.clear()
+    on.execute(step, step.captures)
+    for number in (*step.reads, *step.makes):
+        on.values[number] = tape.values[number] = None
     return on
 
 
@@ -139,8 +143,14 @@ def record_wiring(model: nn.Module, at: Situation, outputs: Sequence[Form], back
             run = operation.expression.run(model, [plain[name] for name in operation.reads])
             made = [thing for thing in run if isinstance(thing, Tensor)]
             del plain, run
-        for index, tensor in enumerate(made):
-            recorder.label(tensor, f"{labels[1]}{index}")
+        expected = list(tensors.values() if backwards else outputs)
+        for index in range(len(made)):
+            form = expected[index]
+            if form.layout is torch.strided and not any(
+                [step == 0 and size > 1 for step, size in zip(form.stride, form.shape, strict=True)]
+            ):
+                made[index] = laid_out(made[index], form.stride)
+            recorder.label(made[index], f"{labels[1]}{index}")
         forms = tuple(form_of(tensor, recorder.label_of(tensor)) for tensor in made)
         events = tuple(recorder.events(start, recorder.now))
     return Recorded(Course(forward=events), forms)
@@ -158,7 +168,7 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-class _Watching(Probe):
+class _Watching(Observer):
     """Marks where a replay begins and ends, and labels what it gives back."""
 
     compares = False
@@ -169,15 +179,15 @@ class _Watching(Probe):
         self.flops_before = 0
         self.replay_flops = 0
         self.in_backward = False
-        self.replays: list[Replay] = []
+        self.tapes: list[Tape] = []
 
     def evaluated(self, node: str) -> None:
         if self.in_backward:
             self.recorder.mark("replay")
             self.flops_before = self.recorder.flops
 
-    def left(self, node: str, replay: Replay) -> None:
-        self.replays.append(replay)
+    def left(self, node: str, tape: Tape) -> None:
+        self.tapes.append(tape)
 
     def rebuilt(self, name: str, value: Tensor) -> None:
         if name == self.node.target:
@@ -196,10 +206,12 @@ def _run(
     node = at.node
     env, inputs = entered(at, recorder)
     start = recorder.now
-    Running(net, net._script, env, watching).record(watching.compares)
+    forward = Forward(net, net._executable, env, watching)
+    forward.record(watching.compares)
     flops, heavy = recorder.flops, tuple(recorder.heavy)
-    outputs = [env.pop(name) for name in at.operation.makes]
+    outputs = [forward[name] for name in at.operation.makes]
     env.clear()
+    forward.values.clear()
     made = dict(zip(at.operation.makes, outputs, strict=True))
     for index, name in enumerate(node.outputs):
         recorder.label(made[name], f"out{index}")
@@ -213,9 +225,12 @@ def _run(
     given = {**dict(zip(node.inputs, inputs, strict=True)), **made}
     lent = dict.fromkeys(label for name in needs(node, decision) for label in recorder.labels_of(given[name]))
     leaving = leave(at, recorder, [made[name] for name in node.outputs], inputs)
+    graphs = [each.grad_fn for each in made.values() if isinstance(each, Tensor)] if leaving is None else []
     del made, outputs, inputs, given
-    watching.replays.clear()
+    watching.tapes.clear()
     turn = recorder.now
+    graphs.clear()
+    gone = recorder.now
     watching.in_backward = True
     end = started = turn
     if leaving is not None:
@@ -226,6 +241,7 @@ def _run(
         flops=flops,
         replay_flops=watching.replay_flops,
         backward_flops=recorder.flops - flops - watching.replay_flops,
+        release=tuple(recorder.events(turn, gone)) if leaving is None else (),
     )
     return Recorded(course, forms, dict(recorder.arrivals), heavy)
 

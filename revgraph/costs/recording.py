@@ -13,9 +13,9 @@ from torch.utils.flop_counter import flop_registry
 
 from revgraph.costs.forms import Form, form_of
 from revgraph.courses import Event
+from revgraph.engine.selective_recompute import is_heavy
 from revgraph.expressions import leaves
-from revgraph.runtime.heavy import is_heavy
-from revgraph.storages import StorageTracker
+from revgraph.storages import StorageTracker, bytes_of, memory_key, parts_of
 
 ADD = torch.ops.aten.add.Tensor
 BATCH_NORM = torch.ops.aten.native_batch_norm.default
@@ -52,11 +52,13 @@ class Recorder(StorageTracker):
         if (count := flop_registry.get(func._overloadpacket)) is not None:
             self.flops += count(*args, **(kwargs or {}), out_val=result)
         if is_heavy(func):
-            nbytes = sum(
-                each.untyped_storage().nbytes() for each in leaves(result) if isinstance(each, Tensor)
-            )
+            nbytes = sum(bytes_of(each) for each in leaves(result) if isinstance(each, Tensor))
             self.heavy.append((self.flops - before, nbytes))
         return result
+
+    def see(self, tensor: Tensor) -> None:
+        """Notice a tensor's memory; that of a sparse one counts as one storage, to bear one label."""
+        self._begin([part.untyped_storage() for part in parts_of(tensor)])
 
     def mark(self, *event: Any) -> None:
         """Put an event at this point."""
@@ -93,7 +95,7 @@ class Recorder(StorageTracker):
 
     def birth_of(self, tensor: Tensor) -> int:
         """The number of a tensor's storage in the order they came up; 0 where it does not count."""
-        return self._alive.get(tensor.untyped_storage()._cdata, 0)
+        return self._alive.get(memory_key(tensor), 0)
 
     def events(self, since: int, until: int) -> Iterator[Event]:
         """What happened between two points; storages without a label are summed up."""

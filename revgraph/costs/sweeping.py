@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from revgraph.costs.alone import Situation
 from revgraph.costs.forms import Form, dense, form_of, numbered, tensors_of
 from revgraph.costs.isolating import Recorded, Way, record, record_again, record_wiring
+from revgraph.errors import RevgraphError
 from revgraph.expressions import Call, Register, attribute_at, expression, leaves, module_at
 from revgraph.graph import Cost, Node
 from revgraph.looks import look_of
@@ -21,17 +23,23 @@ from revgraph.planning.plans import Decision
 from revgraph.program import CouplingLaw, Named, Operation, Program
 
 LOSS = "the loss"
+PACKAGE = Path(__file__).parent.parent
+# Where errors are faults of revgraph's; all other folders hold functions that nets are made of.
+MACHINERY = ("costs", "engine", "planning", "storages.py", "expressions.py")
 
 
 @dataclass
 class Sweep:
-    """Finds the situation of every node; what is recorded of one node holds for all that look alike."""
+    """Finds the situation of every node; what is recorded of one node holds for all that look alike.
+
+    Inputs are contiguous, but for those that are `sparse`.
+    """
 
     program: Program
     model: nn.Module
+    sparse: Mapping[str, Form] = field(default_factory=dict)
     situations: dict[str, Situation] = field(default_factory=dict)
     forms: dict[str, Form | Any] = field(default_factory=dict)
-    _rewired: dict[str, Form] = field(default_factory=dict)
     _same: dict[str, str] = field(default_factory=dict)
     _gradients: dict[str, Form] = field(default_factory=dict)
     _recorded: dict[Hashable, Recorded | None] = field(default_factory=dict)
@@ -40,7 +48,8 @@ class Sweep:
         """Find the forms of all values."""
         self.forms.update(self.program.numbers)
         for name in self.program.graph.inputs:
-            self.forms[name] = self._dense(name, name in self.program.differentiable)
+            sparse = self.sparse.get(name)
+            self.forms[name] = sparse or self._dense(name, name in self.program.differentiable)
         for operation in self.program.operations:
             inputs = {name: self.forms.get(name) for name in _reads(operation)}
             if not operation.node:
@@ -86,36 +95,21 @@ class Sweep:
         """The course of a node that is run again by itself."""
         return self._once((self.look(at), way), lambda: record_again(self.model, at, self.program.graph, way))
 
-    def record_wiring(self, at: Situation, backwards: bool, chained: bool = False) -> Recorded | None:
-        """The course of a wiring that the backward pass runs again.
-
-        Where it is `chained`, its outputs come from a wiring run backwards, too, which may lay them out
-        otherwise than the forward did.
-        """
-        forms = self._rewired if chained else self.forms
-        outputs = [forms.get(name, self.forms[name]) for name in at.node.outputs]
+    def record_wiring(self, at: Situation, backwards: bool) -> Recorded | None:
+        """The course of a wiring that the backward pass runs again."""
+        outputs = [self.forms[name] for name in at.node.outputs]
         key = (self.look(at), numbered(outputs), backwards)
         return self._once(key, lambda: record_wiring(self.model, at, outputs, backwards))
-
-    def rewire(self) -> None:
-        """Find the forms of values that come back through wirings run backwards, one after the other."""
-        for operation in reversed(self.program.operations):
-            if operation.node and operation.rearrangement is not None:
-                at = self.situations[operation.node]
-                recorded = self.record_wiring(at, True, chained=True)
-                for index, form in enumerate(recorded.outputs if recorded is not None else ()):
-                    if form is not None:
-                        place = (operation.node, form.storage)
-                        if isinstance(form.storage, str) and form.storage.startswith("out"):
-                            name = at.node.outputs[int(form.storage[3:])]
-                            place = self._rewired.get(name, self.forms[name]).storage
-                        self._rewired[at.node.inputs[index]] = replace(form, storage=place)
 
     def _once(self, key: Hashable, make: Callable[[], Recorded]) -> Recorded | None:
         if key not in self._recorded:
             try:
                 self._recorded[key] = make()
-            except Exception:
+            except RevgraphError:
+                self._recorded[key] = None  # the engine refuses this for the node
+            except Exception as error:
+                if is_own(error):
+                    raise
                 self._recorded[key] = None
         return self._recorded[key]
 
@@ -191,6 +185,17 @@ class Sweep:
             shared = tuple(each for each in at.tensors if uses[id(each)] > 1 and each.requires_grad)
             if shared:
                 self.situations[at.node.name] = replace(at, shared=shared)
+
+
+def is_own(error: Exception) -> bool:
+    """Whether an error comes of revgraph's own code, and not of a function that it ran."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return True
+    place = Path(trace.tb_frame.f_code.co_filename)
+    return PACKAGE in place.parents and place.relative_to(PACKAGE).parts[0] in MACHINERY
 
 
 def _placed(form: Form, name: str, at: Situation) -> Form:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from revgraph.drawing.lettering import shorten, width
-from revgraph.planning.schedule import Step
+from revgraph.planning.schedule import Instruction
 
 NARROWEST, WIDEST = 3.0, 24.0
 WIDTH = 660.0
@@ -33,7 +33,7 @@ class Axis:
         return self.x(self.count)
 
 
-def axis(steps: Sequence[Step]) -> Axis:
+def axis(steps: Sequence[Instruction]) -> Axis:
     """The axis for these steps, with room for the nodes' names on its left."""
     names = {step.node for step in steps}
     room = max((width(shorten(name, LONGEST_NAME, SIZE), SIZE) for name in names), default=0.0)

@@ -8,12 +8,12 @@ from revgraph.drawing.axis import LONGEST_NAME, SIZE, Axis, axis
 from revgraph.drawing.canvas import Canvas
 from revgraph.drawing.lettering import clean, shorten, width
 from revgraph.planning.plans import Plan
-from revgraph.planning.schedule import Step
+from revgraph.planning.schedule import Instruction
 
 LOWEST, HIGHEST = 3.0, 14.0
 HEIGHT, TOP, BOTTOM, RIGHT = 620.0, 62.0, 14.0, 18.0
 LABELS_APART = 10.5
-RERUNS = ("recompute", "hold", "again", "rerun")
+RERUNS = ("recompute", "recompute_and_keep", "invert_again", "rerun")
 SIGNS = {
     "run": "run",
     "invert": "inverted",
@@ -23,7 +23,7 @@ SIGNS = {
 }
 
 
-def matrix(plan: Plan, steps: Sequence[Step]) -> str:
+def matrix(plan: Plan, steps: Sequence[Instruction]) -> str:
     """The matrix as SVG: a row a node in the forward's order, a column a step.
 
     Lines along the rows are values that wait on the tape: stored from the forward on, or rebuilt.
@@ -53,13 +53,13 @@ def matrix(plan: Plan, steps: Sequence[Step]) -> str:
     return canvas.svg()
 
 
-def _mark(canvas: Canvas, step: Step, x: float, y: float, radius: float, index: str) -> None:
+def _mark(canvas: Canvas, step: Instruction, x: float, y: float, radius: float, index: str) -> None:
     data = {"node": step.node, "step": index}
     if step.action == "invert":
         canvas.diamond(x, y, radius * 1.2, fill="invert", line="invert-line", data=data)
     elif step.action in RERUNS:
         canvas.disc(x, y, radius, fill="recompute", line="recompute-line", data=data)
-    elif step.action in ("wire", "rewire"):
+    elif step.action in ("wire", "invert_wiring"):
         canvas.disc(x, y, radius * 0.6, fill="plain", line="plain-line", data=data)
     else:
         fill, line = ("stream", "") if step.action == "backward" else ("plain", "plain-line")
@@ -67,7 +67,7 @@ def _mark(canvas: Canvas, step: Step, x: float, y: float, radius: float, index: 
 
 
 def _lives(
-    canvas: Canvas, on: Axis, plan: Plan, steps: Sequence[Step], rows: dict[str, int], height: float
+    canvas: Canvas, on: Axis, plan: Plan, steps: Sequence[Instruction], rows: dict[str, int], height: float
 ) -> None:
     """A line for each time that a value spends on the tape, in the row of the node that made it."""
     makers = {name: node.name for node in plan.graph.nodes for name in node.outputs}
@@ -106,7 +106,7 @@ def _head(canvas: Canvas, on: Axis, plan: Plan) -> None:
     canvas.text(on.left, 18, f"{clean(plan.graph.name)}: the schedule", size=13, role="ink", bold=True)
     x = on.left
     for action, meaning in SIGNS.items():
-        _mark(canvas, Step(action, ""), x + 5, 37, 4.5, "")  # pyright: ignore[reportArgumentType]
+        _mark(canvas, Instruction(action, ""), x + 5, 37, 4.5, "")  # pyright: ignore[reportArgumentType]
         canvas.text(x + 14, 40.5, meaning)
         x += 30 + width(meaning, 10.0)
     for line, wide, meaning in (("stored", 2.4, "stored"), ("invert-line", 1.2, "rebuilt, waiting")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from revgraph.planning.plans import Plan
-from revgraph.planning.schedule import Step
+from revgraph.planning.schedule import Instruction
 
 ALGORITHM = {
     1: "z₁ = y₁",
@@ -23,21 +23,21 @@ WHAT = {
     "loss": "The loss: the turn from forward to backward",
     "invert": "Invert {node}",
     "recompute": "Run {node} again",
-    "hold": "Run {node} again, and hold its internals",
-    "again": "Invert {node} once more",
+    "recompute_and_keep": "Run {node} again, and hold its internals",
+    "invert_again": "Invert {node} once more",
     "rerun": "Run {node} again for its outputs",
-    "rewire": "Undo the wiring {node}",
+    "invert_wiring": "Undo the wiring {node}",
     "wire": "Redo the wiring {node}",
     "backward": "Backward of {node}",
 }
 
 
-def what(step: Step) -> str:
+def what(step: Instruction) -> str:
     """The step in a few words."""
     return WHAT[step.action].format(node=step.node)
 
 
-def why(step: Step, plan: Plan) -> str:
+def why(step: Instruction, plan: Plan) -> str:
     """What the step reads and gives, and what it lets go."""
     said: list[str] = []
     if step.action == "invert":
@@ -46,7 +46,7 @@ def why(step: Step, plan: Plan) -> str:
         said.append(f"Its function runs once on {_list(read) or 'nothing'}, which gives its internals.")
         if step.makes:
             said.append(f"With its output {_list(outputs)} that gives back {_list(step.makes)}.")
-    elif step.action in ("recompute", "hold", "rerun", "again", "wire", "rewire"):
+    elif step.action in ("recompute", "recompute_and_keep", "rerun", "invert_again", "wire", "invert_wiring"):
         said.append(f"From {_list(step.reads)}" + (f" to {_list(step.makes)}." if step.makes else "."))
     elif step.action == "backward":
         said.append("Vector-Jacobian products: gradients of its inputs and parameters.")
@@ -57,7 +57,7 @@ def why(step: Step, plan: Plan) -> str:
     return " ".join(said)
 
 
-def lines_of(step: Step, plan: Plan) -> tuple[int, ...]:
+def lines_of(step: Instruction, plan: Plan) -> tuple[int, ...]:
     """The lines of Algorithm 1 that run in a step.
 
     Of a block of two, the half-step with G is lines 1, 2, 4 and 8, that with F lines 3, 5, 6 and 7.

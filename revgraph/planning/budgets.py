@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from revgraph.errors import BudgetError, PlanError
 from revgraph.graph import Graph
 from revgraph.planning.deciding import decide, keep_all
 from revgraph.planning.drifting import anchors_of, check_estimates
-from revgraph.planning.mixed_integer import Planner
-from revgraph.planning.mixed_integer import frontier as solved_frontier
+from revgraph.planning.judging import Judge
+from revgraph.planning.planner import Planner
 from revgraph.planning.plans import Decision, Plan, human_bytes
 from revgraph.planning.posing import Posed, pose
 from revgraph.planning.problem import Solution
@@ -86,9 +85,9 @@ def frontier(graph: Graph, points: int = POINTS, seconds: float = 10 * SECONDS) 
     """
     search = _Search(pose(graph), (), seconds)
     least = search.least(share=1 / 4)
-    found = [search.planned(each) for each in solved_frontier(search.planner, points, search.left())]
+    found = [search.planned(each) for each in search.planner.frontier(points, search.left())]
     found += search.by_hand()
-    later = [each for each in found if each is not None and each.peak_bytes > least.peak_bytes]
+    later = [each for each in found if each.peak_bytes > least.peak_bytes]
     return _strictly_falling([least, *later])
 
 
@@ -134,13 +133,14 @@ def parse_bytes(budget: int | str) -> int:
 
 
 class _Search:
-    """Looks for plans: solves the problem, and corrects its budget by what the simulation says."""
+    """Looks for plans: the best of the planner's solutions, and of plans by hand."""
 
     def __init__(self, posed: Posed, anchors: tuple[str, ...], seconds: float) -> None:
         self.posed = posed
         self.anchors = anchors
         self.end = time.monotonic() + seconds
-        self.planner = Planner(posed.problem)
+        self.judge = Judge(posed, anchors)
+        self.planner = Planner(posed.problem, self.judge)
 
     def left(self) -> float:
         """The seconds that are left to search."""
@@ -148,56 +148,34 @@ class _Search:
 
     def least(self, share: float = 1.0) -> Plan:
         """The plan of the least peak, and of the least FLOPs within it."""
-        end = time.monotonic() + share * self.left()
-        solved = self.planner.least(share * self.left())
-        found = [self.planned(solved), *self.by_hand()]
-        # What the model calls best may hold more in truth: a little above it there may be better.
-        if found[0] is not None and found[0].peak_bytes > solved.peak_bytes:
-            for allowed in (found[0].peak_bytes - 1, (found[0].peak_bytes + solved.peak_bytes) // 2):
-                near = self.planner.within(allowed, max(LEAST_SECONDS, end - time.monotonic()))
-                found += [] if near is None else [self.planned(near)]
-        legal = [each for each in found if each is not None]
-        return min(legal, key=lambda each: (each.peak_bytes, each.flops_ratio))
+        found = [self.planned(self.planner.least(share * self.left())), *self.by_hand()]
+        return min(found, key=lambda each: (each.peak_bytes, each.flops_ratio))
 
     def within(self, budget: int) -> Plan:
         """The least FLOPs within the budget."""
-        found: list[Plan] = []
-        allowed = budget
-        for _ in range(ATTEMPTS):
-            solution = self.planner.within(allowed, self.left())
-            legal = None if solution is None else self.planned(solution)
-            if solution is None or legal is None:
-                break
-            found.append(legal)
-            excess = legal.peak_bytes - budget
-            if excess <= 0:
-                break
-            # The model is off here; what it proves then holds for the corrected budget only.
-            allowed = min(budget - (legal.peak_bytes - solution.peak_bytes), solution.peak_bytes - 1)
-        fitting = [each for each in (*found, *self.by_hand()) if each.peak_bytes <= budget]
+        solution = self.planner.within(budget, self.left())
+        found = [*([] if solution is None else [self.planned(solution)]), *self.by_hand()]
+        fitting = [each for each in found if each.peak_bytes <= budget]
         if not fitting:
             least = self.least()
             if least.peak_bytes > budget:
                 raise _too_small(budget, least)
             fitting.append(least)
-        best = min(fitting, key=lambda each: (each.flops_ratio, each.peak_bytes))
-        return best if allowed == budget else replace(best, status="feasible")
+        return min(fitting, key=lambda each: (each.flops_ratio, each.peak_bytes))
 
     def by_hand(self) -> list[Plan]:
         """The plans that every search competes with: all inverted, all recomputed, and ordinary autograd."""
         graph = self.posed.graph
         recomputed: dict[str, Decision] = {node.name: "recompute" for node in graph.planned}
         dropped = [decide(graph, decisions, self.anchors) for decisions in ({}, recomputed)]
-        plans = [*(replace(each, anchors=self.anchors) for each in dropped), keep_all(graph)]
+        plans = [*(each.noted(anchors=self.anchors) for each in dropped), keep_all(graph)]
         return [_with_status(each, None) for each in plans]
 
-    def planned(self, solution: Solution) -> Plan | None:
-        """The plan of a solution; None where the engine cannot follow it."""
-        try:
-            found = self.posed.plan(solution, self.anchors)
-            return _with_status(replace(found, anchors=self.anchors), solution)
-        except PlanError:
-            return None
+    def planned(self, solution: Solution) -> Plan:
+        """The plan of a solution that was found."""
+        found = self.judge.plan(solution)
+        assert found is not None
+        return _with_status(found.noted(anchors=self.anchors), solution)
 
 
 def _too_small(budget: int, least: Plan) -> BudgetError:
@@ -213,10 +191,10 @@ def _too_small(budget: int, least: Plan) -> BudgetError:
 
 def _with_status(found: Plan, solution: Solution | None) -> Plan:
     """The plan with its reasons, and with what is known of how good it is."""
-    found = replace(found, reasons=reasons_of(found))
+    found = found.noted(reasons=reasons_of(found))
     if solution is None:
         return found
-    return replace(found, status=solution.status, bound=solution.bound)
+    return found.noted(status=solution.status, bound=solution.bound)
 
 
 def _strictly_falling(plans: Iterable[Plan]) -> list[Plan]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 import numpy as np
@@ -9,25 +10,26 @@ import numpy as np
 from revgraph.planning.chain_schedules import chain_schedule
 from revgraph.planning.chain_views import ChainView, chain_of
 from revgraph.planning.chains import ChainProgramme
-from revgraph.planning.problem import Problem, Solution
-from revgraph.planning.reading import tidy
-from revgraph.planning.rebuilding import IllegalSolution
-from revgraph.planning.solving import scored
+from revgraph.planning.problem import Judging, Problem, Solution
 
 # Chains of up to so many nodes are solved exactly; up to so many at all, of which so many can be inverted:
 # where nearly all can be, the mixed integer programme is as good and faster.
 EXACT, LONGEST, INVERTIBLE = 10, 64, 20
 # Steps kept of each curve of a longer chain.
 POINTS = 64
-# A chain's peaks are upper bounds: what seems to need a little more may fit as well.
+# So many schedules that seem to need a little more than there is may fit as well.
 BEYOND = 4
 
 
 class ChainSolver:
-    """The best schedules of a chain; none where the problem is not a chain, or too long a one."""
+    """The best schedules of a chain; none where the problem is not a chain, or too long a one.
 
-    def __init__(self, problem: Problem) -> None:
+    The curve's bytes are a model's: a schedule may hold more in truth. So candidates are judged one by one.
+    """
+
+    def __init__(self, problem: Problem, judge: Judging) -> None:
         self.problem = problem
+        self.judge = judge
         self.known: dict[int, Solution | None] = {}
 
     @cached_property
@@ -43,32 +45,37 @@ class ChainSolver:
         assert self.view is not None
         return ChainProgramme(self.view.chain, None if len(self.view.items) <= EXACT else POINTS)
 
+    @cached_property
+    def sizes(self) -> list[int]:
+        return [] if self.view is None else [int(size) for size in self.programme.whole.sizes]
+
     def within(self, budget: int) -> Solution | None:
         """The least FLOPs within a budget, if any schedule fits."""
-        if self.view is None:
-            return None
-        sizes = self.programme.whole.sizes
-        last = int(np.searchsorted(sizes, budget, side="right")) - 1
-        for n in reversed(range(max(0, last), min(len(sizes), last + 1 + BEYOND))):
-            solution = self._solution(n)
-            if solution is not None and solution.peak_bytes <= budget:
-                return solution
-        return None
+        end = int(np.searchsorted(self.sizes, budget, side="right")) + BEYOND
+        by_flops = self._solutions(reversed(range(len(self.sizes))[:end]))
+        return next((each for each in by_flops if each.peak_bytes <= budget), None)
+
+    def least(self) -> Solution | None:
+        """The least peak."""
+        best: Solution | None = None
+        for n, size in enumerate(self.sizes):
+            if best is not None and size > best.peak_bytes:
+                break
+            found = self._solution(n)
+            if best is None or (found is not None and found.peak_bytes < best.peak_bytes):
+                best = found
+        return best
 
     def all(self) -> list[Solution]:
         """Every solution on the curve of bytes and FLOPs."""
-        if self.view is None:
-            return []
-        found = map(self._solution, range(len(self.programme.whole.sizes)))
-        return [solution for solution in found if solution is not None]
+        return list(self._solutions(range(len(self.sizes))))
+
+    def _solutions(self, places: Iterable[int]) -> Iterator[Solution]:
+        return (each for each in map(self._solution, places) if each is not None)
 
     def _solution(self, n: int) -> Solution | None:
-        """The curve's schedule n, or None where the problem cannot carry it out as the chain thought."""
+        """The curve's schedule n, or None where it cannot be carried out as the chain thought."""
         if n not in self.known:
             assert self.view is not None
-            actions = chain_schedule(self.programme, int(self.programme.whole.sizes[n]))
-            try:
-                self.known[n] = scored(self.problem, tidy(self.problem, self.view.solution(actions)))
-            except IllegalSolution:
-                self.known[n] = None
+            self.known[n] = self.judge(self.view.solution(chain_schedule(self.programme, self.sizes[n])))
         return self.known[n]

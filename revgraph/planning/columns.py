@@ -109,3 +109,10 @@ class Programme:
         if bound is None:
             bound = found.fun if found.fun is not None else -np.inf
         return Outcome(found.x, found.status == 0, found.status == 2, float(bound))
+
+    def least(self, column: int, values: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+        """The least that a column may be which rows bound from below, beside these values of the others."""
+        assert self._matrix is not None
+        factors = self._matrix[:, [column]].toarray().ravel()
+        rest = self._matrix @ values - factors * values[column] - np.array(self.row_high)
+        return float(np.max(rest[factors < 0] / -factors[factors < 0]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import cast
 
 from revgraph.errors import PlanError
@@ -87,7 +86,7 @@ def decide(
             held_bytes=0,
             peak_at="",
             flops_ratio=1.0,
-            results=_checked_results(graph, chosen, results or {}),
+            results=_checked_results(graph, chosen, holds, results or {}),
             holds=holds,
             drops=_checked_drops(graph, chosen, stored, drops or {}),
         )
@@ -157,7 +156,10 @@ def _checked_drops(
 
 
 def _checked_results(
-    graph: Graph, chosen: Mapping[str, Decision], results: Mapping[str, Iterable[int]]
+    graph: Graph,
+    chosen: Mapping[str, Decision],
+    holds: Mapping[str, str],
+    results: Mapping[str, Iterable[int]],
 ) -> dict[str, tuple[int, ...]]:
     checked: dict[str, tuple[int, ...]] = {}
     for name, indices in results.items():
@@ -178,8 +180,19 @@ def _checked_results(
                 )
         if indices and chosen[name] == "keep":
             raise PlanError(f"{name!r} is kept with all its internals: it has no use for kept results")
-        checked[name] = tuple(sorted(set(indices)))
+        if indices and name in holds:
+            raise PlanError(
+                f"{name!r} is held from the stage of {holds[name]!r}, by a rerun that computes all of it "
+                "anew: it has no use for kept results. Leave it out of `results` or of `holds`."
+            )
+        if not _is_silent(graph.node[name], chosen[name]):  # otherwise they would lie there for no replay
+            checked[name] = tuple(sorted(set(indices)))
     return checked
+
+
+def _is_silent(node: Node, decision: Decision) -> bool:
+    """Whether costs say that a node saves nothing under this decision, or that no gradient reaches it."""
+    return decision in node.cost.courses and not node.cost.courses[decision].replays
 
 
 def finished(plan: Plan) -> Plan:
@@ -195,8 +208,7 @@ def finished(plan: Plan) -> Plan:
     turn = next((index for index, moment in enumerate(moments) if moment.step.action == "loss"), -1)
     plain = sum(node.cost.flops + node.cost.backward_flops for node in plan.graph.nodes)
     flops = sum(moment.flops for moment in moments)
-    return replace(
-        plan,
+    return plan.noted(
         peak_bytes=top.peak_bytes,
         held_bytes=moments[turn].live_bytes,
         peak_at=f"{top.step.action} of {top.step.node}",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
 from revgraph.courses import Course
 from revgraph.errors import PlanError
@@ -29,6 +29,13 @@ class Source:
     node: str = ""
 
 
+def course_of(node: Node, name: str) -> Course:
+    """A node's course of this name, `invert+0+2`: without the kept results where that with them is not known,
+    and empty where that is not known either."""
+    courses = node.cost.courses
+    return courses.get(name) or courses.get(name.split("+")[0], Course())
+
+
 @dataclass(frozen=True)
 class Plan:
     """Decisions for the couplings and boundaries of a graph, with what they cost.
@@ -46,6 +53,8 @@ class Plan:
     by index, in the order they run, and `TERM` for a coupling's term.
 
     `anchors` are stored besides, because someone asked for it or to bound the drift.
+
+    `schedules` are those made of it (`schedule`).
 
     A plan that is "optimal" is so for the planner's formulation; `bound` are FLOPs computed again that no
     plan of that formulation can go below.
@@ -66,28 +75,22 @@ class Plan:
     holds: Mapping[str, str] = field(default_factory=dict)
     drops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     anchors: tuple[str, ...] = ()
+    schedules: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def course(self, node: Node) -> Course:
-        """How the node's memory runs under this plan; an empty course where that is not known."""
-        return node.cost.courses.get(self.course_name(node), Course())
+    def noted(self, **facts: Any) -> Plan:
+        """The same plan, with its schedules, and other facts about it (bytes, FLOPs, reasons, status)."""
+        noted = replace(self, **facts)
+        noted.schedules.update(self.schedules)
+        return noted
 
-    def course_name(self, node: Node) -> str:
-        """The node's decision, and the results that it keeps besides: `invert+0+2`.
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: without what is made again when it is needed."""
+        return {**self.__dict__, "schedules": {}}
 
-        The replay of a sum whose target nobody asks for stops before the sum, as if it were recomputed.
-        """
-        decision = self.decisions.get(node.name, "keep")
-        if decision == "invert" and node.additive and not self._rebuilds(node):
-            decision = "recompute"
-        return decision + "".join(f"+{index}" for index in self.results.get(node.name, ()))
-
-    def _rebuilds(self, node: Node) -> bool:
-        """Whether a node's own replay gives its target back; the caller's are, to see how far they drift."""
-        if node.target in self.graph.inputs:
-            return True
-        source = self.sources.get(node.target or "")
-        dropped = node.target in self.drops.get(node.name, ())
-        return source is not None and source.how != "stored" and not dropped
+    def decided(self, name: str) -> str:
+        """A node's decision, and the results that it keeps besides: `invert+0+2`."""
+        decision = self.decisions.get(name, "keep")
+        return decision + "".join(f"+{index}" for index in self.results.get(name, ()))
 
     @property
     def anchor_bytes(self) -> int:

@@ -1,17 +1,17 @@
-"""Posing: a graph with costs as a planning problem, and a solution of it as a plan."""
+"""Posing: a graph with costs as a planning problem."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from revgraph.courses import Course, Event, own_bytes
 from revgraph.graph import Graph, Node
-from revgraph.planning.deciding import decide, keep_all
+from revgraph.planning.deciding import keep_all
 from revgraph.planning.holding import Storages
-from revgraph.planning.plans import DECISIONS, Decision, Plan
-from revgraph.planning.problem import Item, Option, Problem, Solution
+from revgraph.planning.plans import DECISIONS, Decision
+from revgraph.planning.problem import Item, Option, Problem
 from revgraph.planning.schedule import schedule
 from revgraph.planning.simulating import Machine
 from revgraph.planning.sources import needs
@@ -26,30 +26,6 @@ class Posed:
     graph: Graph
     problem: Problem
     courses: tuple[tuple[str, ...], ...]
-
-    def plan(self, solution: Solution, anchors: Iterable[str] = ()) -> Plan:
-        """The plan that a solution stands for, with `anchors` stored on top."""
-        graph = self.graph
-        names = [value.name for value in graph.values]
-        items = [item.name for item in self.problem.items]
-        chosen = {
-            name: courses[index].split("+")
-            for name, courses, index in zip(items, self.courses, solution.options, strict=True)
-            if index >= 0
-        }
-        # The engine runs nothing again that it keeps, and courses of reruns are known without kept results.
-        for index in solution.reruns:
-            decision, *_ = chosen[items[index]]
-            chosen[items[index]] = ["recompute" if decision == "keep" else decision]
-        return decide(
-            graph,
-            {name: cast("Decision", parts[0]) for name, parts in chosen.items()},
-            stored=[*anchors, *(names[index] for index in sorted(solution.stored))],
-            reruns=[items[index] for index in sorted(solution.reruns)],
-            holds={items[index]: items[stage] for index, stage in solution.holds.items()},
-            drops={items[stage]: [names[v] for v in values] for stage, values in solution.drops.items()},
-            results={name: map(int, parts[1:]) for name, parts in chosen.items() if parts[1:]},
-        )
 
 
 def pose(graph: Graph) -> Posed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -88,3 +88,7 @@ class Solution:
     flops: int = 0
     status: Literal["optimal", "feasible"] = "feasible"
     bound: int = 0
+
+
+Judging = Callable[[Solution], Solution | None]
+"""The solution as it is carried out, with its true peak and FLOPs; None where it cannot be."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,14 +10,13 @@ import numpy as np
 from revgraph.planning.formulation import Formulation
 from revgraph.planning.merging import Merged
 from revgraph.planning.problem import Problem, Solution
-from revgraph.planning.rebuilding import IllegalSolution, rebuild
 
 # Continuous columns that stand for yes or no are read as yes from here on.
 YES = 0.99
 
 
 def read(formulation: Formulation, merged: Merged, values: np.ndarray[Any, Any]) -> Solution:
-    """The solution in the original's values, without what it stores, reruns or drops to no purpose."""
+    """The solution in the original's values."""
     problem = formulation.problem
     options = [-1] * len(problem.items)
     holds: dict[int, int] = {}
@@ -36,10 +34,7 @@ def read(formulation: Formulation, merged: Merged, values: np.ndarray[Any, Any])
     for value in formulation.events.of:
         for j in drops_of(formulation, value, values):
             drops[j] += names[value]
-    return tidy(
-        merged.problem,
-        Solution(tuple(options), frozenset(stored), reruns, holds, {j: tuple(v) for j, v in drops.items()}),
-    )
+    return Solution(tuple(options), frozenset(stored), reruns, holds, {j: tuple(v) for j, v in drops.items()})
 
 
 def is_stored(formulation: Formulation, value: int, values: np.ndarray[Any, Any]) -> bool:
@@ -63,29 +58,3 @@ def plain_replay(problem: Problem, k: int) -> int:
         if option.name != "keep" and not option.held_bytes and not option.pinned
     ]  # fmt: skip
     return max(found, key=lambda c: problem.items[k].options[c].name == "recompute")
-
-
-def tidy(problem: Problem, solution: Solution) -> Solution:
-    """The solution without what it does to no purpose.
-
-    That is stored values that nothing reads, reruns that never happen, and captures by them: where an item's
-    outputs are at hand in the stage that was to capture it, it is replayed in its own instead. What is
-    stored stays to the last stage that reads it: drops are for what was rebuilt.
-
-    Raises:
-        IllegalSolution: a value is asked for that is neither stored nor can be rebuilt.
-    """
-    drops = {j: tuple(v for v in values if v not in solution.stored) for j, values in solution.drops.items()}
-    solution = replace(solution, drops={j: values for j, values in drops.items() if values})
-    while True:
-        try:
-            rebuilding = rebuild(problem, solution)
-            break
-        except IllegalSolution as error:
-            if error.item not in solution.holds:
-                raise
-            holds = {k: stage for k, stage in solution.holds.items() if k != error.item}
-            solution = replace(solution, holds=holds)
-    unread = {value for value, spans in rebuilding.spans.items() if spans[0] == (-1, -1)}
-    rerun = {move.item for stage in rebuilding.stages for move in stage.moves if move.how == "rerun"}
-    return replace(solution, stored=solution.stored - unread, reruns=solution.reruns & rerun)

@@ -5,18 +5,20 @@ from __future__ import annotations
 from revgraph.courses import Course, own_bytes
 from revgraph.graph import Node
 from revgraph.planning.plans import TERM, Plan, human_bytes
+from revgraph.planning.simulating import courses_of
 
 
 def reasons_of(plan: Plan) -> dict[str, str]:
     """For every node that the plan decides on, what its decision costs and what it saves."""
-    return {node.name: _reason(plan, node) for node in plan.graph.planned}
+    courses = courses_of(plan)
+    return {node.name: _reason(plan, node, courses[node.name]) for node in plan.graph.planned}
 
 
-def _reason(plan: Plan, node: Node) -> str:
+def _reason(plan: Plan, node: Node, chosen: Course) -> str:
     keep = node.cost.courses.get("keep")
     if keep is None:
         return "without knowing what it costs, for it could not be run without values"
-    internals, chosen = max(0, own_bytes(keep.forward)), plan.course(node)
+    internals = max(0, own_bytes(keep.forward))
     if plan.decisions[node.name] == "keep":
         if not internals:
             return "for it has no internals to save"

@@ -1,33 +1,82 @@
-"""The schedule of a plan: a training step as a list of what is run, stored, rebuilt and freed, in order."""
+"""The schedule: a training step under a plan as a flat list of instructions.
+
+This is the one executable form of a plan. The engine carries its instructions out, the simulator weighs them,
+drawings and reports show them. Nothing else decides what comes back when, or when it goes.
+
+How it is made, in two passes:
+
+1. *Order.* The backward visits nodes last to first. A node that is inverted or recomputed, and whose forward
+   saved anything, has a stage: the time when it is replayed. What its replay reads is derived first, from
+   stored values and from what earlier stages left, each value by its source (`plan.sources`). In this pass a
+   value that has been rebuilt stays at hand until the plan drops it.
+2. *Liveness.* Backwards over that list: a value lives from the instruction that makes it to its last reader
+   before it is made again, and goes there. What nobody reads is not made at all. Stored values go likewise.
+
+So lifetimes are computed and not counted while the backward runs: a rebuilt value is held for exactly as long
+as somebody reads it, unless the plan drops it and derives it again.
+
+What a forward really saved can differ from what costs foresaw (other flags, kept results, masks that
+autograd dropped at once), so `silent`, the nodes of which nothing will be asked, is an argument. `gone` are
+inputs that the caller has let go of since, where inversion gives them back.
+
+Autograd may ask for less than a whole pass (`autograd.grad` of a few leaves, one output of several). Then
+stages are passed over, and `Schedule.catch_up` has the instructions that must run nevertheless: those whose
+values or captured tensors live beyond the gap, and what these read. At every position of a pass the same
+values are at hand, however it got there.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, overload
 
 from revgraph.errors import PlanError
-from revgraph.graph import Node
-from revgraph.planning.plans import Plan
-from revgraph.planning.sources import needs, rule_needs
-from revgraph.planning.uses import clients_of, reached_from, uses_of
+from revgraph.graph import Graph, Node
+from revgraph.planning.plans import Plan, Source, course_of
+from revgraph.planning.sources import needs, sources_from
 
 Action = Literal[
-    "run", "free", "loss", "invert", "recompute", "hold", "again", "rerun", "rewire", "wire", "backward"
+    "run",
+    "free",
+    "loss",
+    "invert",
+    "recompute",
+    "recompute_and_keep",
+    "invert_again",
+    "rerun",
+    "invert_wiring",
+    "wire",
+    "backward",
 ]
-EVALUATING: tuple[Action, ...] = ("run", "invert", "recompute", "hold", "again", "rerun")
+EVALUATING: tuple[Action, ...] = (
+    "run",
+    "invert",
+    "recompute",
+    "recompute_and_keep",
+    "invert_again",
+    "rerun",
+)
 """Actions in which a node's function runs."""
+CAPTURING: tuple[Action, ...] = ("invert", "recompute", "recompute_and_keep")
+"""Actions that capture what the node's own backward will ask for."""
+REPLAYING: tuple[Action, ...] = (*EVALUATING[1:], "invert_wiring", "wire")
+"""Actions that are carried out again in the backward pass."""
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Instruction:
     """One thing that happens in a training step.
 
     `run` is a node's forward, `free` lets go of what was stored for nothing, `loss` is the loss and the turn,
-    `backward` a node's backward. In between, `invert`
-    and `recompute` replay a node and capture its internals, as `hold` does to run it again besides; `again`
-    inverts a node once more and `rerun` runs it again without capturing; `rewire` and `wire`
-    run a wiring backwards or forwards. `stage` is the node whose backward asks for it. `reads` must be in
-    memory, `makes` are rebuilt values that are held on, `stores` go on the tape, `frees` go afterwards.
+    `backward` a node's backward. In between, `invert` and `recompute` replay a node for its own backward:
+    they capture its internals, and inversion gives the target back. `recompute_and_keep` runs a node for its
+    outputs and captures besides; `invert_again` and `rerun` give values without capturing; `invert_wiring`
+    and `wire` run a wiring backwards or forwards.
+
+    `stage` is the node whose backward asks for it. `reads` must be in memory, `makes` are rebuilt values that
+    are held on, `stores` are held from forward to backward, `frees` go afterwards. It is `exact` where all
+    that its function reads is the forward's to the bit, and not what inversion gave back.
     """
 
     action: Action
@@ -37,198 +86,297 @@ class Step:
     makes: tuple[str, ...] = ()
     stores: tuple[str, ...] = ()
     frees: tuple[str, ...] = ()
+    exact: bool = True
 
 
-def schedule(plan: Plan) -> list[Step]:
-    """The steps of a plan, in the order in which the engine takes them in one whole backward pass."""
-    return _Scheduling(plan).steps()
+class Schedule(Sequence[Instruction]):
+    """The instructions of a step, and where the backward's are.
 
+    `replays` are those that are carried out again in the backward pass, in order; a position counts them.
+    `captured_at` gives for a node the position that captures it, `begins` for each position that of its
+    stage's first instruction. `lent` are the caller's inputs that need not be held for the backward, because
+    inversion gives them back.
+    """
 
-Rule = tuple[str, Node]  # "own" or how a source works, and the node
+    def __init__(self, instructions: Sequence[Instruction], lent: frozenset[str] = frozenset()) -> None:
+        self.instructions = tuple(instructions)
+        self.lent = lent
+        self.replays = tuple(each for each in instructions if each.action in REPLAYING)
+        self.captured_at: dict[str, int] = {}
+        self.begins: list[int] = []
+        self._index()
 
+    @overload
+    def __getitem__(self, index: int) -> Instruction: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Instruction, ...]: ...
+    def __getitem__(self, index: int | slice) -> Instruction | tuple[Instruction, ...]:
+        return self.instructions[index]
 
-class _Scheduling:
-    """What a backward pass has at hand, as the engine's `Pass` keeps it."""
+    def __len__(self) -> int:
+        return len(self.instructions)
 
-    def __init__(self, plan: Plan) -> None:
-        graph = plan.graph
-        self.plan = plan
-        self.done: list[Step] = []
-        self.captured: set[str] = set()
-        self.counted: set[tuple[str, str]] = set()
-        self.rebuilt: set[str] = set()
-        silent = [node.name for node in graph.planned if node.cost.courses and not plan.course(node).replays]
-        self.uses = uses_of(graph, plan.decisions, plan.sources, silent)
-        self.clients = clients_of(graph, plan.sources, plan.drops)
-        self.reached = reached_from(graph, plan.decisions, plan.sources, silent)
-        self.stored = {name for name in plan.stored if name in self.reached} | set(graph.inputs)
-        self.drops = [
-            (node.name, plan.drops[node.name]) for node in reversed(graph.nodes) if node.name in plan.drops
-        ]
-        self.place = {node.name: index for index, node in enumerate(graph.nodes)}
+    def __iter__(self) -> Iterator[Instruction]:
+        return iter(self.instructions)
 
-    def steps(self) -> list[Step]:
-        graph, plan = self.plan.graph, self.plan
-        run = [node for node in graph.nodes if node.kind not in ("input", "output")]
-        for node in run:
-            stores = tuple(name for name in node.outputs if name in plan.stored)
-            self.done.append(Step("run", node.name, "", node.inputs, node.outputs, stores, node.cost.frees))
-        unread = tuple(name for name in plan.stored if name not in self.stored)
-        if unread:
-            self.done.append(Step("free", "", frees=unread))
-        if graph.loss is not None:
-            name = graph.loss.name
-            self.done += [Step("loss", name, "", graph.loss.inputs), Step("backward", name, name)]
-        for node in reversed(run):
-            course = plan.course(node)
-            known = bool(node.cost.courses)
-            if known and not course.backward:
+    def catch_up(self, start: int, place: int) -> dict[int, bool]:
+        """The positions to run on the way from `start` to `place`, and whether to capture in each.
+
+        They bring to hand all that the schedule has there afterwards: what they make or capture is read
+        later, or what they make by one another.
+        """
+        captures = {
+            position: position == place or self._asked_until(position) > place
+            for position in range(start, place + 1)
+        }
+        targets = {
+            position
+            for position, captured in captures.items()
+            if captured or any(last > place for last in self._last_reads[position])
+        }
+        return {position: captures[position] for position in self._needed(start, targets)[0]}
+
+    def needed(self, start: int, place: int) -> list[int]:
+        """The positions from `start` on that lead to this one, and itself."""
+        return self._needed(start, {place})[0]
+
+    def taken_by_skipped(self, start: int, place: int) -> frozenset[str]:
+        """The values at `start` that stages need which are passed over on the way to `place`."""
+        skipped = {
+            position
+            for position in range(start, place)
+            if self.replays[position].action in CAPTURING and self._asked_until(position) <= place
+        }
+        return self._needed(start, skipped)[1]
+
+    def _asked_until(self, position: int) -> int:
+        """The position by which what is captured here has been asked for; -1 where nothing is captured."""
+        each = self.replays[position]
+        reads = self._last_reads[position]
+        return reads[-1] if each.action in CAPTURING and len(reads) > len(each.makes) else -1
+
+    def _needed(self, start: int, targets: set[int]) -> tuple[list[int], frozenset[str]]:
+        """Dead-code elimination: the target positions, and before them what makes the values they read.
+
+        Besides, the values that these take from before `start`.
+        """
+        found: list[int] = []
+        wanted: set[str] = set()
+        for position in range(max(targets, default=start - 1), start - 1, -1):
+            each = self.replays[position]
+            if position in targets or not wanted.isdisjoint(each.makes):
+                found.append(position)
+                wanted.difference_update(each.makes)
+                wanted.update(each.reads)
+        return found[::-1], frozenset(wanted)
+
+    def _index(self) -> None:
+        """Number the replays, and note when what each makes or captures is read for the last time."""
+        made_at: dict[str, tuple[int, int]] = {}  # for a value, the position that made it and its place there
+        last_reads: list[list[int]] = []
+        stage, begin = "", 0
+        for each in self.instructions:
+            if each.action == "backward":  # captured tensors are asked for until here
+                at = self.captured_at.get(each.node)
+                if at is not None:
+                    last_reads[at].append(len(last_reads))
+            if each.action not in REPLAYING:
                 continue
-            decided = plan.decisions.get(node.name, "keep")
-            if decided != "keep" and node.name not in self.captured and (course.replays or not known):
-                self._replay(node)
-            self.done.append(Step("backward", node.name, node.name))
-        return self.done
+            position = len(last_reads)
+            for name in each.reads:
+                if name in made_at:
+                    made, place = made_at[name]
+                    last_reads[made][place] = position
+            if each.stage != stage:
+                stage, begin = each.stage, position
+            self.begins.append(begin)
+            if each.action in CAPTURING:
+                self.captured_at[each.node] = position
+            made_at.update((name, (position, place)) for place, name in enumerate(each.makes))
+            last_reads.append([-1] * len(each.makes))
+        self._last_reads = last_reads
 
-    def _replay(self, node: Node) -> None:
-        """A node's own replay: its stage, in which all that it reads is derived first."""
-        dropped = []
-        while self.drops and self.place[self.drops[0][0]] > self.place[node.name]:
-            dropped += [name for name in self.drops.pop(0)[1] if name in self.rebuilt]
-        order = self._order(("own", node))
-        last = {name: index for index, rule in enumerate(order) for name in self._reads(rule)}
-        drops = self.plan.drops.get(node.name, ())
-        derived: set[str] = set()
-        for index, rule in enumerate(order):
-            makes = tuple(
-                name
-                for name in self._gives(rule)
-                if last.get(name, -1) > index or (name not in drops and self.uses[name] > 0)
-                if name not in self.stored and name not in self.rebuilt
-            )
-            action = self._action(rule, node)
-            self._count(rule, action)
-            self.rebuilt.update(makes)
-            derived.update(makes)
-            frees, dropped = dropped, []
-            for name in dict.fromkeys(self._reads(rule)):
-                if last[name] == index:
-                    if self.uses[name] <= 0:
-                        frees += self._let_go(name)
-                    elif name in derived and name in drops and name in self.rebuilt:
-                        frees.append(name)
-            if rule[0] == "own" and rule[1] is node:
-                frees += [name for name in drops if name in self.rebuilt and name not in frees]
-            self.rebuilt.difference_update(frees)
-            self.done.append(
-                Step(
-                    action, rule[1].name, node.name, self._reads(rule), makes, (), tuple(dict.fromkeys(frees))
-                )
-            )
 
-    def _order(self, own: Rule) -> list[Rule]:
-        """What to do so that a replay finds all it needs, itself at the end."""
-        order: list[Rule] = []
-        placed: set[tuple[str, str]] = set()
-        pending = [own]
-        while pending:
-            rule = pending[-1]
-            makers = [self._maker(name) for name in self._reads(rule) if not self._has(name)]
-            missing = [maker for maker in makers if (maker[0], maker[1].name) not in placed]
+def schedule(
+    plan: Plan, silent: Collection[str] | None = None, gone: Collection[str] = frozenset()
+) -> Schedule:
+    """The schedule of one whole training step under a plan, made once and kept with it.
+
+    Of the nodes `silent` autograd asks for nothing; without them, of those that costs say so of. Of the
+    inputs `gone` the caller has let go; they are rebuilt like any other value.
+    """
+    key = frozenset(silent_nodes(plan) if silent is None else silent), frozenset(gone)
+    made = plan.schedules.get(key)
+    if made is None:
+        silent, gone = key
+        sources = sources_without(plan, gone) if gone else plan.sources
+        found = [*_forward(plan), *_Backward(plan, silent, sources, gone).instructions()]
+        made = plan.schedules[key] = Schedule(_with_lifetimes(plan, found), _lent(plan))
+    return made
+
+
+def silent_nodes(plan: Plan) -> frozenset[str]:
+    """The nodes that save nothing under this plan, as far as costs are known."""
+    return frozenset(
+        node.name
+        for node in plan.graph.planned
+        if node.cost.courses and not course_of(node, plan.decided(node.name)).replays
+    )
+
+
+def sources_without(plan: Plan, gone: Collection[str]) -> dict[str, Source]:
+    """The plan's sources where these inputs are not at hand.
+
+    Raises:
+        PlanError: something cannot come back without them.
+    """
+    reruns = {source.node for source in plan.sources.values() if source.how == "recomputed"}
+    return sources_from(plan.graph, plan.decisions, plan.stored, sorted(reruns), gone)
+
+
+def _lent(plan: Plan) -> frozenset[str]:
+    """The inputs that inversion gives back, all of them at once, for whatever reads them."""
+    graph = plan.graph
+    given = {graph.node[name].target for name, decision in plan.decisions.items() if decision == "invert"}
+    for node in reversed(graph.nodes):
+        if node.kind == "wiring" and given.issuperset(node.outputs):
+            given.update(node.inputs)
+    found = frozenset(name for name in graph.inputs if name in given and name in plan.sources)
+    if found:
+        try:
+            sources_without(plan, found)
+        except PlanError:
+            return frozenset()
+    return found
+
+
+def _held(plan: Plan) -> list[str]:
+    """The stored values that are held on to: those of which something may be asked."""
+    return [name for name in plan.stored if name in plan.sources]
+
+
+def _forward(plan: Plan) -> list[Instruction]:
+    graph = plan.graph
+    stored = set(_held(plan))
+    found = [
+        Instruction(
+            "run",
+            node.name,
+            reads=node.inputs,
+            makes=node.outputs,
+            stores=tuple(name for name in node.outputs if name in stored),
+            frees=node.cost.frees,
+        )
+        for node in graph.nodes
+        if node.kind not in ("input", "output")
+    ]
+    if graph.loss is not None:
+        name = graph.loss.name
+        found += [Instruction("loss", name, reads=graph.loss.inputs), Instruction("backward", name, name)]
+    return found
+
+
+class _Backward:
+    """The order of the backward pass: what each stage does, with all that it could give as `makes`."""
+
+    def __init__(
+        self, plan: Plan, silent: Collection[str], sources: Mapping[str, Source], gone: Collection[str]
+    ) -> None:
+        self.plan = plan
+        self.graph: Graph = plan.graph
+        self.silent = silent
+        self.sources = sources
+        self.fixed = {*plan.stored, *self.graph.inputs}.difference(gone)
+        self.rebuilt: set[str] = set()
+        self.inexact: set[str] = set()
+        self.captured: set[str] = set()
+        self.found: list[Instruction] = []
+
+    def instructions(self) -> list[Instruction]:
+        plan = self.plan
+        for node in reversed(self.graph.nodes):
+            if node.kind in ("input", "output"):
+                continue
+            decision = plan.decisions.get(node.name, "keep")
+            if decision != "keep" and node.name not in self.captured and node.name not in self.silent:
+                self._stage(node)
+            self.rebuilt.difference_update(plan.drops.get(node.name, ()))
+            if not node.cost.courses or course_of(node, plan.decided(node.name)).backward:
+                self.found.append(Instruction("backward", node.name, node.name))
+        return self.found
+
+    def _stage(self, stage: Node) -> None:
+        """Lines 1 to 3 of Algorithm 1 for one node, made general: derive what its replay reads, replay it."""
+        pending = [("own", stage)]
+        while pending:  # a list instead of recursion: a chain of ten thousand is as good as one of ten
+            how, node = pending[-1]
+            reads = self._reads(how, node)
+            missing = [self._maker(name) for name in reads if not self._is_there(name)]
             if missing:
                 pending += missing
                 continue
             pending.pop()
-            if (rule[0], rule[1].name) not in placed:
-                placed.add((rule[0], rule[1].name))
-                order.append(rule)
-        return order
+            gives = tuple(name for name in self._gives(how, node) if not self._is_there(name))
+            if not gives and not (how == "own" and node is stage):
+                continue  # two values asked for it, and it ran for the first
+            action = self._action(how, node, stage)
+            exact = self.inexact.isdisjoint(node.others if node.kind == "coupling" else reads)
+            if action in ("invert", "invert_again") or not self.inexact.isdisjoint(reads):
+                self.inexact.update(gives)
+            else:
+                self.inexact.difference_update(gives)
+            self.rebuilt.update(gives)
+            self.found.append(Instruction(action, node.name, stage.name, reads, gives, exact=exact))
 
-    def _has(self, name: str) -> bool:
-        return name in self.stored or name in self.rebuilt
+    def _is_there(self, name: str) -> bool:
+        return name in self.fixed or name in self.rebuilt
 
-    def _maker(self, name: str) -> Rule:
-        source = self.plan.sources[name]
-        if source.how == "stored":
-            raise PlanError(f"the plan is not sound: value {name!r} is asked for after it was freed")
-        return "own" if source.how == "inverted" else source.how, self.plan.graph.node[source.node]
+    def _maker(self, name: str) -> tuple[str, Node]:
+        source = self.sources[name]
+        return "own" if source.how == "inverted" else source.how, self.graph.node[source.node]
 
-    def _reads(self, rule: Rule) -> tuple[str, ...]:
-        how, node = rule
+    def _reads(self, how: str, node: Node) -> tuple[str, ...]:
         if how == "own":
             return needs(node, self.plan.decisions[node.name])
         return node.outputs if how == "rewired" else tuple(dict.fromkeys(node.inputs))
 
-    def _gives(self, rule: Rule) -> tuple[str, ...]:
-        """The values that come back by a rule, as far as replays ask for them."""
-        how, node = rule
-        names = node.inputs if how == "rewired" else node.outputs
+    def _gives(self, how: str, node: Node) -> tuple[str, ...]:
         if how == "own":
-            inverted = self.plan.decisions[node.name] == "invert" and node.target is not None
-            names = (node.target or "",) if inverted else ()
-        return tuple(name for name in dict.fromkeys(names) if name in self.reached)
+            inverts = self.plan.decisions[node.name] == "invert" and node.target is not None
+            return (node.target or "",) if inverts else ()
+        return tuple(dict.fromkeys(node.inputs if how == "rewired" else node.outputs))
 
-    def _action(self, rule: Rule, stage: Node) -> Action:
-        how, node = rule
+    def _action(self, how: str, node: Node, stage: Node) -> Action:
+        if how == "rewired":
+            return "invert_wiring"
+        if how == "wired":
+            return "wire"
+        captured = node.name in self.captured
         if how == "own":
-            captures = node is stage or node.name not in self.captured
-            action = "invert" if self.plan.decisions[node.name] == "invert" else "recompute"
-            return action if captures else "again"
-        if how == "recomputed":
-            held = self.plan.holds.get(node.name) == stage.name and node.name not in self.captured
-            return "hold" if held and (not node.cost.courses or self.plan.course(node).replays) else "rerun"
-        return "rewire" if how == "rewired" else "wire"
-
-    def _count(self, rule: Rule, action: Action) -> None:
-        """Note that values were read; only the first time of each replay and wiring counts."""
-        how, node = rule
-        if action in ("rerun", "again"):
-            return
-        if action in ("invert", "recompute", "hold"):
+            if captured or node.name in self.silent:
+                return "invert_again"
             self.captured.add(node.name)
-            how = "own"
-        if (how, node.name) not in self.counted:
-            self.counted.add((how, node.name))
-            self.uses.subtract(self._reads((how, node)))
+            return "invert" if self.plan.decisions[node.name] == "invert" else "recompute"
+        if captured or node.name in self.silent or self.plan.holds.get(node.name) != stage.name:
+            return "rerun"
+        self.captured.add(node.name)
+        return "recompute_and_keep"
 
-    def _let_go(self, name: str) -> list[str]:
-        """What goes when no counted reader is left for a value."""
-        gone = [name] if name in self.rebuilt else []
-        if name not in self.clients:
-            released = [name] if name in self.stored and name not in self.plan.graph.inputs else []
-        else:
-            below = [each for each in self._stored_below(name) if self.uses[each] <= 0]
-            released = [each for each in below if not self._is_derived_from(each, gone)]
-        self.stored.difference_update(released)
-        return gone + [each for each in released if each not in gone]
 
-    def _stored_below(self, name: str) -> list[str]:
-        """The stored values that a value is derived from, or itself."""
-        found: list[str] = []
-        seen: set[str] = set()
-        pending = [name]
-        while pending:
-            each = pending.pop()
-            if each not in seen:
-                seen.add(each)
-                if each in self.stored:
-                    found.append(each)
-                else:
-                    pending += rule_needs(self.plan.graph, self.plan.sources[each])
-        return [each for each in found if each not in self.plan.graph.inputs]
-
-    def _is_derived_from(self, name: str, gone: list[str]) -> bool:
-        """Whether a value that is yet to be read may have to be derived from this one."""
-        seen = {name}
-        pending = [name]
-        while pending:
-            for made in self.clients[pending.pop()]:
-                if made in seen:
-                    continue
-                seen.add(made)
-                lasts = made not in self.clients and made in self.rebuilt and made not in gone
-                if self.uses[made] > 0 and not lasts:
-                    return True
-                if made in self.clients:
-                    pending.append(made)
-        return False
+def _with_lifetimes(plan: Plan, found: list[Instruction]) -> list[Instruction]:
+    """The instructions, each making what is read later and freeing what is not, and a `free` at the turn."""
+    live: set[str] = set()
+    done: list[Instruction] = []
+    for each in reversed(found):
+        if each.action in REPLAYING:
+            makes = tuple(name for name in each.makes if name in live)
+            frees = tuple(name for name in dict.fromkeys(each.reads) if name not in live)
+            live.difference_update(makes)
+            live.update(each.reads)
+            each = replace(each, makes=makes, frees=frees)
+        done.append(each)
+    done.reverse()
+    if unread := tuple(name for name in _held(plan) if name not in live):
+        turn = next((place for place, each in enumerate(done) if each.action != "run"), len(done))
+        done.insert(turn, Instruction("free", "", frees=unread))
+    return done

@@ -10,15 +10,22 @@ from revgraph.courses import Course, Event
 from revgraph.errors import PlanError
 from revgraph.graph import Graph, Node
 from revgraph.planning.holding import NOWHERE, Storages
-from revgraph.planning.plans import Plan
-from revgraph.planning.schedule import Step, schedule
+from revgraph.planning.plans import Plan, course_of
+from revgraph.planning.schedule import CAPTURING, Instruction, schedule
+
+# Under which name costs have what happens in an action of a node that is run again by itself.
+COURSES = {
+    "invert_again": "again",
+    "recompute_and_keep": "hold",
+    "invert_wiring": "rewire",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A step of the schedule; the activation bytes live after it, the most while it ran, and its FLOPs."""
+    """An instruction; the activation bytes live after it, the most while it ran, and its FLOPs."""
 
-    step: Step
+    step: Instruction
     live_bytes: int
     peak_bytes: int
     flops: int
@@ -37,11 +44,34 @@ def simulate(plan: Plan) -> list[Moment]:
     return [machine.take(step) for step in schedule(plan)]
 
 
+def course_names(plan: Plan) -> dict[str, str]:
+    """For each node the name of the course that its memory takes under this plan: `invert+0+2`.
+
+    The replay of a sum whose target nobody asks for stops before the sum, as if it were recomputed. The
+    caller's inputs are always asked for, to see how far they drift.
+    """
+    graph = plan.graph
+    names = {node.name: plan.decided(node.name) for node in graph.nodes}
+    for each in schedule(plan).replays:
+        node = graph.node[each.node]
+        if each.action == "invert" and node.additive and not each.makes and node.target not in graph.inputs:
+            names[node.name] = names[node.name].replace("invert", "recompute")
+    return names
+
+
+def courses_of(plan: Plan) -> dict[str, Course]:
+    """For each node, and the loss, how its memory runs under this plan; empty where that is not known."""
+    graph, names = plan.graph, course_names(plan)
+    found = {node.name: course_of(node, names[node.name]) for node in graph.nodes}
+    if graph.loss is not None:
+        found[graph.loss.name] = graph.loss.cost.courses.get("keep", Course())
+    return found
+
+
 class Machine:
     """Takes steps; knows where every value, gradient and tape entry lies."""
 
     def __init__(self, plan: Plan) -> None:
-        self.plan = plan
         self.graph: Graph = plan.graph
         self.memory = Storages()
         self.env: dict[str, int] = dict.fromkeys(self.graph.inputs, NOWHERE)
@@ -53,13 +83,17 @@ class Machine:
         self.held_again: set[str] = set()
         self.sums: dict[str, int] = {}
         self.same: dict[str, str] = {}
-        self.parts = _contributors(plan)
+        self.courses = courses_of(plan)
+        self.parts = _contributors(self.graph, self.courses)
+        self.graphs: dict[
+            str, int
+        ] = {}  # of nodes that no gradient reaches: who holds autograd's graph of them
 
     def gradient_bytes(self) -> int:
         """The bytes of all gradients that have arrived and are not used yet."""
         return sum(self.memory.sizes.get(number, 0) for number in set(self.gradients.values()))
 
-    def take(self, step: Step) -> Moment:
+    def take(self, step: Instruction) -> Moment:
         """Take the next step."""
         self.memory.most = self.memory.live
         if step.action == "run":
@@ -76,31 +110,59 @@ class Machine:
             flops = self._rebuild(step)
         return Moment(step, self.memory.live, self.memory.most, flops)
 
-    def _run(self, step: Step) -> int:
+    def _run(self, step: Instruction) -> int:
         node = self.graph.node[step.node]
-        course = self.plan.course(node)
+        course = self.courses[node.name]
         labels = {f"in{index}": self._held(self.env, name) for index, name in enumerate(node.inputs)}
         self._follow(course.forward, node, labels, node.outputs, self.env)
         for name in node.outputs:
             self.env.setdefault(name, NOWHERE)
         for name in step.stores:
             self.tape[name] = self._held(self.env, name)
+        self.labels[node.name] = labels
+        if node.cost.courses and not course.backward:
+            self.graphs[node.name] = len(node.outputs)
+            for maker in self._makers(node):
+                self.graphs[maker] += 1
         for name in step.frees:
             self.memory.release(self.env.pop(name, NOWHERE))
-        self.labels[node.name] = labels
+            self._let_graph_go(self.graph.producer[name].name)
         return course.flops
+
+    def _makers(self, node: Node) -> set[str]:
+        """The nodes before this one whose graphs its own holds, among those that no gradient reaches."""
+        makers = {self.graph.producer[name].name for name in node.inputs}
+        return {name for name in makers if name in self.graphs}
+
+    def _let_graph_go(self, name: str) -> None:
+        """One that held autograd's graph of a node is gone; with the last one the graph goes, and what it
+        held of others."""
+        pending = [name]
+        while pending:
+            name = pending.pop()
+            if name not in self.graphs:
+                continue
+            self.graphs[name] -= 1
+            if not self.graphs[name]:
+                del self.graphs[name]
+                node = self._node(name)
+                labels = self.labels.pop(name)
+                self._follow(self.courses[node.name].release, node, labels)
+                for number in labels.values():
+                    self.memory.release(number)
+                pending += self._makers(node)
 
     def _loss(self) -> int:
         node = self.graph.loss
         if node is None:
             return 0
-        course = self.plan.course(node)
+        course = self.courses[node.name]
         labels = {f"in{index}": self._held(self.env, name) for index, name in enumerate(node.inputs)}
         self._follow(course.forward, node, labels, node.outputs, self.env)
         self.labels[node.name] = labels
         return course.flops
 
-    def _backward(self, step: Step) -> int:
+    def _backward(self, step: Instruction) -> int:
         node = self._node(step.node)
         if node is self.graph.loss:
             root = self.memory.born(self.memory.sizes[self.env[node.outputs[0]]])
@@ -115,7 +177,9 @@ class Machine:
 
     def _backward_course(self, node: Node) -> Course:
         """The course that tells a node's backward: that of the rerun that captured for it, if one did."""
-        return node.cost.courses["hold"] if node.name in self.held_again else self.plan.course(node)
+        if node.name in self.held_again:
+            return node.cost.courses.get("hold", Course())
+        return self.courses[node.name]
 
     def _begin(self, node: Node) -> None:
         """What a node's backward does before it first asks for what it needs."""
@@ -128,16 +192,16 @@ class Machine:
                 labels[f"go{index}"] = self.gradients.pop(name)
         self._follow(self._backward_course(node).before_replay, node, labels)
 
-    def _rebuild(self, step: Step) -> int:
+    def _rebuild(self, step: Instruction) -> int:
         self._begin(self._node(step.stage))
         node = self.graph.node[step.node]
-        own = self.plan.course(node)
-        captures = step.action in ("invert", "recompute", "hold")
-        replays = captures and step.action != "hold" and own.replays
-        name = self._course_name(step, node)
+        own = self.courses[node.name]
+        captures = step.action in CAPTURING
+        replays = captures and step.action != "recompute_and_keep" and own.replays
+        name = COURSES.get(step.action, step.action)
         events = own.in_replay if replays else node.cost.courses.get(name, Course()).forward
         flops = own.replay_flops if replays else node.cost.courses.get(name, Course()).flops
-        if step.action == "hold":
+        if step.action == "recompute_and_keep":
             self.held_again.add(node.name)
         labels = self.labels.get(node.name, {}) if captures else {}
         for prefix, names in (("in", node.inputs), ("out", node.outputs)):
@@ -158,14 +222,6 @@ class Machine:
             place = self.rebuilt if name in self.rebuilt else self.tape
             self.memory.release(place.pop(name))
         return flops
-
-    def _course_name(self, step: Step, node: Node) -> str:
-        """The name of the course of a node that is run again by itself."""
-        if step.action == "rewire":
-            sources = [self.plan.sources.get(name) for name in node.outputs]
-            chained = all(source is not None and source.how == "rewired" for source in sources)
-            return "rewire chained" if chained else "rewire"
-        return "undo" if step.action == "invert" else step.action
 
     def _follow(
         self,
@@ -231,7 +287,7 @@ class Machine:
     def _held(self, place: Mapping[str, int], name: str) -> int:
         return self.memory.hold(place[name])
 
-    def _place(self, name: str, step: Step) -> Mapping[str, int]:
+    def _place(self, name: str, step: Instruction) -> Mapping[str, int]:
         """Where a value is that a step reads in backward."""
         if name in self.tape:
             return self.tape
@@ -255,16 +311,16 @@ def _name_of(label: str, node: Node) -> str | None:
     return names[int(label.lstrip("inout"))] if names else None
 
 
-def _contributors(plan: Plan) -> Counter[str]:
+def _contributors(graph: Graph, courses: Mapping[str, Course]) -> Counter[str]:
     """How many gradients arrive at every value, and at every parameter that several nodes share."""
     parts: Counter[str] = Counter()
     same: dict[str, str] = {}
-    for node in plan.graph.nodes:
-        for event in plan.course(node).forward:
+    for node in graph.nodes:
+        for event in courses[node.name].forward:
             if event[0] == "identity":
                 source: str = node.inputs[event[2]]
                 same[node.outputs[event[1]]] = same.get(source, source)
-        for event in plan.course(node).backward:
+        for event in courses[node.name].backward:
             if event[0] == "grad" and event[1] < len(node.inputs):
                 arriving: str = node.inputs[event[1]]
                 parts[same.get(arriving, arriving)] += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from revgraph.errors import PlanError
@@ -60,15 +60,21 @@ def sources_of(
 
 
 def sources_from(
-    graph: Graph, decisions: Mapping[str, Decision], stored: Iterable[str], reruns: Iterable[str] = ()
+    graph: Graph,
+    decisions: Mapping[str, Decision],
+    stored: Iterable[str],
+    reruns: Iterable[str] = (),
+    gone: Collection[str] = (),
 ) -> dict[str, Source]:
     """How every value that a replay asks for comes back when exactly the values `stored` are stored.
+
+    Of the caller's inputs those in `gone` are not at hand.
 
     Raises:
         PlanError: a value cannot come back; the text names it and the node that asks for it.
     """
     reach = _Reach(graph, decisions, frozenset(reruns))
-    reach.store((*graph.inputs, *stored))
+    reach.store((*(name for name in graph.inputs if name not in gone), *stored))
     reach.rerun()
     for node in reversed(graph.planned):
         for name in needs(node, decisions[node.name]):
@@ -99,15 +105,16 @@ class _Reach:
         self.missing: list[int] = []
         self.watching: dict[str, list[int]] = defaultdict(list)
         self.waiting: deque[int] = deque()
-        for source, given, made in _rules(self.graph, self.decisions, self.reruns):
-            index = len(self.rules)
+        for index, (source, given, made) in enumerate(_rules(self.graph, self.decisions, self.reruns)):
             self.rules.append((source, made))
             self.missing.append(len(given))
             for name in given:
                 self.watching[name].append(index)
         for index, count in enumerate(self.missing):
             if count == 0:
-                self._propagate(self._fire(index))
+                pending: list[tuple[str, Source]] = []
+                self._fire(index, pending)
+                self._propagate(pending)
 
     @property
     def stored(self) -> list[str]:
@@ -122,7 +129,9 @@ class _Reach:
         names = [name for name in dict.fromkeys(names) if name not in self.sources]
         self.sources.update((name, Source("stored")) for name in names)
         for name in names:
-            self._propagate(self._follow(name))
+            pending: list[tuple[str, Source]] = []
+            self._follow(name, pending)
+            self._propagate(pending)
 
     def rerun(self) -> None:
         """Add what reruns give, one at a time and each with all that follows from it."""
@@ -141,23 +150,22 @@ class _Reach:
             name, source = pending.pop()
             if name not in self.sources:
                 self.sources[name] = source
-                pending += self._follow(name)
+                self._follow(name, pending)
 
-    def _follow(self, name: str) -> list[tuple[str, Source]]:
-        """What rules give, now that this value is at hand too."""
-        found: list[tuple[str, Source]] = []
-        for index in self.watching[name]:
+    def _follow(self, name: str, pending: list[tuple[str, Source]]) -> None:
+        """Add to `pending` what rules give, now that this value is at hand too."""
+        for index in self.watching.get(name, ()):
             self.missing[index] -= 1
             if self.missing[index] == 0:
-                found += self._fire(index)
-        return found
+                self._fire(index, pending)
 
-    def _fire(self, index: int) -> list[tuple[str, Source]]:
+    def _fire(self, index: int, pending: list[tuple[str, Source]]) -> None:
         rule, made = self.rules[index]
         if rule.how == "recomputed":
             self.waiting.append(index)
-            return []
-        return [(name, rule) for name in made]
+        else:
+            for name in made:
+                pending.append((name, rule))
 
 
 def _reach(
@@ -199,20 +207,25 @@ def _pruned(
 
 def _rules(
     graph: Graph, decisions: Mapping[str, Decision], reruns: frozenset[str]
-) -> Iterator[tuple[Source, tuple[str, ...], tuple[str, ...]]]:
+) -> list[tuple[Source, tuple[str, ...], tuple[str, ...]]]:
     """How values follow from others: (source, the values it takes, the values it gives)."""
+    rules: list[tuple[Source, tuple[str, ...], tuple[str, ...]]] = []
     for node in graph.nodes:
-        given: list[tuple[Source, tuple[str, ...]]] = []
-        if node.kind == "coupling" and decisions[node.name] == "invert":
+        inputs, outputs, name = (
+            tuple(dict.fromkeys(node.inputs)),
+            tuple(dict.fromkeys(node.outputs)),
+            node.name,
+        )
+        if node.kind == "coupling" and decisions[name] == "invert":
             assert node.target is not None
-            given.append((Source("inverted", node.name), (node.target,)))
+            taken = tuple(dict.fromkeys((*node.others, *outputs)))
+            rules.append((Source("inverted", name), taken, (node.target,)))
         elif node.kind == "wiring":
-            given.append((Source("rewired", node.name), node.inputs))
-            given.append((Source("wired", node.name), node.outputs))
-        if node.name in reruns:
-            given.append((Source("recomputed", node.name), node.outputs))
-        for source, made in given:
-            yield source, tuple(dict.fromkeys(rule_needs(graph, source))), made
+            rules.append((Source("rewired", name), outputs, node.inputs))
+            rules.append((Source("wired", name), inputs, node.outputs))
+        if name in reruns:
+            rules.append((Source("recomputed", name), inputs, node.outputs))
+    return rules
 
 
 def _storing_place(graph: Graph, name: str) -> str:

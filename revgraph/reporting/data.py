@@ -9,7 +9,7 @@ from typing import Any, cast, overload
 
 from revgraph.graph import Graph
 from revgraph.planning import Moment, Plan, knee
-from revgraph.reporting.kinds import Compared, Many, Measured, One, Reportable, all_are, unknown
+from revgraph.reporting.kinds import Compared, Held, Many, Measured, One, Reportable, all_are, unknown
 
 
 @overload
@@ -28,7 +28,10 @@ def as_json(reportable: Reportable) -> dict[str, Any] | list[dict[str, Any]]:
       `frees` (names), `live_bytes`, `peak_bytes`, `flops`.
     - Measurement: `peak_bytes`, `held_bytes`, `flops`, `flops_ratio`, `calls` (node to number), and `seconds`
       where they were measured.
-    - GradientReport: `max_relative_error`, `angle_degrees`, `drift` (value to number).
+    - GradientReport: `verdict` ("good", "flipped", "drifted" or "wrong"), `begins_at` (a node, or null),
+      `max_relative_error`, `angle_degrees`, `drift` (value to number), `flips` (node to number).
+    - SavedTable: `held_bytes`, `parameter_bytes`, `input_bytes`, `planned_bytes`, `freed`, `unseen` (operator
+      to number), `paths`, and `rows`: a list of what a SavedRow says.
     - A mapping of names to measurements: the same names to what is above.
 
     Keys may be added in later versions; none of these goes away or changes its meaning.
@@ -48,10 +51,12 @@ def as_json(reportable: Reportable) -> dict[str, Any] | list[dict[str, Any]]:
         return [{**as_json(plan), "knee": plan is turn} for plan in plans]
     if all_are(Moment, reportable):
         return [_moment_json(moment) for moment in cast("Sequence[Moment]", reportable)]
+    if isinstance(reportable, Held):
+        return reportable.data()
     if isinstance(reportable, Measured):
         names = ("peak_bytes", "held_bytes", "flops", "flops_ratio", "calls")
     elif isinstance(reportable, Compared):
-        names = ("max_relative_error", "angle_degrees", "drift")
+        names = ("verdict", "begins_at", "max_relative_error", "angle_degrees", "drift", "flips")
     else:
         raise TypeError(unknown(reportable))
     seconds = getattr(reportable, "seconds", None)

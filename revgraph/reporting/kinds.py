@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from revgraph.graph import Graph
 from revgraph.planning import Moment, Plan
@@ -35,9 +35,27 @@ class Compared(Protocol):
     def angle_degrees(self) -> float: ...
     @property
     def drift(self) -> Mapping[str, float]: ...
+    @property
+    def verdict(self) -> str: ...
+    @property
+    def begins_at(self) -> str | None: ...
+    @property
+    def flips(self) -> Mapping[str, int]: ...
 
 
-One = Graph | Plan | Measured | Compared | Mapping[str, Measured]
+@runtime_checkable
+class Held(Protocol):
+    """What `rg.saved` returns."""
+
+    @property
+    def summary(self) -> str: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+    def cells(self) -> list[tuple[str, ...]]: ...
+    def data(self) -> dict[str, Any]: ...
+
+
+One = Graph | Plan | Measured | Compared | Held | Mapping[str, Measured]
 Many = Sequence[Plan] | Sequence[Moment]
 Reportable = One | Many
 
@@ -50,6 +68,6 @@ def all_are(kind: type, items: object) -> bool:
 def unknown(given: object) -> str:
     """The message for what has no report."""
     return (
-        f"cannot report a {type(given).__name__}: give a Graph, a Plan, what rg.measure or rg.check "
-        "returned, a list of plans or of moments, or a mapping of names to measurements"
+        f"cannot report a {type(given).__name__}: give a Graph, a Plan, what rg.measure, rg.check "
+        "or rg.saved returned, a list of plans or of moments, or a mapping of names to measurements"
     )

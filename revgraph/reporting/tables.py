@@ -10,7 +10,7 @@ from revgraph.graph import Graph
 from revgraph.graph import table as plain_table
 from revgraph.planning import DECISIONS, Moment, Plan, human_bytes, knee
 from revgraph.planning.plans import TERM
-from revgraph.reporting.kinds import Compared, Measured, Reportable, all_are, unknown
+from revgraph.reporting.kinds import Compared, Held, Measured, Reportable, all_are, unknown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,9 +31,10 @@ class Report:
 
 
 def report(reportable: Reportable) -> Report:
-    """The table of a graph, a plan, a frontier, a simulation, measurements, or a gradient report.
+    """The table of a graph, a plan, a frontier, a simulation, measurements, gradients or saved tensors.
 
-    A frontier is a list of plans, a simulation a list of moments; measurements are one, or several by name.
+    A frontier is a list of plans, a simulation a list of moments; measurements are one, or several by name;
+    gradients are what `rg.check` returned, and saved tensors what `rg.saved` did.
 
     Raises:
         TypeError: it is none of these.
@@ -60,6 +61,8 @@ def report(reportable: Reportable) -> Report:
         return _of_measurements({"measured": reportable})
     if isinstance(reportable, Compared):
         return _of_comparison(reportable)
+    if isinstance(reportable, Held):
+        return _of_held(reportable)
     raise TypeError(unknown(reportable))
 
 
@@ -202,11 +205,21 @@ def _of_comparison(compared: Compared) -> Report:
     rows = [
         ("gradients: largest relative error", f"{compared.max_relative_error:.2e}"),
         ("gradients: angle in degrees", f"{compared.angle_degrees:.2e}"),
+        ("gradients: verdict", compared.verdict),
     ]
+    if compared.begins_at is not None:
+        rows.append(("gradients: wrong from node", compared.begins_at))
+    rows += [(f"flipped choices in {node}", f"{count:,}") for node, count in compared.flips.items()]
     drift = sorted(compared.drift.items(), key=lambda item: (-item[1], item[0]))
     rows += [(f"drift of {name}", f"{error:.2e}") for name, error in drift]
     title = "against stored activations"
     return Report(title, ("quantity", "difference"), tuple(rows), frozenset({"difference"}))
+
+
+def _of_held(held: Held) -> Report:
+    head, *rows = held.cells()
+    title = ". ".join((held.summary, *held.notes))
+    return Report(title, head, tuple(rows), frozenset({"bytes", "%"}))
 
 
 def _aligned(made: Report, row: tuple[str, ...]) -> tuple[str, ...]:

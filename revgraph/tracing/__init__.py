@@ -17,6 +17,7 @@ from revgraph.couplings import Boundary, Coupling
 from revgraph.errors import RevgraphError, TraceError
 from revgraph.isolation import untouched
 from revgraph.program import Program
+from revgraph.storages import faked
 from revgraph.tracing.arguments import call_with, fill_form, form_of
 from revgraph.tracing.collapsing import collapse
 from revgraph.tracing.finding import find, refine
@@ -28,7 +29,10 @@ from revgraph.wiring import Wiring
 __all__ = ["trace"]
 
 # What the errors of runs without memory have in common: the result depends on values.
-FAKE_FAILED = re.compile("fake ?tensor|data.?dependent|dynamic ?output|unsupported ?operator", re.IGNORECASE)
+FAKE_FAILED = re.compile(
+    "fake ?tensor|data.?dependent|dynamic ?output|unsupported ?operator|unsupported device type ?meta",
+    re.IGNORECASE,
+)
 # Changes a traced graph before couplings are looked for, and tells the nodes that it put on streams.
 Rewrite: TypeAlias = Callable[[Tracer, fx.Graph], set[fx.Node]]
 
@@ -119,7 +123,7 @@ def _run_once(
         TraceError: it fails, and not for want of real tensors: the fault is not the trace's.
     """
     try:
-        with untouched(model, faked=fake_mode is not None), torch.no_grad(), fake_mode or nullcontext():
+        with untouched(model, fake_mode), torch.no_grad(), fake_mode or nullcontext():
             given = {label: _shadow(thing, fake_mode) for label, thing in named.items()}
             call_with(model.forward, fill_form(form, given))
     except Exception as error:
@@ -141,7 +145,7 @@ def _trace(
     opened: tuple[type[Boundary], ...],
     fake_mode: FakeTensorMode | None,
 ) -> tuple[Program, dict[str, str]]:
-    tracer = Tracer(model, fake_mode, opened)
+    names = {id(parameter): path for path, parameter in model.named_parameters()}
 
     def call(proxies: list[Any]) -> Any:
         given = dict(zip(named, proxies, strict=True))
@@ -150,7 +154,9 @@ def _trace(
             return call_with(lambda *args, **kwargs: tracer.call_root(args, kwargs), arguments, model.forward)
         return call_with(model.forward, fill_form(form, given))
 
-    with untouched(model, faked=fake_mode is not None):
+    # With gradients, as the net will run: without, `no_grad` inside the forward would go unnoticed.
+    with untouched(model, fake_mode), torch.enable_grad():
+        tracer = Tracer(model, fake_mode, names, opened)
         inputs = [(label, _shadow(thing, fake_mode)) for label, thing in named.items()]
         graph = tracer.run(model, inputs, call)
         _drop_unused(graph)
@@ -184,5 +190,5 @@ def _shadow(thing: Any, fake_mode: FakeTensorMode | None) -> Any:
     if not isinstance(thing, Tensor):
         return thing
     if fake_mode is not None:
-        return fake_mode.from_tensor(thing.detach(), static_shapes=True)
+        return faked(thing.detach(), fake_mode)
     return thing.detach().clone()

@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from revgraph.expressions import leaves, map_leaves
-from revgraph.tracing.shadows import holds_tensors
+from revgraph.tracing.shadows import holds_tensors, is_tensor
 from revgraph.tracing.tracer import Scope, Tracer
 from revgraph.tracing.wirings import is_wiring
 
@@ -49,7 +49,7 @@ def _is_composite(tracer: Tracer, module: nn.Module) -> bool:
 
 def _makes_tensors(tracer: Tracer, node: fx.Node) -> bool:
     shadow = tracer.shadows.get(node)
-    return hasattr(shadow, "untyped_storage") or holds_tensors(shadow)
+    return is_tensor(shadow) or holds_tensors(shadow)
 
 
 def _leaks(scope: Scope, nodes: set[fx.Node]) -> bool:

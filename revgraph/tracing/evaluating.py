@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from revgraph.expressions import attribute_at, leaves, map_leaves
+from revgraph.isolation import WriteWatch
 from revgraph.looks import form_of, look_of
+from revgraph.storages import bytes_of, faked, memory_key
 from revgraph.tracing.shadows import ShadowProxy
 
 FAKE_LOGGER = "torch._subclasses.fake_tensor"
@@ -22,13 +24,15 @@ FAKE_LOGGER = "torch._subclasses.fake_tensor"
 class Evaluator:
     """Runs calls for their shapes: without memory under a fake mode, for real where that is None.
 
-    Modules that look the same are run once for each form of their arguments.
+    Modules that look the same are run once for each form of their arguments. `writes` hears of parameters
+    that a call writes into.
     """
 
     def __init__(self, root: nn.Module, fake_mode: FakeTensorMode | None) -> None:
         self.root = root
         self.fake_mode = fake_mode
         self.running = False
+        self.writes = WriteWatch(root.parameters())
         self._known: dict[Any, Any] = {}
 
     def evaluate(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -54,10 +58,14 @@ class Evaluator:
         if key in self._known:
             return map_leaves(_fresh, self._known[key])
         tensors = [leaf for leaf in given if isinstance(leaf, Tensor)]
-        versions = [tensor._version for tensor in tensors]
+
+        def state() -> tuple[Any, ...]:
+            own = [memory_key(parameter) for parameter in module.parameters()]
+            return [tensor._version for tensor in tensors], own, len(self.writes.heard)
+
+        before = state()
         result = module(*args, **kwargs)
-        untouched = [tensor._version for tensor in tensors] == versions
-        if untouched and _is_simple(result, {tensor.untyped_storage()._cdata for tensor in tensors}):
+        if state() == before and _is_simple(result, {memory_key(tensor) for tensor in tensors}):
             self._known[key] = map_leaves(_recipe, result)
         return result
 
@@ -65,15 +73,12 @@ class Evaluator:
     def _mode(self) -> Iterator[None]:
         with torch.no_grad(), warnings.catch_warnings(), _quiet(logging.getLogger(FAKE_LOGGER)):
             warnings.simplefilter("ignore")
-            if self.fake_mode is None:
+            with self.fake_mode or nullcontext(), self.writes:
                 yield
-            else:
-                with self.fake_mode:
-                    yield
 
     def _faked(self, value: Any) -> Any:
         if self.fake_mode is not None and isinstance(value, Tensor):
-            return self.fake_mode.from_tensor(value, static_shapes=True)
+            return faked(value, self.fake_mode)
         return value
 
 
@@ -97,12 +102,8 @@ def _is_simple(result: Any, inputs: set[int]) -> bool:
     found = leaves(result)
     if not found or not all(isinstance(leaf, Tensor) and leaf.layout == torch.strided for leaf in found):
         return False
-    storages = [leaf.untyped_storage() for leaf in found]
-    keys = {storage._cdata for storage in storages}
-    dense = all(
-        storage.nbytes() == leaf.numel() * leaf.element_size()
-        for leaf, storage in zip(found, storages, strict=True)
-    )
+    keys = {memory_key(leaf) for leaf in found}
+    dense = all(bytes_of(leaf) == leaf.numel() * leaf.element_size() for leaf in found)
     return dense and len(keys) == len(found) and not keys & inputs
 
 

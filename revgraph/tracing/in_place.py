@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from revgraph.expressions import map_leaves
+from revgraph.storages import memory_key
 from revgraph.tracing.shadows import ShadowProxy, Untraceable, is_tensor
 
 OPERATORS: dict[Any, Any] = {
@@ -36,7 +37,11 @@ def out_of_place(
     if kind == "call_function" and target in OPERATORS:
         return OPERATORS[target], args, kwargs, args[0] if stands_for_tensor(args[0]) else None
     if kind == "call_method" and target.endswith("_") and not target.endswith("__"):
-        if args[0].node.op == "get_attr" or not callable(getattr(Tensor, target[:-1], None)):
+        if (
+            not stands_for_tensor(args[0])
+            or args[0].node.op == "get_attr"
+            or not callable(getattr(Tensor, target[:-1], None))
+        ):
             raise Untraceable(f"{target} edits a tensor in place")
         return target[:-1], args, kwargs, args[0]
     if kind == "call_function" and (twin := _twin(target)) and stands_for_tensor(args[0]):
@@ -53,7 +58,7 @@ def replaced(tree: Any, old: ShadowProxy, new: ShadowProxy) -> Any:
 
 def is_same(one: Tensor, two: Tensor) -> bool:
     """Whether two tensors are the same whole memory."""
-    return one.shape == two.shape and one.untyped_storage()._cdata == two.untyped_storage()._cdata
+    return one.shape == two.shape and memory_key(one) == memory_key(two)
 
 
 def stands_for_tensor(arg: Any) -> bool:

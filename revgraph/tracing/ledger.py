@@ -12,6 +12,7 @@ from revgraph.errors import GraphError
 from revgraph.expressions import Expression
 from revgraph.graph import Node, Value
 from revgraph.program import Law, Operation
+from revgraph.storages import bytes_of, memory_key
 
 
 @dataclass
@@ -47,11 +48,10 @@ class Ledger:
 
     def add_value(self, name: str, shadow: Tensor) -> str:
         """A new value of a shadow's form; views share the storage of the value that came first."""
-        storage = shadow.untyped_storage()
-        owner = self._storages.setdefault(storage._cdata, name)
+        owner = self._storages.setdefault(memory_key(shadow), name)
         shape = tuple(int(size) for size in shadow.shape)
         dtype = str(shadow.dtype).removeprefix("torch.")
-        self.values[name] = Value(name, shape, dtype, int(storage.nbytes()), owner, str(shadow.device))
+        self.values[name] = Value(name, shape, dtype, bytes_of(shadow), owner, str(shadow.device))
         return name
 
     def only_values(self, reads: tuple[str, ...]) -> tuple[str, ...]:

@@ -35,10 +35,10 @@ def lower(
     modules = dict(tracer.root.named_modules(remove_duplicate=False))
     lowering = _Lowering(tracer, graph, half_steps, modules, Ledger(tracer.where))
     results = lowering.write()
-    ledger = lowering.ledger
+    ledger, written = lowering.ledger, _written(tracer)
     return Program(
         graph=verify(Graph(tuple(ledger.nodes), tuple(ledger.values.values()), name)),
-        operations=tuple(ledger.operations),
+        operations=tuple(_with_writes(each, written) for each in ledger.operations),
         arguments=arguments,
         results=results,
         numbers={key: thing for key, thing in named.items() if not isinstance(thing, Tensor)},
@@ -47,6 +47,21 @@ def lower(
         ),
         signature=signature_of(type(tracer.root)),
     )
+
+
+def _written(tracer: Tracer) -> list[str]:
+    """The paths of the parameters that the traced calls wrote into."""
+    ids = {id(each) for each in tracer.evaluator.writes.written}
+    return [path for path, each in tracer.root.named_parameters(remove_duplicate=False) if id(each) in ids]
+
+
+def _with_writes(operation: Operation, written: list[str]) -> Operation:
+    """An operation with those of the written parameters that its modules have."""
+    run, law = operation.expression, operation.law
+    owners = [*run.module_paths, *([law.path] if isinstance(law, CouplingLaw) else [])]
+    starts = tuple(f"{owner}." if owner else "" for owner in owners)
+    writes = [path for path in written if path.startswith(starts) or path in run.attribute_paths]
+    return replace(operation, writes=tuple(writes)) if writes else operation
 
 
 @dataclass

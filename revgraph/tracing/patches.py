@@ -16,7 +16,11 @@ from revgraph.expressions import apply_function, leaves
 from revgraph.tracing.evaluating import Evaluator
 from revgraph.tracing.shadows import ShadowProxy, Untraceable, is_tensor
 
-FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "randint", "zeros")
+FACTORIES = (
+    *("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "randint", "zeros"),
+    *("sparse_coo_tensor", "sparse_compressed_tensor", "sparse_csr_tensor", "sparse_csc_tensor"),
+    *("sparse_bsr_tensor", "sparse_bsc_tensor"),
+)
 # In these a proxy may stand where C++ expects a number or a tuple; older releases of torch refuse that.
 STRICT = ("add", "sub", "cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack")
 

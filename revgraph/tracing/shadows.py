@@ -6,14 +6,20 @@ import operator
 import sys
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from revgraph.errors import TraceError
 from revgraph.expressions import leaves
+from revgraph.storages import memory_key
 
 
 class Untraceable(Exception):
     """The forward being traced does something that a graph cannot record."""
+
+
+# What a proxy has of its own; assigning anything else to it would assign it to no tensor.
+OWN_ATTRIBUTES = frozenset({"attr", "items", "node", "root", "shadow", "tracer", "_proxy"})
 
 
 class ShadowProxy(fx.Proxy):
@@ -29,6 +35,11 @@ class ShadowProxy(fx.Proxy):
     def __init__(self, node: fx.Node, tracer: Any) -> None:
         super().__init__(node, tracer)
         self.items: dict[Any, Any] = {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in OWN_ATTRIBUTES:
+            raise Untraceable(f"the attribute {name!r} of a traced tensor is assigned")
+        super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("__") and getattr(self.shadow, name, self) is None:
@@ -194,7 +205,7 @@ def place_of(error: BaseException) -> str:
 
 def _is_users(module: str) -> bool:
     return not module.startswith(
-        ("torch.", "revgraph.tracing", "revgraph.runtime", "revgraph.isolation", "contextlib")
+        ("torch.", "revgraph.tracing", "revgraph.engine", "revgraph.isolation", "contextlib")
     )
 
 
@@ -205,9 +216,9 @@ def _place(file: str, line: int) -> str:
 
 def overlaps(one: Tensor, two: Tensor) -> bool:
     """Whether two tensors may share memory. Slices of one tensor along one dimension are told apart."""
-    if one.untyped_storage()._cdata != two.untyped_storage()._cdata:
+    if memory_key(one) != memory_key(two):
         return False
-    if one.stride() != two.stride():
+    if one.layout is not torch.strided or two.layout is not torch.strided or one.stride() != two.stride():
         return True
     first, second = (one, two) if one.storage_offset() <= two.storage_offset() else (two, one)
     gap = second.storage_offset() - first.storage_offset()

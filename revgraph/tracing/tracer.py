@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.parameter import is_lazy
 
 from revgraph.couplings import Boundary, Coupling
 from revgraph.errors import RevgraphError, TraceError
 from revgraph.expressions import Register, leaves, map_leaves
+from revgraph.storages import memory_key, parts_of
 from revgraph.tracing.ambient import modes, random_state
 from revgraph.tracing.evaluating import Evaluator
 from revgraph.tracing.in_place import is_same, out_of_place, replaced, stands_for_tensor
@@ -37,7 +39,9 @@ class Tracer(fx.Tracer):
     """fx's tracer with shadows; a module whose forward cannot be traced becomes one opaque call.
 
     Torch's own modules, couplings, wiring and boundaries (but for those `opened`) are single calls. In-place
-    arithmetic on traced values becomes out-of-place, with later reads of the same value redirected.
+    arithmetic on traced values becomes out-of-place, with later reads of the same value redirected. Of the
+    model's own `parameters`, in whose place there may be fake ones, it knows the paths by identity: user code
+    may hold them in other ways, too.
     """
 
     proxy_buffer_attributes = True
@@ -46,6 +50,7 @@ class Tracer(fx.Tracer):
         self,
         model: nn.Module,
         fake_mode: FakeTensorMode | None,
+        parameters: Mapping[int, str],
         opened: tuple[type[Boundary], ...] = (),
     ) -> None:
         super().__init__()
@@ -62,6 +67,9 @@ class Tracer(fx.Tracer):
         self._mode = modes()
         self._random = random_state()
         self.evaluator = Evaluator(model, fake_mode)
+        self._parameters = parameters
+        own = (*model.parameters(), *model.buffers())
+        self._memory = {memory_key(part) for each in own if not is_lazy(each) for part in parts_of(each)}
         self.results: Any = None
 
     def run(
@@ -214,6 +222,8 @@ class Tracer(fx.Tracer):
             self.check_random()
             if all(a is not buffer for buffer in self.root.buffers()):
                 return a
+        if id(a) in self._parameters:
+            return self.create_node("get_attr", self._parameters[id(a)], (), {})
         if callable(a) and not isinstance(a, (fx.Proxy, nn.Module)):
             return a
         return super().create_arg(a)
@@ -235,6 +245,9 @@ class Tracer(fx.Tracer):
         if target is not operator.getitem and target is not getattr:
             args, kwargs = self._unpacked(args), self._unpacked(kwargs)
         target, args, kwargs, changed = out_of_place(kind, target, args, kwargs)
+        if changed is not None and memory_key(changed.shadow) in self._memory:
+            what = getattr(target, "__name__", target)
+            raise Untraceable(f"{what} edits a parameter or buffer in place")
         tensors = [leaf for leaf in leaves((args, kwargs)) if stands_for_tensor(leaf)]
         versions = [proxy.shadow._version for proxy in tensors]
         self.check_random()

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from revgraph.measuring import check, measure
+from revgraph.checking import check
+from revgraph.engine.module import ReversibleModule
+from revgraph.measuring import measure
 from revgraph.planning import Plan, keep_all
-from revgraph.runtime.module import ReversibleModule
 
 
 @dataclass(frozen=True, slots=True)

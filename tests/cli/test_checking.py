@@ -34,6 +34,9 @@ def test_good_network_as_json(revgraph: Run, tiny: Path) -> None:
         rg.GradientReport(
             max_relative_error=float("inf"), angle_degrees=float("nan"), drift={"x": float("nan")}
         ),
+        rg.GradientReport(
+            max_relative_error=0.1, angle_degrees=0.1, drift={"x": 1e-7}, begins_at="f", is_abrupt=True
+        ),
     ],
 )
 @pytest.mark.parametrize("options", [(), ("--json",)])
@@ -50,6 +53,20 @@ def test_bad_answer_is_status_1(
     assert "too far from those of stored activations" in answer.err
     if options:
         assert answer.json["good"] is False
+
+
+def test_a_flipped_choice_is_told_with_its_node_and_what_to_do(
+    revgraph: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = rg.GradientReport(0.1, 0.1, {"x": 1e-7}, {"block.f": 3}, "block.f", is_abrupt=True)
+    monkeypatch.setattr(rg, "check", lambda *args, **kwargs: report)
+    answer = revgraph("check", tiny)
+    assert answer.status == 1
+    assert "wrong from node 'block.f' on" in answer.err and "--exact" in answer.err
+    found = revgraph("check", tiny, "--json").json
+    assert (
+        found["verdict"] == "flipped" and found["begins_at"] == "block.f" and found["flips"] == {"block.f": 3}
+    )
 
 
 def test_limits_are_options(revgraph: Run, tiny: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from engine.random_nets import BATCH, WIDTH, RandomNet, recipes
+from engine.random_plans import heavy_operators, random_plan
 from engine.samples import (
     Pair,
     assert_bitwise,
@@ -24,14 +25,10 @@ from engine.samples import (
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import revgraph as rg
 from revgraph.planning import Source, deciding
-from revgraph.planning.plans import TERM
 from revgraph.planning.sources import sources_of
-from revgraph.runtime.heavy import is_heavy
-from revgraph.runtime.probe import Probe
 from revgraph.storages import StorageTracker
 
 SETTINGS = settings(
@@ -156,6 +153,10 @@ def test_stored_values_are_exactly_those_asked_for() -> None:
         ({"reruns": ["1"], "holds": {"1": "1"}}, "'1' .* stage of '1', which is not before its own"),
         ({"reruns": ["1"], "holds": {"1": "3"}}, "nothing is derived there, for '3' is kept"),
         ({"reruns": "01", "holds": {"0": "1", "1": "2"}}, "for '1' is held itself, from that of '2'"),
+        (
+            {"reruns": ["0"], "holds": {"0": "2"}, "results": {"0": [0]}},
+            "'0' is held .*: it has no use for kept results",
+        ),
         ({"drops": {"ghost": ["1"]}}, "no coupling or boundary named 'ghost'"),
         ({"drops": {"2": ["ghost"]}}, "'ghost', to be dropped after '2', is no value"),
         ({"drops": {"2": ["input"]}}, "'input' cannot be dropped after '2', for it is stored"),
@@ -422,87 +423,6 @@ def test_a_long_line_without_recursion() -> None:
 
 
 # Random graphs under random plans
-
-
-class Counts(TorchDispatchMode):
-    """Counts heavy operators."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += is_heavy(func)
-        return func(*args, **(kwargs or {}))
-
-
-class Watches(Probe):
-    """How many heavy operators each node runs."""
-
-    def __init__(self, counts: Counts) -> None:
-        self.counts = counts
-        self.node = ""
-        self.heavy: dict[str, int] = {}
-
-    def evaluated(self, node: str) -> None:
-        self.node, self.counts.count = node, 0
-
-    def made(self, name: str, value: Tensor) -> None:
-        self.heavy[self.node] = self.counts.count
-
-
-def heavy_operators(net: rg.ReversibleModule, inputs: list[Tensor]) -> dict[str, int]:
-    net.plan = rg.keep_all(net.graph)
-    with Counts() as counts, net.watched_by(watches := Watches(counts)):
-        net(*inputs)
-    return watches.heavy
-
-
-def random_plan(pick: random.Random, graph: rg.Graph, heavy: dict[str, int]) -> rg.Plan:
-    """Any decisions, stored values, reruns, holds, drops and kept results that make a plan."""
-    lean: Any = pick.choice([("keep", "invert", "recompute"), ("invert", "recompute"), ("recompute",)])
-    decisions: dict[str, Any] = {
-        node.name: pick.choice(
-            [each for each in lean if node.kind == "coupling" or each != "invert"] or ["recompute"]
-        )
-        for node in graph.planned
-    }
-    live = [name for name, decision in decisions.items() if decision != "keep"]
-    share = pick.choice((0.3, 0.9))
-    reruns = [name for name in live if pick.random() < share]
-    values = list(graph.value)
-    stored = None
-    if pick.random() < 0.5:  # as few as will do, and one on top
-        stored = set(rg.decide(graph, decisions, reruns=reruns).stored)
-        for name in sorted(stored):
-            try:
-                rg.decide(graph, decisions, stored=stored - {name}, reruns=reruns)
-            except rg.PlanError as error:
-                assert "cannot come back" in str(error)
-            else:
-                stored.discard(name)
-        stored |= set(pick.sample(values, 1))
-    anchors = pick.sample(values, min(len(values), 2)) if stored is None and pick.random() < 0.3 else ()
-    place = {name: index for index, name in enumerate(decisions)}
-    stages = {name: [each for each in live if place[each] > place[name]] for name in reruns}
-    holds = {name: pick.choice(each) for name, each in stages.items() if each and pick.random() < 0.5}
-    for name in list(holds):
-        if holds[name] in holds:
-            del holds[name]
-    fixed = {*rg.decide(graph, decisions, anchors, stored, reruns).stored, *graph.inputs}
-    rebuilt = [name for name in values if name not in fixed]
-    drops = {
-        name: pick.sample(rebuilt, min(len(rebuilt), pick.randint(1, 4)))
-        for name in decisions
-        if pick.random() < 0.6
-    }
-    results = {
-        name: [index for index in range(heavy[name]) if pick.random() < 0.5]
-        + ([TERM] if graph.node[name].kind == "coupling" and pick.random() < 0.3 else [])
-        for name in live
-        if pick.random() < 0.5
-    }
-    return rg.decide(graph, decisions, anchors, stored, reruns, holds, drops, results)
 
 
 def weighted(outputs: tuple[Tensor, ...]) -> Tensor:

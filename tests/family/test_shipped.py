@@ -12,7 +12,7 @@ from torch import Tensor
 
 import revgraph as rg
 from revgraph import specs
-from revgraph.runtime.module import ReversibleModule
+from revgraph.engine.module import ReversibleModule
 from revgraph.tracing import trace
 
 MOST = 2

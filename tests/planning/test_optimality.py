@@ -9,13 +9,13 @@ from itertools import pairwise
 from random import Random
 
 import pytest
+from planning.evaluating import evaluate, judge_of
 from planning.oracle import least_flops
 from planning.problems import branching, revnet_like
 
 from revgraph.planning.chain_schedules import chain_schedule
 from revgraph.planning.chain_views import chain_of
 from revgraph.planning.chains import ChainProgramme
-from revgraph.planning.evaluating import evaluate
 from revgraph.planning.planner import Planner
 
 SECONDS = 10.0
@@ -49,7 +49,7 @@ def test_mixed_integer_programme_against_all_schedules() -> None:
     excess: list[float] = []
     for _ in range(200):
         problem = branching(rng, rng.randint(2, 6))
-        planner = Planner(problem)
+        planner = Planner(problem, judge_of(problem))
         least, most = planner.least(SECONDS).peak_bytes, planner.kept.peak_bytes
         for budget in {least, (3 * least + most) // 4, (least + most) // 2}:
             solution, best = planner.within(budget, SECONDS), least_flops(problem, budget)
@@ -72,7 +72,7 @@ def test_more_memory_never_costs_more(number: int) -> None:
     rng = Random(number)
     for _ in range(5):
         problem = branching(rng, rng.randint(4, 9))
-        planner = Planner(problem)
+        planner = Planner(problem, judge_of(problem))
         least, most = planner.least(SECONDS).peak_bytes, planner.kept.peak_bytes
         costs = []
         for budget in range(least, most + 1):

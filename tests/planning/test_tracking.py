@@ -15,7 +15,7 @@ import revgraph as rg
 def predicted(plan: rg.Plan) -> list[int]:
     """The most that is live from each evaluation to the next."""
     moments = rg.simulate(plan)
-    runs = ("run", "invert", "recompute", "hold", "again", "rerun")
+    runs = ("run", "invert", "recompute", "recompute_and_keep", "invert_again", "rerun")
     starts = [index for index, each in enumerate(moments) if each.step.action in runs]
     return [max(each.peak_bytes for each in moments[a:b]) for a, b in pairwise([*starts, len(moments)])]
 

@@ -12,7 +12,7 @@ from drawing.samples import chain, plan_for, revnet, three_streams
 
 from revgraph.graph import Graph
 from revgraph.planning import Moment, Plan, Source
-from revgraph.planning.schedule import Step
+from revgraph.planning.schedule import Instruction
 from revgraph.reporting import Reportable, as_json, report, table
 
 
@@ -35,6 +35,9 @@ class GradientReport:
     max_relative_error: float = 1e-7
     angle_degrees: float = 2e-5
     drift: Mapping[str, float] = field(default_factory=lambda: {"x1": 1e-8, "x2": 3e-8})
+    verdict: str = "good"
+    begins_at: str | None = None
+    flips: Mapping[str, int] = field(default_factory=dict)
 
 
 def without_rich(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,8 +129,8 @@ def test_a_frontier_is_a_table_of_its_plans_with_the_knee() -> None:
 
 
 def moments() -> list[Moment]:
-    run = Step("run", "f", "", ("x",), ("y",), ("y",), ("x",))
-    return [Moment(run, 2048, 4096, 1_000), Moment(Step("rerun", "f", "g"), 1024, 1024, 500)]
+    run = Instruction("run", "f", "", ("x",), ("y",), ("y",), ("x",))
+    return [Moment(run, 2048, 4096, 1_000), Moment(Instruction("rerun", "f", "g"), 1024, 1024, 500)]
 
 
 def test_a_simulation_is_a_table_of_its_steps() -> None:
@@ -164,15 +167,19 @@ def test_the_keys_of_measurements_and_gradient_reports_are_stable() -> None:
     assert as_json(Timed(seconds=None)) == measured
     assert as_json({"stored": Measurement()}) == {"stored": measured}
     assert as_json(GradientReport()) == {
+        "verdict": "good",
+        "begins_at": None,
         "max_relative_error": 1e-7,
         "angle_degrees": 2e-5,
         "drift": {"x1": 1e-8, "x2": 3e-8},
+        "flips": {},
     }
 
 
 def test_numbers_that_json_lacks_are_null() -> None:
     data = as_json(GradientReport(float("nan"), float("inf"), {"x": float("-inf"), "y": 0.5}))
-    assert data == {"max_relative_error": None, "angle_degrees": None, "drift": {"x": None, "y": 0.5}}
+    assert data["max_relative_error"] is None and data["angle_degrees"] is None
+    assert data["drift"] == {"x": None, "y": 0.5}
     json.dumps(data, allow_nan=False)
     assert as_json(replace(plan_for(chain(2)), flops_ratio=float("nan")))["flops_ratio"] is None
 
@@ -240,9 +247,20 @@ def test_the_largest_drift_comes_first() -> None:
     assert [row[0] for row in report(GradientReport()).rows] == [
         "gradients: largest relative error",
         "gradients: angle in degrees",
+        "gradients: verdict",
         "drift of x2",
         "drift of x1",
     ]
+
+
+def test_where_gradients_go_wrong_comes_before_the_drift() -> None:
+    rows = report(GradientReport(verdict="flipped", begins_at="f.1", flips={"f.1": 1200, "f.0": 3})).rows
+    assert rows[2:6] == (
+        ("gradients: verdict", "flipped"),
+        ("gradients: wrong from node", "f.1"),
+        ("flipped choices in f.1", "1,200"),
+        ("flipped choices in f.0", "3"),
+    )
 
 
 @pytest.mark.parametrize("function", [as_json, report, table])

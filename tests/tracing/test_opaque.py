@@ -642,3 +642,46 @@ def test_example_without_tensors_is_a_trace_error() -> None:
 def test_model_that_is_no_module_is_a_clear_error() -> None:
     with pytest.raises((TypeError, rg.TraceError), match="Module"):
         rg.trace(lambda x: x, randn(3))  # pyright: ignore
+
+
+class Detached(nn.Module):
+    """The gradient mode changes between half-steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = linear()
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            gate = torch.sigmoid(y)
+        return y, x + self.f(y) * gate
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
+def test_no_grad_in_the_models_own_forward_is_seen_in_any_gradient_mode(mode: Any) -> None:
+    with mode(), pytest.raises(rg.TraceError, match="gradient mode"):
+        rg.trace(Detached(), *pair())
+
+
+@pytest.mark.parametrize("how", ["view", "detach", "data", "other memory"])
+def test_write_to_the_models_memory_in_its_own_forward_is_a_trace_error(how: str) -> None:
+    class Moving(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f = linear()
+            self.mean = nn.Parameter(torch.zeros(4, dtype=torch.double), requires_grad=False)
+
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            mean = y.detach().mean(0)
+            if how == "view":
+                self.mean[:2].add_(mean[:2])
+            elif how == "detach":
+                self.mean.detach().add_(mean)
+            elif how == "data":
+                self.mean.data.add_(mean)
+            else:
+                self.mean.data = mean
+            return y, x + self.f(y)
+
+    with pytest.raises(rg.TraceError, match=r"test_opaque.py.*(in place|is assigned)"):
+        rg.trace(Moving(), *pair())

@@ -263,6 +263,49 @@ PROMISES = (
         "nets tried, also between any two evaluations of nodes",
         ("planning/test_prediction.py", "planning/test_tracking.py"),
     ),
+    Promise(
+        "What is scheduled is what runs, hand-made plans too: on random graphs with random decisions, "
+        "reruns, drops and kept results, evaluations, FLOPs and bytes are the schedule's",
+        ("engine/test_plans_by_hand.py", "engine/test_schedule.py"),
+    ),
+    Promise(
+        "Contexts around the forward (default device and dtype, autocast, attention kernels, determinism, "
+        "modes) hold in replays, or are refused by name",
+        ("engine/test_contexts.py",),
+    ),
+    Promise(
+        "Noise that kernels fill late, tensors that autograd drops, buffers and attributes written in any "
+        "way, strides of any kind, recurrent layers, `None` among results: gradients are plain autograd's",
+        (
+            "engine/test_late_noise.py",
+            "engine/test_dropped_tensors.py",
+            "engine/test_moving_buffers.py",
+            "engine/test_running_statistics.py",
+            "engine/test_memory_formats.py",
+            "engine/test_recurrent_and_attention.py",
+            "engine/test_result_forms.py",
+            "engine/test_odd_parameters.py",
+        ),
+    ),
+    Promise(
+        "Sparse tensors are right, costed and measured; nested, quantized and opaque ones are right or "
+        "refused when traced; inference tensors are right or refused by name",
+        ("engine/test_storageless.py", "engine/test_inference_tensors.py"),
+    ),
+    Promise(
+        "A backward pass over two devices, each with a thread of autograd's, gives plain autograd's "
+        "gradients in whichever order they ask",
+        ("engine/test_several_devices.py",),
+    ),
+    Promise(
+        "The bytes that `inverse` holds for its own gradients do not grow with depth",
+        ("engine/test_inverse_memory.py",),
+    ),
+    Promise(
+        "Drift that flips a choice or crosses a kink is told as drift, with the node where it begins; a "
+        "gradient that is zero by symmetry is no alarm",
+        ("engine/test_flipped_choices.py", "engine/test_check_alarms.py", "engine/test_verdicts.py"),
+    ),
 )
 
 FAULTS = (
@@ -321,6 +364,12 @@ FAULTS = (
             "engine/test_edits.py::test_a_buffer_changed_between_forward_and_backward_is_refused",
             "trust/test_transforms.py::test_functional_call_in_ordinary_autograd",
         ),
+    ),
+    Fault(
+        "Weights, buffers, layers, hooks, flags or inputs are changed between forward and backward, also "
+        "where no version counts it (fused optimizers, `.data`)",
+        "The right gradient, or an error that names this cause and no other",
+        ("engine/test_advice.py", "engine/test_late_changes.py"),
     ),
     Fault(
         "A function raises, in the forward or in a replay",

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import revgraph as rg
+from revgraph.engine.observer import Observer
 from revgraph.measuring import activation_bytes
 from revgraph.rounding import largest, rounded
-from revgraph.runtime.probe import Probe
 from revgraph.specs import build, example_inputs
 
 BLOCKS = 1000  # of two half-steps each
@@ -43,7 +43,7 @@ class Chain(nn.Module):
         return self.head(torch.cat([x1, x2], 1))
 
 
-class Watching(Probe):
+class Watching(Observer):
     """Every value made in the forward, and every one rebuilt."""
 
     def __init__(self) -> None:

@@ -9,23 +9,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
+from revgraph.engine._torch import dispatch_mode_count
+from revgraph.engine.executable import Executable
+from revgraph.engine.forward import Forward
+from revgraph.engine.inverse import InverseNet
+from revgraph.engine.log_det import LogDets, begin
+from revgraph.engine.observer import DriftWatch, Observer
+from revgraph.engine.sharding import advice_on_shards
+from revgraph.engine.state import compiles, is_transformed, uncompiled
 from revgraph.errors import PlanError, add_note
 from revgraph.expressions import map_leaves
 from revgraph.graph import Graph
 from revgraph.parts import Cost
 from revgraph.planning import Plan, plan
 from revgraph.program import Named, Program
-from revgraph.runtime.inverting import invert
-from revgraph.runtime.log_dets import LogDets, begin
-from revgraph.runtime.probe import Probe
-from revgraph.runtime.running import Running
-from revgraph.runtime.script import Script, write_script
-from revgraph.runtime.sharding import advice_on_shards
-from revgraph.runtime.turns import turn
-from revgraph.runtime.uncompiled import compiles, uncompiled
-from revgraph.runtime.watching import DriftWatch
 from revgraph.tracing.arguments import bind, read_form
 
 FIRST_COMPARED, COMPARED_EVERY = 8, 16
@@ -50,8 +48,10 @@ class ReversibleModule(nn.Module):
         self._program = program
         self._plan = chosen
         self._forwards = 0
-        self._written: Script | None = None
-        self._probe: Probe | None = None
+        self._compares_always: bool | None = None
+        self._made: Executable | None = None
+        self._inverses: dict[tuple[str, ...], InverseNet] = {}
+        self._observer: Observer | None = None
         self._watch: DriftWatch | None = None
 
     def train(self, mode: bool = True) -> ReversibleModule:
@@ -69,6 +69,7 @@ class ReversibleModule(nn.Module):
         """What is stored, inverted and recomputed; that of the least peak until another one is assigned."""
         if self._plan is None:
             self._plan = plan(self.graph)
+            self._made = Executable(self.__dict__["_model"], self._program, self._plan)
         return self._plan
 
     @plan.setter
@@ -84,13 +85,19 @@ class ReversibleModule(nn.Module):
             )
         self._plan = value
         self._forwards = 0
-        self._written = None
+        self._made = None
 
     @property
-    def _script(self) -> Script:
-        if self._written is None:
-            self._written = write_script(self._program, self.plan)
-        return self._written
+    def _executable(self) -> Executable:
+        """The program with the plan worked into it, made anew where plan or modules are other ones."""
+        made = self._made
+        if made is None or not made.is_current():
+            made = self._made = Executable(self.__dict__["_model"], self._program, self.plan)
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: without what is made again when it is needed."""
+        return {**self.__dict__, "_made": None, "_inverses": {}}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if compiles():
@@ -141,29 +148,44 @@ class ReversibleModule(nn.Module):
 
     def _ran(self, env: dict[str, Any], log_dets: LogDets | None) -> Any:
         """What the net returns for these inputs."""
-        running = Running(self, self._script, env, self._probe, log_dets)
-        running.begin()
         try:
             if torch.is_grad_enabled() and not is_transformed():
                 with self._drift_watched():
-                    running.probe = self._probe
-                    running.record(self._compares())
+                    forward = Forward(self, self._executable, env, self._observer, log_dets)
+                    forward.record(self._compares())
             else:
-                running.run()
+                forward = Forward(self, self._executable, env, self._observer, log_dets)
+                forward.run()
         except Exception as error:
-            called = (path for step in self._script.steps for path in step.modules)
+            called = (
+                path for operation in self._program.operations for path in operation.expression.module_paths
+            )
             if advice := advice_on_shards(self, called):
                 add_note(error, advice)
             raise
-        return map_leaves(
-            lambda leaf: env[leaf.name] if isinstance(leaf, Named) else leaf, self._program.results
-        )
+        results = self._program.results
+        if type(results) is Named:
+            return forward[results.name]
+        if type(results) is tuple and all([type(each) is Named for each in results]):
+            return tuple([forward[each.name] for each in results])
+        return map_leaves(lambda leaf: forward[leaf.name] if isinstance(leaf, Named) else leaf, results)
+
+    @property
+    def code(self) -> str:
+        """The Python that runs under the plan: of every node's function, of the forward, and of the replays.
+
+        It is to be read. What runs are the functions as they are shown; the engine carries out the rest as
+        instructions (`revgraph.planning.schedule`).
+        """
+        return self._executable.code()
 
     def watch_drift(self, every: int = 100, limit: float = 1e-3) -> None:
-        """Warn while training when rebuilt values drift: a `DriftWarning` that names the node.
+        """Warn while training of drift, and of choices that it flips: a `DriftWarning` that names the node.
 
         In every so many forwards that record, a few elements of a few values are remembered and compared when
-        the backward has rebuilt them. `limit` is the relative error from which on to warn.
+        the backward has rebuilt them, and of what autograd saves some indices, masks and signs before a kink
+        at zero (ReLU and the like). `limit` is the relative error, or the share of flips, from which
+        on to warn.
 
         Raises:
             PlanError: `every` is no whole number above 0, or `limit` not above 0.
@@ -171,7 +193,7 @@ class ReversibleModule(nn.Module):
         self._watch = DriftWatch(every, limit)
 
     def _drift_watched(self) -> AbstractContextManager[None]:
-        watch = None if self._watch is None or self._probe is not None else self._watch.next(self.plan)
+        watch = None if self._watch is None or self._observer is not None else self._watch.next(self.plan)
         return nullcontext() if watch is None else self.watched_by(watch)
 
     def stop_watching_drift(self) -> None:
@@ -195,7 +217,7 @@ class ReversibleModule(nn.Module):
         self._program = replace(self._program, graph=graph)
         if self._plan is not None:
             self._plan = replace(self._plan, graph=graph)
-        self._written = None
+        self._made = None
 
     def inverse(self, *outputs: Any, **known: Any) -> Any:
         """The inputs that give these outputs.
@@ -204,37 +226,73 @@ class ReversibleModule(nn.Module):
         inputs that cannot follow from outputs (a mask, a condition) by their names. Returns the remaining
         inputs: the one, or a tuple in the order of the forward's parameters.
 
+        Gradients run through the inverse as through the forward, and it holds what the forward holds: what it
+        rebuilds in its backward are the outputs on the way back. Buffers stay as they were.
+
         Raises:
-            GraphError: a boundary or a value that is not given lies on the way; the text names it.
+            GraphError: a boundary or a value that is not given lies on the way, or a node draws random
+                numbers; the text names it.
         """
-        with turn([]):
-            return invert(self, self._program, outputs, known)
+        return self._inverted(outputs, known, False)
+
+    def inverse_with_log_det(self, *outputs: Any, **known: Any) -> tuple[Any, Tensor]:
+        """The inputs x that give these outputs y, and log |det dx/dy| per sample ([N]).
+
+        For drawing from normalizing flows and for training them on a reverse divergence: gradients run
+        through both. Outputs and known inputs are given as to `inverse`; the net must be a bijection as for
+        `with_log_det`.
+
+        Raises:
+            GraphError: as `inverse` and `with_log_det`.
+
+        Example:
+            >>> import torch, revgraph as rg
+            >>> net = rg.trace(rg.Affine(torch.nn.Linear(2, 4)), torch.zeros(3, 2), torch.zeros(3, 2))
+            >>> condition = torch.ones(3, 2)
+            >>> y, forth = net.with_log_det(torch.ones(3, 2), condition)
+            >>> x, back = net.inverse_with_log_det(y, **{net.graph.inputs[1]: condition})
+            >>> bool(torch.allclose(forth, -back))
+            True
+        """
+        return self._inverted(outputs, known, True)
+
+    def _inverted(self, outputs: tuple[Any, ...], known: dict[str, Any], log_det: bool) -> Any:
+        names = tuple(sorted(known))
+        inverse = self._inverses.get(names)
+        if inverse is None:
+            inverse = self._inverses[names] = InverseNet(self._program, names)
+        if compiles():
+            return uncompiled(inverse.run, self, outputs, known, log_det)
+        return inverse.run(self, outputs, known, log_det)
 
     def _compares(self) -> bool:
         """Whether this forward is one of those that replays are compared with, which takes time."""
         number = self._forwards
         self._forwards += 1
-        if self._probe is not None:
-            return self._probe.compares
-        return number < FIRST_COMPARED or number % COMPARED_EVERY == 0
+        if self._observer is not None:
+            return self._observer.compares
+        if self._compares_always is not None:
+            return self._compares_always
+        # What a dispatch mode around the forward does to it, a replay will not see.
+        return number < FIRST_COMPARED or number % COMPARED_EVERY == 0 or dispatch_mode_count() > 0
 
     @contextmanager
-    def watched_by(self, probe: Probe) -> Iterator[None]:
-        """Tell a probe what happens in this net's steps, forward and backward."""
-        before, self._probe = self._probe, probe
+    def watched_by(self, observer: Observer) -> Iterator[None]:
+        """Tell an observer what happens in this net's steps, forward and backward."""
+        before, self._observer = self._observer, observer
         try:
             yield
         finally:
-            self._probe = before
+            self._observer = before
 
-
-def is_transformed() -> bool:
-    """Whether a transform of torch.func is running, or a forward-mode derivative.
-
-    Under the one autograd takes no hooks for saved tensors, and with the other it saves those of tangents.
-    """
-    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
-    return functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    @contextmanager
+    def comparing(self, always: bool | None) -> Iterator[None]:
+        """Compare replays with every forward in the block, or with none; as usual with None."""
+        before, self._compares_always = self._compares_always, always
+        try:
+            yield
+        finally:
+            self._compares_always = before
 
 
 SHARED = (

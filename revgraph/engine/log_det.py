@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from revgraph.couplings import Coupling
+from revgraph.engine.executable import PlannedOperation
+from revgraph.engine.inverse_order import unwind
 from revgraph.errors import GraphError
 from revgraph.expressions import leaves, module_at
 from revgraph.graph import Graph
 from revgraph.program import CouplingLaw, Named, Program
-from revgraph.runtime.script import Step
-from revgraph.runtime.unwinding import unwind
 
 
 @dataclass(slots=True)
@@ -25,7 +25,7 @@ class LogDets:
     nodes: frozenset[str]
     total: Tensor
 
-    def add(self, log_det: Tensor, step: Step) -> None:
+    def add(self, log_det: Tensor, operation: PlannedOperation) -> None:
         """Add one coupling's log-determinant.
 
         Raises:
@@ -33,25 +33,37 @@ class LogDets:
         """
         if log_det.shape != self.total.shape:
             raise GraphError(
-                f"{step.describe()} gives a log-determinant of shape {list(log_det.shape)}, and it should be "
-                f"{list(self.total.shape)}, one number a sample: see its `couple_with_log_det`"
+                f"{operation.describe()} gives a log-determinant of shape {list(log_det.shape)}, and it "
+                f"should be {list(self.total.shape)}, one number a sample: see its `couple_with_log_det`"
             )
         self.total = self.total + log_det
 
 
-def join(net: nn.Module, step: Step, x: Tensor, term: Any, log_dets: LogDets | None) -> Tensor:
+def join(
+    net: nn.Module, operation: PlannedOperation, x: Tensor, term: Any, log_dets: LogDets | None
+) -> Tensor:
     """A coupling's output; its log-determinant is added where that counts."""
-    assert step.law is not None
-    if log_dets is None or step.node not in log_dets.nodes:
-        return step.law.couple(net, x, term)
-    y, log_det = step.law.couple_with_log_det(net, x, term)
+    assert operation.law is not None
+    if log_dets is None or operation.node not in log_dets.nodes:
+        return operation.law.couple(net, x, term)
+    y, log_det = operation.law.couple_with_log_det(net, x, term)
     if log_det is not None:
-        log_dets.add(log_det, step)
+        log_dets.add(log_det, operation)
     return y
 
 
 def begin(net: nn.Module, program: Program, env: dict[str, Any]) -> LogDets:
     """What to add log-determinants to in a forward whose inputs are in `env`.
+
+    Raises:
+        GraphError: as `couplings_of_bijection`.
+    """
+    inputs, nodes = couplings_of_bijection(net, program)
+    return LogDets(nodes, zeros_like_batch(env[inputs[0]]))
+
+
+def couplings_of_bijection(net: nn.Module, program: Program) -> tuple[list[str], frozenset[str]]:
+    """The inputs on a net's streams, and the couplings that change volume between these and its outputs.
 
     Raises:
         GraphError: the net is no bijection from its streams to its outputs, or one of its couplings does not
@@ -73,11 +85,11 @@ def begin(net: nn.Module, program: Program, env: dict[str, Any]) -> LogDets:
     for operation in undone:
         if isinstance(operation.law, CouplingLaw):
             _require_log_det(net, graph, operation.node, operation.law.path)
-    first = env[inputs[0]]
-    return LogDets(frozenset(operation.node for operation in undone), _zeros(first))
+    return inputs, frozenset(operation.node for operation in undone)
 
 
-def _zeros(stream: Tensor) -> Tensor:
+def zeros_like_batch(stream: Tensor) -> Tensor:
+    """Zeros, one a sample, to add log-determinants to."""
     dtype = stream.dtype if stream.dtype == torch.float64 else torch.float32
     return torch.zeros(stream.shape[:1], dtype=dtype, device=stream.device)
 

@@ -1,15 +1,18 @@
-"""Evaluating: what a solution of a planning problem holds at its peak and computes again."""
+"""Evaluating: what a solution holds at its peak and computes again, by a problem's numbers alone.
+
+An oracle: it shares nothing with the schedule and the simulator, by which planners judge solutions.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from revgraph.planning.problem import Problem, Solution
-from revgraph.planning.rebuilding import IllegalSolution, Rebuilding, Stage, rebuild
+from planning.rebuilding import IllegalSolution, Rebuilding, Stage, rebuild
 
-__all__ = ["Evaluation", "IllegalSolution", "evaluate"]
+from revgraph.planning.problem import Problem, Solution
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,46 @@ def evaluate(problem: Problem, solution: Solution) -> Evaluation:
     for stage in rebuilding.stages:
         ledger.backward(stage)
     return Evaluation(ledger.peak, ledger.flops, ledger.item, ledger.phase, turn)
+
+
+def judge_of(problem: Problem) -> Callable[[Solution], Solution | None]:
+    """What planners of a bare problem judge solutions with."""
+
+    def judge(solution: Solution) -> Solution | None:
+        try:
+            solution = tidy(problem, solution)
+            found = evaluate(problem, solution)
+        except IllegalSolution:
+            return None
+        return replace(solution, peak_bytes=found.peak_bytes, flops=found.flops)
+
+    return judge
+
+
+def tidy(problem: Problem, solution: Solution) -> Solution:
+    """The solution without what it does to no purpose.
+
+    That is stored values that nothing reads, reruns that never happen, and captures by them: where an item's
+    outputs are at hand in the stage that was to capture it, it is replayed in its own instead. What is
+    stored stays to the last stage that reads it: drops are for what was rebuilt.
+
+    Raises:
+        IllegalSolution: a value is asked for that is neither stored nor can be rebuilt.
+    """
+    drops = {j: tuple(v for v in values if v not in solution.stored) for j, values in solution.drops.items()}
+    solution = replace(solution, drops={j: values for j, values in drops.items() if values})
+    while True:
+        try:
+            rebuilding = rebuild(problem, solution)
+            break
+        except IllegalSolution as error:
+            if error.item not in solution.holds:
+                raise
+            holds = {k: stage for k, stage in solution.holds.items() if k != error.item}
+            solution = replace(solution, holds=holds)
+    unread = {value for value, spans in rebuilding.spans.items() if spans[0] == (-1, -1)}
+    rerun = {move.item for stage in rebuilding.stages for move in stage.moves if move.how == "rerun"}
+    return replace(solution, stored=solution.stored - unread, reruns=solution.reruns & rerun)
 
 
 class _Ledger:

@@ -1,0 +1,145 @@
+"""Judging: what a solution of a planning problem really holds and computes again, as its plan is simulated.
+
+The numbers of a problem are a model. A formulation may think of more ways to bring a value back than a plan
+has (there each value has one source), and foresees peaks only roughly. So searches go by the schedule and the
+simulator alone: a solution is what its plan does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from dataclasses import replace
+from typing import cast
+
+from revgraph.errors import PlanError
+from revgraph.planning.deciding import decide
+from revgraph.planning.plans import Decision, Plan
+from revgraph.planning.posing import Posed
+from revgraph.planning.problem import Solution
+from revgraph.planning.schedule import schedule
+from revgraph.planning.sources import sources_from
+
+Judged = tuple[Solution, Plan]
+
+
+class Judge:
+    """Judges the solutions of a posed problem by their plans, in which `anchors` are stored on top.
+
+    Called with a solution, it gives the one that is carried out, without what would be done to no purpose,
+    and with its true peak and FLOPs; None where no plan does that. Each is planned and simulated once.
+    """
+
+    def __init__(self, posed: Posed, anchors: Iterable[str] = ()) -> None:
+        self.posed = posed
+        self.graph = posed.graph
+        self.anchors = tuple(anchors)
+        self.values = [value.name for value in posed.graph.values]
+        self.nodes = [item.name for item in posed.problem.items]
+        self.known: dict[Hashable, Judged | None] = {}
+
+    def __call__(self, solution: Solution) -> Solution | None:
+        found = self._judged(solution)
+        return None if found is None else found[0]
+
+    def plan(self, solution: Solution) -> Plan | None:
+        """The plan of a solution; None where there is none."""
+        found = self._judged(solution)
+        return None if found is None else found[1]
+
+    def _judged(self, solution: Solution) -> Judged | None:
+        key = _decisions(solution)
+        if key not in self.known:
+            try:
+                found = self._simulated(self._tidied(solution))
+            except PlanError:
+                found = None
+            self.known[key] = found
+            if found is not None:
+                self.known[_decisions(found[0])] = found
+        return self.known[key]
+
+    def _tidied(self, solution: Solution) -> Solution:
+        """The solution without stored values that nothing reads, and reruns and captures that never happen.
+
+        What is stored stays to the last stage that reads it: drops are for what was rebuilt.
+
+        Raises:
+            PlanError: a value is asked for that is neither stored nor can be rebuilt.
+        """
+        names, nodes = self.values, self.nodes
+        stored = [*self.anchors, *(names[value] for value in sorted(solution.stored))]
+        decided, reruns = self._decided(replace(solution, reruns=frozenset())), solution.reruns
+        while True:
+            sources = sources_from(self.graph, decided, stored, [nodes[k] for k in sorted(reruns)])
+            run = {source.node for source in sources.values() if source.how == "recomputed"}
+            again = frozenset(k for k in reruns if nodes[k] in run)
+            then = self._decided(replace(solution, reruns=again))
+            if again == reruns and then == decided:
+                break
+            decided, reruns = then, again
+        kept = frozenset(value for value in solution.stored if names[value] in sources)
+        drops = {j: tuple(v for v in values if v not in kept) for j, values in solution.drops.items()}
+        return replace(
+            solution,
+            stored=kept,
+            reruns=reruns,
+            holds={
+                k: j
+                for k, j in solution.holds.items()
+                if k in reruns and j not in solution.holds and decided[nodes[j]] != "keep"
+            },
+            drops={j: values for j, values in drops.items() if values},
+        )
+
+    def _simulated(self, solution: Solution) -> Judged:
+        """The solution and its plan, with what its simulation says."""
+        plan = self._planned(solution)
+        captured = {each.node for each in schedule(plan) if each.action == "recompute_and_keep"}
+        holds = {k: j for k, j in solution.holds.items() if self.nodes[k] in captured}
+        if len(holds) < len(solution.holds):
+            solution = replace(solution, holds=holds)
+            plan = self._planned(solution)
+        plain = self.posed.problem.plain_flops
+        flops = round(plan.flops_ratio * plain) - plain  # a whole number of so few digits comes out exactly
+        return replace(solution, peak_bytes=plan.peak_bytes, flops=flops), plan
+
+    def _planned(self, solution: Solution) -> Plan:
+        names, nodes = self.values, self.nodes
+        results = {name: course.split("+")[1:] for name, course in self._courses(solution).items()}
+        return decide(
+            self.graph,
+            self._decided(solution),
+            stored=[*self.anchors, *(names[value] for value in sorted(solution.stored))],
+            reruns=[nodes[k] for k in sorted(solution.reruns)],
+            holds={nodes[k]: nodes[j] for k, j in solution.holds.items()},
+            drops={nodes[j]: [names[v] for v in values] for j, values in solution.drops.items()},
+            results={name: map(int, each) for name, each in results.items() if each},
+        )
+
+    def _decided(self, solution: Solution) -> dict[str, Decision]:
+        courses = self._courses(solution)
+        return {name: cast("Decision", course.split("+")[0]) for name, course in courses.items()}
+
+    def _courses(self, solution: Solution) -> dict[str, str]:
+        """The course of every node that is decided on.
+
+        The engine runs nothing again that it keeps, and courses of reruns are known without kept results.
+        """
+        chosen = {
+            k: self.posed.courses[k][option] for k, option in enumerate(solution.options) if option >= 0
+        }
+        for k in solution.reruns:
+            decision = chosen[k].split("+")[0]
+            chosen[k] = "recompute" if decision == "keep" else decision
+        return {self.nodes[k]: course for k, course in chosen.items()}
+
+
+def _decisions(solution: Solution) -> Hashable:
+    """What a solution decides, and nothing that is known of it."""
+    return (
+        solution.options,
+        solution.stored,
+        solution.reruns,
+        frozenset(solution.holds.items()),
+        frozenset(solution.drops.items()),
+    )

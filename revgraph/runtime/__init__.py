@@ -1,1 +1,0 @@
-"""Running a net: the tape, replays, and the module around them."""
