@@ -206,7 +206,7 @@ with chart(
 #
 #     PyTorch's rules hold tensors in the same way; it calls them *saved tensors*. revgraph leaves all rules
 #     to PyTorch. It only stands between a rule and what it saves, with
-#     `torch.autograd.graph.saved_tensors_hooks` (`revgraph/runtime/capturing.py`): what a reversible block
+#     `torch.autograd.graph.saved_tensors_hooks` (`revgraph/engine/saved_tensors.py`): what a reversible block
 #     saves is dropped, and comes back when the rule asks.
 #
 # ## Exercises

@@ -140,7 +140,7 @@ assert all(torch.allclose(a, b, atol=1e-14) for a, b in zip(back, start, strict=
 #
 #     `revgraph/couplings.py` has `couple` and `uncouple` of each kind beside each other; for `Additive`
 #     they are `x + term` and `y - term`. What to compute before what when a whole network is undone is
-#     found in the graph (`revgraph/runtime/inverting.py`).
+#     found in the graph (`revgraph/engine/inverse_order.py`).
 #
 # ## Exercises
 #

@@ -210,7 +210,7 @@ print("evaluations in a step:", dict(rg.measure(net, one, two).calls))
 # !!! info "In the library"
 #
 #     `revgraph/reference.py` has Algorithm 1 in these letters; tests hold the engine to it. In the engine,
-#     lines 1 to 3 are `revgraph/runtime/replaying.py`, and lines 4 to 8 are PyTorch's own autograd.
+#     lines 1 to 3 are `revgraph/engine/replay.py`, and lines 4 to 8 are PyTorch's own autograd.
 #
 # ## Exercises
 #

@@ -178,9 +178,9 @@ assert spec.get_submodule("stage2.unit1.f.norm1").num_batches_tracked == 1
 #
 # !!! info "In the library"
 #
-#     `revgraph/runtime/context.py` puts back what a second run must find as the first one did: buffers,
+#     `revgraph/engine/state.py` puts back what a second run must find as the first one did: buffers,
 #     random numbers, autocast. The engine is no `autograd.Function`: it leaves PyTorch's graph as it is and
-#     only replaces what that saves (`revgraph/runtime/capturing.py`), so that hooks and second derivatives
+#     only replaces what that saves (`revgraph/engine/saved_tensors.py`), so that hooks and second derivatives
 #     are PyTorch's own.
 #
 # ## Exercises
