@@ -23,6 +23,7 @@ from revgraph.expressions import map_leaves
 from revgraph.graph import Graph
 from revgraph.parts import Cost
 from revgraph.planning import Plan, plan
+from revgraph.planning.schedule import silent_nodes
 from revgraph.program import Named, Program
 from revgraph.tracing.arguments import bind, read_form
 
@@ -70,6 +71,7 @@ class ReversibleModule(nn.Module):
         if self._plan is None:
             self._plan = plan(self.graph)
             self._made = Executable(self.__dict__["_model"], self._program, self._plan)
+            self._made.replays(silent_nodes(self._plan))
         return self._plan
 
     @plan.setter

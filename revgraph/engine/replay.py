@@ -164,7 +164,7 @@ class BackwardPass:
                 return
             self.is_busy = True
             try:
-                with out_of_inference_mode():
+                with out_of_inference_mode() if torch.is_inference_mode_enabled() else NOTHING:
                     self._advance(index, place)
             finally:
                 self.is_busy = False

@@ -27,7 +27,6 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
@@ -451,10 +450,11 @@ class ModuleState:
             or (self._copies and any([copy.is_stale() for copy in self._copies]))
         ):
             raise stale(node)
-        if make_up_of(self._node.modules) != self._make_up:
+        children, hooks = make_up_of(self._node.modules)
+        if children != self._make_up[0] or not hooks <= self._make_up[1]:  # one fewer does no harm
             raise ReplayError(
-                f"a module of node {node!r} was replaced, or a hook added to it or removed, between forward "
-                "and backward, so its replay would not repeat the forward. Do that before the forward or "
+                f"a module of node {node!r} was replaced, or a hook was added to it, between forward and "
+                "backward, so its replay would not repeat the forward. Do that before the forward or "
                 f"after the backward, or keep the node: decisions {{{node!r}: 'keep'}}."
             )
 
@@ -548,9 +548,14 @@ def _put(attributes: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
                 table[name] = value
 
 
-def make_up_of(modules: Sequence[nn.Module]) -> list[list[Any]]:
-    """The submodules of each module, and the numbers of the hooks on it."""
-    return [[*children.values(), *chain(*hooks)] for children, *hooks in map(MAKE_UP, modules)]
+def make_up_of(modules: Sequence[nn.Module]) -> tuple[list[Any], set[int]]:
+    """The submodules of all modules in order, and the numbers of the hooks on them."""
+    children: list[Any] = []
+    hooks: set[int] = set()
+    for own, *tables in map(MAKE_UP, modules):
+        children += own.values()
+        hooks.update(*tables)
+    return children, hooks
 
 
 def stale(node: str) -> ReplayError:
