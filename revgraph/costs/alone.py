@@ -49,9 +49,9 @@ def net_of(
     names = dict.fromkeys((*node.inputs, *node.outputs))
     values = [graph.value.get(name) or Value(name, (), "float32", 4, name) for name in names]
     nodes = (
-        Node("input", "input", (), tuple(dict.fromkeys(node.inputs))),
+        Node("(input)", "input", (), tuple(dict.fromkeys(node.inputs))),
         node,
-        Node("output", "output", node.outputs, ()),
+        Node("(output)", "output", node.outputs, ()),
     )
     alone = Graph(nodes, tuple(values), node.name)
     program = Program(

@@ -151,6 +151,7 @@ class Executable:
         self._on_grid = any([type(each.law) is OnGrid for each in program.operations])
         self._model = model
         self._inlined: dict[int, Any] = {}
+        self._looks: dict[int, list[tuple[bool, bool]]] = {}
         self._probes: Probes | None = None
         for operation in self.operations:
             if operation.inlines:
@@ -170,10 +171,13 @@ class Executable:
 
     def inlined(self, operation: PlannedOperation) -> Inlined | None:
         """The inlined function of a node that keeps results of its calls, as its modules are now."""
-        found = self._inlined.get(operation.index, NOT_MADE)
-        if found is NOT_MADE or (found is not None and not found.is_clear()):
+        index, modules = operation.index, operation.modules.modules
+        found = self._inlined.get(index, NOT_MADE)
+        outdated = found is NOT_MADE or (found is not None and not found.is_clear())
+        if outdated or (found is None and inlining.look_of(modules) != self._looks[index]):
             found = inlining.inlined(operation.expression, self._model, operation.results)
-            self._inlined[operation.index] = found
+            self._inlined[index] = found
+            self._looks[index] = inlining.look_of(modules)
         return found
 
     def spans_devices(self) -> bool:
@@ -197,11 +201,12 @@ class Executable:
         called.
         """
         nodes = [each for each in self.operations if each.node]
+        paths = {id(module): path for path, module in self._model.named_modules()}
         replays = self.replays(silent_nodes(self.plan))
         return "\n".join(
             [
                 f"# {self.plan.graph.name}: {len(nodes)} nodes, {len(replays.steps)} replays in the backward",
-                *chain.from_iterable(self._function_code(each) for each in nodes),
+                *chain.from_iterable(self._function_code(each, paths) for each in nodes),
                 "",
                 "# The forward",
                 *(self._forward_code(each) for each in nodes),
@@ -211,11 +216,10 @@ class Executable:
             ]
         )
 
-    def _function_code(self, operation: PlannedOperation) -> list[str]:
+    def _function_code(self, operation: PlannedOperation, paths: dict[int, str]) -> list[str]:
         inlined = None
         if operation.decision in ("invert", "recompute"):
             inlined = inlining.inlined(operation.expression, self._model, operation.results)
-        paths = {id(module): path for path, module in self._model.named_modules()}
         function = inlined or operation.function
         modules = (
             f"#   {name} = {paths[id(thing)] or 'the model'}"
@@ -225,7 +229,7 @@ class Executable:
         where = f" ({operation.where})" if operation.where else ""
         return [
             "",
-            f"# {operation.node}{where}",
+            f"# {' '.join(operation.node.split())}{where}",
             *modules,
             renamed(function.source, f"run_{identifier(operation.node)}"),
         ]
@@ -286,6 +290,13 @@ class Executable:
         captures = way == "hold"
         return ReplayStep(action, operation, reads, makes, frozenset(makes), (), captures, True, False)
 
+    def _reads_no_more(self, whole: Schedule, silent: frozenset[str]) -> bool:
+        """Whether the schedule without the lent inputs makes do with what this one leaves on the tape."""
+        without = schedule(self.plan, silent, whole.lent)
+        held = {*self.plan.stored, *self.plan.graph.inputs}.difference(whole.lent)
+        needed = {name for each in without.replays for name in each.reads}.intersection(held)
+        return needed.issubset(name for each in whole.replays for name in each.reads)
+
     def _lowered(self, silent: frozenset[str], gone: frozenset[int]) -> Replays:
         plan, place, names = self.plan, self.number.__getitem__, {self.names[each] for each in gone}
         whole = schedule(plan, silent, names)
@@ -321,6 +332,8 @@ class Executable:
             )
         fixed = frozenset(map(place, {*plan.stored, *plan.graph.inputs}.difference(names)))
         lent = frozenset(map(place, whole.lent.difference(names)))
+        if lent and not names and not self._reads_no_more(whole, silent):
+            lent = frozenset()
         return Replays(whole, steps, captured_at, whole.begins, fixed, frozenset(read), lent, silent)
 
 

@@ -14,7 +14,7 @@ memory profile of the calls as they stand.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -494,6 +494,11 @@ def is_clear(module: nn.Module) -> bool:
     """Whether a module's call is its class's forward and nothing else."""
     own = module.__dict__
     return not any([own[name] for name in HOOKS]) and OVERRIDES.isdisjoint(own)
+
+
+def look_of(modules: Iterable[nn.Module]) -> list[tuple[bool, bool]]:
+    """Of each module what may keep a function from being inlined now, and not another time."""
+    return [(module.training, is_clear(module)) for module in modules]
 
 
 @lru_cache(maxsize=1024)

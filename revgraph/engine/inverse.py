@@ -105,12 +105,12 @@ class _Writing:
         moves = unwind(self.program, self.given, self.wanted)
         tensors = tuple(name for name in self.given if name in self.graph.value)
         operations: list[Operation] = []
-        nodes: list[Node] = [Node("given", "input", (), tensors)]
+        nodes: list[Node] = [Node("(given)", "input", (), tensors)]
         for move in moves:
             operation, node = self._undone(move) if move.undone else self._redone(move)
             operations.append(operation)
             nodes += [] if node is None else [node]
-        nodes.append(Node("found", "output", self.wanted, ()))
+        nodes.append(Node("(found)", "output", self.wanted, ()))
         return Program(
             graph=Graph(tuple(nodes), tuple(self.values.values()), f"inverse of {self.graph.name}"),
             operations=tuple(operations),

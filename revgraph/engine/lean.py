@@ -63,6 +63,7 @@ class LeanNodes:
         self.by_index: dict[int, LeanNode] = {}
         self._replays: dict[int, list[Replay | None]] = {}
         modules: dict[nn.Module, None] = {}
+        others: dict[nn.Module, None] = {}
         self._absent: list[tuple[dict[str, Any], str]] = []
         for operation in executable.operations:
             found = lean_node(operation, model)
@@ -72,11 +73,16 @@ class LeanNodes:
                 self._absent += found.inlined.absent
                 if isinstance(operation.law, CouplingLaw):
                     modules[module_at(model, operation.law.path)] = None
+            elif operation.decision in ("invert", "recompute"):
+                others.update(dict.fromkeys(operation.modules.modules))
         self._modules = list(modules)
         self._hooks = [module.__dict__[name] for module in modules for name in HOOKS]
         self._own = [module.__dict__ for module in modules]
         self._classes = [*map(type, self._modules)]
         self._flags = [module.training for module in self._modules]
+        # Those of nodes that have to take the careful path now, perhaps for a hook or a dropout.
+        self._others = list(others)
+        self._look = inlining.look_of(self._others)
 
     def replays(self, replays: Replays) -> list[Replay | None]:
         """What carries out each step on the lean path, as far as it was made by now."""
@@ -100,6 +106,7 @@ class LeanNodes:
             or any([not OVERRIDES.isdisjoint(own) for own in self._own])
             or [*map(type, self._modules)] != self._classes
             or [module.training for module in self._modules] != self._flags
+            or inlining.look_of(self._others) != self._look
             or any([table.get(name) is not None for table, name in self._absent])
             or module._global_forward_hooks
             or module._global_forward_pre_hooks

@@ -94,7 +94,7 @@ def written(expression: Expression, root: nn.Module) -> Function:
 def identifier(name: str) -> str:
     """A name as an identifier of Python's, to be read."""
     found = re.sub(r"\W", "_", name)
-    return f"_{found}" if found[:1].isdigit() else found
+    return f"_{found}" if found[:1].isdigit() or keyword.iskeyword(found) else found
 
 
 def renamed(source: str, name: str) -> str:

@@ -23,10 +23,12 @@ from engine.kinds import (
     settle,
     two_streams,
 )
+from engine.samples import assert_close
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import revgraph as rg
+from revgraph.measuring import activation_bytes
 
 
 class Function(rg.Boundary):
@@ -258,3 +260,61 @@ def test_an_exception_in_a_late_step_leaves_the_net_usable() -> None:
             net(*inputs) if when == "forward" else loss.backward()
         net.fs[1].blown = False
         follow(net, plain, inputs, 3)
+
+
+def test_a_hook_that_is_taken_off_again_leaves_no_trace() -> None:
+    """A function that was called as a module for its hook's sake is inlined again: bytes are as predicted."""
+    net = rg.load("revnet-38", batch=2)
+    images = torch.randn(2, 3, 32, 32)
+    handles = [each.register_forward_hook(lambda *_: None) for each in net.modules() if each is not net]
+    for _ in range(10):
+        net(images).sum().backward()
+    for handle in handles:
+        handle.remove()
+    assert activation_bytes(net, images) == (net.plan.peak_bytes, net.plan.held_bytes)
+    for _ in range(10):
+        net(images).sum().backward()
+    assert activation_bytes(net, images) == (net.plan.peak_bytes, net.plan.held_bytes)
+
+
+class GivesItsInputBack(nn.Module):
+    """The second half-step saves nothing, and gives back the input that the first one's function reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = nn.Linear(4, 4)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        a = a + torch.tanh(self.f(b))
+        return b + a
+
+
+def test_inputs_that_the_caller_lets_go_of_come_back_from_silent_couplings_too() -> None:
+    model, plain = made_twice(GivesItsInputBack)
+    a, b = two_streams()
+    net = rg.trace(model, a, b)
+    net.plan = rg.decide(net.graph, {})
+    found, expected = [
+        torch.autograd.grad(run(a * 1.0, b * 1.0).pow(2).sum(), [a, b, *run.parameters()])
+        for run in (net, plain)
+    ]
+    assert_close(found, expected, 1e-9)
+
+
+@pytest.mark.parametrize("name", ["output", "input", "found", "given", "loss"])
+def test_a_module_may_be_called_as_the_engine_calls_its_own(name: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module(name, nn.Linear(4, 4))
+
+        def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+            return a + torch.tanh(getattr(self, name)(b)), b
+
+    model, plain = made_twice(Net)
+    a, b = two_streams()
+    net = rg.trace(model, a, b)
+    net.plan = rg.decide(net.graph, {})
+    follow(net, plain, (a, b), 10)
+    back = net.inverse(*net(a, b))
+    assert_close([each.detach() for each in back], [a.detach(), b.detach()], 1e-9)
