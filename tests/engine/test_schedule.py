@@ -20,7 +20,7 @@ from revgraph.measuring import activation_bytes
 from revgraph.trials import loss_of
 
 SETTINGS = settings(
-    max_examples=15,
+    max_examples=25,
     deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),
@@ -44,6 +44,21 @@ def flops_of(net: rg.ReversibleModule, inputs: list[torch.Tensor]) -> int:
     with net.comparing(False), FlopCounterMode(display=False) as counter:
         loss_of(net(*inputs)).backward()
     return counter.get_total_flops()
+
+
+def gradients(net: rg.ReversibleModule, inputs: list[torch.Tensor]) -> list[torch.Tensor | None]:
+    leaves = [each for each in (*inputs, *net.parameters()) if each.requires_grad]
+    with net.comparing(False):
+        return [*torch.autograd.grad(loss_of(net(*inputs)), leaves, allow_unused=True)]
+
+
+def assert_paths_agree(net: rg.ReversibleModule, inputs: list[torch.Tensor]) -> None:
+    """The careful path and the lean one give the same gradients, to the bit."""
+    lean = gradients(net, inputs)
+    with net.watched_by(Counts()):
+        careful = gradients(net, inputs)
+    for one, two in zip(lean, careful, strict=True):
+        assert one is two is None or (one is not None and two is not None and torch.equal(one, two))
 
 
 def assert_as_scheduled(net: rg.ReversibleModule, inputs: list[torch.Tensor]) -> None:
@@ -78,6 +93,7 @@ def test_random_plans_of_random_graphs_run_as_scheduled(number: int) -> None:
             return
         net.plan = random_plan(pick, net.graph)
         assert_as_scheduled(net, inputs)
+        assert_paths_agree(net, inputs)
         seen.update(each.step.action for each in rg.simulate(net.plan))
 
     run()
