@@ -2,12 +2,12 @@
 
 | name | why | the public way |
 |---|---|---|
-| push_hooks, pop_hooks | hooks for saved tensors around single nodes | `saved_tensors_hooks`, 3 times slower |
+| push_hooks, pop_hooks | hooks for saved tensors around single nodes | `saved_tensors_hooks`, a context manager in Python |
 | current_graph_task | tells backward passes apart | none |
 | keeps_graph | whether this pass frees the graph | none |
 | current_operator | the operator whose backward runs, and so asks for saved tensors | none |
 | queue_callback | to end a pass with its graph task | none |
-| set_grad_enabled | gradient mode around single nodes | `torch.set_grad_enabled`, 5 times slower |
+| set_grad_enabled | gradient mode around single nodes | `torch.set_grad_enabled`, a context manager in Python |
 | unseen | reads of generators and buffers that no dispatch mode is to see | none |
 | below_autograd | what runs below autograd and still counts versions | none |
 | the stack of function modes | to put back default devices and other modes | `torch.overrides`, without taking off |

@@ -1,14 +1,14 @@
 """An executable: a program with a plan worked into it. What does not change between steps is worked out here.
 
 Made once for a plan, and again when the model's modules are other ones: operations in order with their
-functions written as Python (`inlining.py`), values by number, what the forward stores and frees, the modules
+functions written as Python (`writing.py`), values by number, what the forward stores and frees, the modules
 that a node calls, and for every set of silent nodes the schedule's replays, lowered to numbers.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from revgraph.engine import inlining
 from revgraph.engine.inlining import Inlined
 from revgraph.engine.state import BATCH_NORMS, NodeModules, Probes
-from revgraph.engine.writing import Function, identifier, renamed, written
+from revgraph.engine.writing import Function, listing, written
 from revgraph.errors import GraphError
 from revgraph.expressions import Expression, module_at
 from revgraph.gridding import OnGrid
@@ -123,8 +123,8 @@ class Executable:
     """Operations in order, and tables of what is looked at in every forward.
 
     `number` has each value's and plain number's place; `inputs` are those of the caller's that replays read.
-    `drifts` counts for each operation the replays that gave
-    other values than the forward and yet the same ones twice.
+    `drifts` counts for each operation the replays that gave other values than the forward and yet the same
+    ones twice.
     """
 
     def __init__(self, model: nn.Module, program: Program, plan: Plan) -> None:
@@ -142,7 +142,8 @@ class Executable:
         self._replays: dict[tuple[frozenset[str], frozenset[int]], Replays] = {}
         self._tables = [module._modules for module in model.modules()]
         self._children = [*chain.from_iterable(map(dict.values, self._tables))]
-        self._slots = [table for module in model.modules() for table in (module._parameters, module._buffers)]
+        self._parameters = [module._parameters for module in model.modules()]
+        self._slots = [*self._parameters, *(module._buffers for module in model.modules())]
         self._slot_count = sum(map(len, self._slots))
         self.operations = _Planning(self.number, model, program, plan).operations()
         self.inputs = [self.number[name] for name in graph.inputs if name in plan.sources]
@@ -182,7 +183,7 @@ class Executable:
 
     def spans_devices(self) -> bool:
         """Whether values or parameters are on several devices: then a backward pass has several threads."""
-        found = {each.device for table in self._slots[::2] for each in table.values() if each is not None}
+        found = {each.device for table in self._parameters for each in table.values() if each is not None}
         return len(found) > 1 or len(self._devices.union(device.type for device in found)) > 1
 
     def probes(self) -> Probes:
@@ -201,73 +202,19 @@ class Executable:
         called.
         """
         nodes = [each for each in self.operations if each.node]
-        paths = {id(module): path for path, module in self._model.named_modules()}
-        replays = self.replays(silent_nodes(self.plan))
-        return "\n".join(
-            [
-                f"# {self.plan.graph.name}: {len(nodes)} nodes, {len(replays.steps)} replays in the backward",
-                *chain.from_iterable(self._function_code(each, paths) for each in nodes),
-                "",
-                "# The forward",
-                *(self._forward_code(each) for each in nodes),
-                "",
-                "# The backward: what is replayed, in the order in which autograd asks for it",
-                *(self._replay_code(each) for each in replays.steps),
-            ]
+        return listing(
+            self.plan.graph.name,
+            [(each, self._shown(each)) for each in nodes],
+            self.replays(silent_nodes(self.plan)).steps,
+            self.names,
+            {id(module): path for path, module in self._model.named_modules()},
         )
 
-    def _function_code(self, operation: PlannedOperation, paths: dict[int, str]) -> list[str]:
+    def _shown(self, operation: PlannedOperation) -> Inlined | Function:
         inlined = None
         if operation.decision in ("invert", "recompute"):
             inlined = inlining.inlined(operation.expression, self._model, operation.results)
-        function = inlined or operation.function
-        modules = (
-            f"#   {name} = {paths[id(thing)] or 'the model'}"
-            for name, thing in function.bound.items()
-            if id(thing) in paths
-        )
-        where = f" ({operation.where})" if operation.where else ""
-        return [
-            "",
-            f"# {' '.join(operation.node.split())}{where}",
-            *modules,
-            renamed(function.source, f"run_{identifier(operation.node)}"),
-        ]
-
-    def _forward_code(self, operation: PlannedOperation) -> str:
-        result = self._joined_code(operation) if operation.law is not None else self._call_code(operation)
-        stored = self._names_code(operation.stored)
-        note = f", stores {stored}" if stored else ""
-        return f"{self._names_code(operation.makes) or '_'} = {result}  # {operation.decision}{note}"
-
-    def _replay_code(self, step: ReplayStep) -> str:
-        operation = step.operation
-        if step.action == "invert_wiring":
-            result = f"{identifier(operation.node)}.inverse({self._names_code(operation.makes)})"
-        elif operation.law is None or not step.makes:
-            result = self._call_code(operation)
-        else:
-            result = self._joined_code(operation, backwards=operation.target in step.makes)
-        captures = ", captures" if step.captures else ""
-        frees = f", frees {self._names_code(step.frees)}" if step.frees else ""
-        return f"{self._names_code(step.makes) or '_'} = {result}  # {step.action}{captures}{frees}"
-
-    def _joined_code(self, operation: PlannedOperation, backwards: bool = False) -> str:
-        """A coupling's output from its target, or backwards, by its law."""
-        assert operation.target is not None
-        given = self._names_code(operation.makes[:1] if backwards else (operation.target,))
-        term, law = self._call_code(operation), operation.law
-        if type(law) is Sum:
-            factor = "" if law.alpha == 1 else f"{law.alpha} * "
-            return f"{given} {'-' if backwards else '+'} {factor}{term}"
-        name = identifier(law.path) if isinstance(law, CouplingLaw) else type(law).__name__
-        return f"{name}.{'uncouple' if backwards else 'couple'}({given}, {term})"
-
-    def _call_code(self, operation: PlannedOperation) -> str:
-        return f"run_{identifier(operation.node)}({self._names_code(operation.reads)})"
-
-    def _names_code(self, numbers: Iterable[int]) -> str:
-        return ", ".join([identifier(self.names[number]) for number in numbers])
+        return inlined or operation.function
 
     @cached_property
     def begins(self) -> frozenset[int]:

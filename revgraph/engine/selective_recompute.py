@@ -10,7 +10,7 @@ coupling's term, and the statistics of batch normalization. There are two ways t
   autograd. What a replay is handed gets the history that a computed result would, and autograd saves for it
   what it saves otherwise.
 
-Batch normalization in training takes most of its time for mean and variance. They are C numbers each,
+Batch normalization in training computes mean and variance in a pass over its input. They are C numbers each,
 autograd saves them anyway, and on the CPU the kernel for fixed statistics gives the same bits from them, with
 what is put into it below (`_statistics_hold` tries that once on this build of torch). So a node that is
 recomputed takes them from the forward. One that is inverted does not: its inputs come back with rounding
@@ -385,12 +385,11 @@ class CacheOutputs(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         results = self.kept._results
-        if (
-            results and func._schema.is_mutable
-        ):  # recurrent layers' kernels edit products, and count no version
-            edited = _edited_by(func, args, kwargs)
+        if results and func._schema.is_mutable:
+            # Kernels of recurrent layers edit products, and count no version.
+            written = _edited_by(func, args, kwargs)
             for entry in results.values():
-                if not edited.isdisjoint(_keys(entry.tree)):
+                if not written.isdisjoint(_keys(entry.tree)):
                     entry.set_apart()
         result = func(*args, **kwargs)
         if is_heavy(func):

@@ -9,13 +9,12 @@ put back for as long as the replay runs, only where it differs, for that takes t
 - `RandomStream`: the state of torch's generators, for nodes that drew.
 - `ModuleState`, once a node: training flags; buffers that the forward wrote, as they were before. Writes do
   not always show in version counters (`.data`, BatchNorm's own kernel), so contents are compared. Numbers and
-  the like that the forward assigned to attributes are put back likewise. A module
-  that writes one of its buffers is taken to write all of them: what does not change on one input may on the
-  next.
+  the like that the forward assigned to attributes are put back likewise. A module that writes one of its
+  buffers is taken to write all of them: what does not change on one input may on the next.
 
-Parameters are not put back but checked: a replay on others than the forward's is refused. Locks (`turn`) keep
-threads that train on the CPU from meeting in the middle of a replay, for generators and buffers are
-everybody's.
+Parameters are not put back but checked, unless the node itself writes them: a replay on others than the
+forward's is refused. `Probes` show edits that no version counts. Locks (`turn`) keep threads that train on
+the CPU from meeting in the middle of a replay, for generators and buffers are everybody's.
 """
 
 from __future__ import annotations

@@ -17,14 +17,20 @@ import operator
 import re
 import textwrap
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from revgraph.expressions import Expression, Register, fill, leaves
+from revgraph.program import CouplingLaw, Sum
+
+if TYPE_CHECKING:
+    from revgraph.engine.executable import PlannedOperation, ReplayStep
+    from revgraph.engine.inlining import Inlined
 
 BUILTIN = type(len)
 LITERALS = (int, bool, str, type(None), type(Ellipsis))
@@ -89,18 +95,6 @@ def written(expression: Expression, root: nn.Module) -> Function:
     lines.append(f"return ({returned},)" if returned else "return ()")
     source = source_of(bound, ", ".join(names[: expression.inputs]), lines)
     return Function(maker(source)(*bound.values()), source, bound, modules, owners)
-
-
-def identifier(name: str) -> str:
-    """A name as an identifier of Python's, to be read."""
-    found = re.sub(r"\W", "_", name)
-    return f"_{found}" if found[:1].isdigit() or keyword.iskeyword(found) else found
-
-
-def renamed(source: str, name: str) -> str:
-    """A written function alone, under a name of its own."""
-    lines = textwrap.dedent("\n".join(source.splitlines()[1:-1])).splitlines()
-    return "\n".join([lines[0].replace("function", name, 1), *lines[1:]])
 
 
 def bind(bound: dict[str, Any], thing: Any) -> str:
@@ -180,3 +174,99 @@ def maker(source: str) -> Callable[..., Callable[..., Any]]:
     scope: dict[str, Any] = {}
     exec(compile(source, name, "exec"), scope)  # the source is written above, from a traced graph's own calls
     return scope["make"]
+
+
+# To be read
+
+
+def listing(
+    title: str,
+    nodes: Sequence[tuple[PlannedOperation, Function | Inlined]],
+    replays: Sequence[ReplayStep],
+    names: Sequence[str],
+    paths: Mapping[int, str],
+) -> str:
+    """All that runs as Python: the functions of nodes, the forward, and the replays of a whole backward.
+
+    `names` are those of values by number, `paths` those of modules by their identity.
+    """
+    show = _Listing(names, paths)
+    return "\n".join(
+        [
+            f"# {title}: {len(nodes)} nodes, {len(replays)} replays in the backward",
+            *chain.from_iterable(show.function(*each) for each in nodes),
+            "",
+            "# The forward",
+            *(show.forward(operation) for operation, _ in nodes),
+            "",
+            "# The backward: what is replayed, in the order in which autograd asks for it",
+            *map(show.replay, replays),
+        ]
+    )
+
+
+class _Listing:
+    def __init__(self, names: Sequence[str], paths: Mapping[int, str]) -> None:
+        self.names = names
+        self.paths = paths
+
+    def function(self, operation: PlannedOperation, function: Function | Inlined) -> list[str]:
+        modules = (
+            f"#   {name} = {self.paths[id(thing)] or 'the model'}"
+            for name, thing in function.bound.items()
+            if id(thing) in self.paths
+        )
+        where = f" ({operation.where})" if operation.where else ""
+        return [
+            "",
+            f"# {' '.join(operation.node.split())}{where}",
+            *modules,
+            _renamed(function.source, f"run_{_identifier(operation.node)}"),
+        ]
+
+    def forward(self, operation: PlannedOperation) -> str:
+        result = self._join(operation) if operation.law is not None else self._call(operation)
+        stored = self._values(operation.stored)
+        note = f", stores {stored}" if stored else ""
+        return f"{self._values(operation.makes) or '_'} = {result}  # {operation.decision}{note}"
+
+    def replay(self, step: ReplayStep) -> str:
+        operation = step.operation
+        if step.action == "invert_wiring":
+            result = f"{_identifier(operation.node)}.inverse({self._values(operation.makes)})"
+        elif operation.law is None or not step.makes:
+            result = self._call(operation)
+        else:
+            result = self._join(operation, backwards=operation.target in step.makes)
+        captures = ", captures" if step.captures else ""
+        frees = f", frees {self._values(step.frees)}" if step.frees else ""
+        return f"{self._values(step.makes) or '_'} = {result}  # {step.action}{captures}{frees}"
+
+    def _join(self, operation: PlannedOperation, backwards: bool = False) -> str:
+        """A coupling's output from its target, or backwards, by its law."""
+        assert operation.target is not None
+        given = self._values(operation.makes[:1] if backwards else (operation.target,))
+        term, law = self._call(operation), operation.law
+        if type(law) is Sum:
+            factor = "" if law.alpha == 1 else f"{law.alpha} * "
+            return f"{given} {'-' if backwards else '+'} {factor}{term}"
+        name = _identifier(law.path) if isinstance(law, CouplingLaw) else type(law).__name__
+        return f"{name}.{'uncouple' if backwards else 'couple'}({given}, {term})"
+
+    def _call(self, operation: PlannedOperation) -> str:
+        return f"run_{_identifier(operation.node)}({self._values(operation.reads)})"
+
+    def _values(self, numbers: Iterable[int]) -> str:
+        return ", ".join([_identifier(self.names[number]) for number in numbers])
+
+
+def _identifier(name: str) -> str:
+    """A name as an identifier of Python's, to be read."""
+    found = re.sub(r"\W", "_", name)
+    return f"_{found}" if found[:1].isdigit() or keyword.iskeyword(found) else found
+
+
+def _renamed(source: str, name: str) -> str:
+    """A written function alone, under a name of its own."""
+    lines = textwrap.dedent("\n".join(source.splitlines()[1:-1])).splitlines()
+    return "\n".join([lines[0].replace("function", name, 1), *lines[1:]])
