@@ -13,8 +13,8 @@ PEERS_READY := $(PEERS)/.ready
 # The documentation's theme otherwise advertises its successor on every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo demo-text test check docs trust fuzz gallery cli-page pictures bench bench-peers bench-frontier \
-	bench-planning bench-flows bench-conversion paper bench-complexity bench-angles bench-accuracy bench-limits bench-imagenet clean
+.PHONY: demo demo-text test check docs trust fuzz gallery cli-page pictures bench bench-peers bench-step \
+	bench-frontier bench-planning bench-flows bench-conversion paper bench-complexity bench-angles bench-accuracy bench-limits bench-imagenet clean
 
 demo: $(READY)
 	$(BIN)/python -m revgraph.training.demo --out runs/demo
@@ -57,7 +57,7 @@ pictures: $(READY)
 	$(BIN)/python -m benchmarks.pictures
 	$(BIN)/python -m benchmarks.reading
 
-bench: bench-peers bench-frontier bench-planning bench-flows bench-conversion
+bench: bench-peers bench-step bench-frontier bench-planning bench-flows bench-conversion
 
 bench-flows: $(READY)
 	$(BIN)/python -m benchmarks.flows
@@ -74,6 +74,9 @@ bench-conversion: $(READY)
 
 bench-peers: $(PEERS_READY)
 	$(PEERS)/bin/python -m benchmarks.peers
+
+bench-step: $(READY)
+	$(BIN)/python -m benchmarks.step_profile
 
 # The experiments of the paper.
 paper: bench-complexity bench-angles bench-accuracy bench-limits bench-imagenet

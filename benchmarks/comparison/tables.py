@@ -37,7 +37,7 @@ MEANINGS = {
 
 def page(results: Sequence[Result], conditions: dict[str, Any]) -> str:
     """One table for each network, and what the columns mean."""
-    parts = [_conditions(conditions)]
+    parts = [describe(conditions)]
     for result in results:
         parts += [f"## {_title(result)}", table(result)]
         parts += [_predicted(row) for row in result.rows if row.predicted_peak_bytes is not None]
@@ -52,6 +52,17 @@ def table(result: Result) -> str:
     columns = _columns(result)
     return markdown_table(
         ["", *columns], [[_name(row), *_cells(row, result, columns)] for row in result.rows]
+    )
+
+
+def describe(conditions: dict[str, Any]) -> str:
+    """A sentence on the machine, the versions, the threads and the load."""
+    machine = conditions["machine"]
+    before, after = conditions["load_average"]
+    return (
+        f"{machine['cpu']}, {_counted(machine['cores'], 'core')}; Python {machine['python']}, torch "
+        f"{machine['libraries']['torch']} on {_counted(conditions['threads'], 'thread')}; load average "
+        f"{before:.2f} at the beginning, {after:.2f} at the end."
     )
 
 
@@ -94,16 +105,6 @@ def _predicted(row: Row) -> str:
     return (
         f"Predicted by {row.contender}'s plan: {row.predicted_held_bytes:,} bytes held, "
         f"{row.predicted_peak_bytes:,} at the peak."
-    )
-
-
-def _conditions(conditions: dict[str, Any]) -> str:
-    machine = conditions["machine"]
-    before, after = conditions["load_average"]
-    return (
-        f"{machine['cpu']}, {_counted(machine['cores'], 'core')}; Python {machine['python']}, torch "
-        f"{machine['libraries']['torch']} on {_counted(conditions['threads'], 'thread')}; load average "
-        f"{before:.2f} at the beginning, {after:.2f} at the end."
     )
 
 
