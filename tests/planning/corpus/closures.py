@@ -11,6 +11,10 @@ import torch.nn.functional as F
 from planning.corpus.registry import net
 from torch import Tensor, nn
 
+REPLAYED_BUFFERS = (
+    "the forward's copy of a buffer that a node writes is held to the end of the step where the node saves "
+    "nothing itself and is run again for its results; 32 bytes here, of which the prediction knows nothing"
+)
 KERNEL = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]) / 16
 
 
@@ -91,7 +95,7 @@ class FunctionsAsAttributes(nn.Module):
         return x + self.functions["square"](self.two(x)) * 0.1
 
 
-@net(rows)
+@net(rows, untraced="gradient mode or autocast is changed")
 class FrozenStatistics(nn.Module):
     """Buffers that normalize, and a moving average that the forward updates."""
 
@@ -109,3 +113,45 @@ class FrozenStatistics(nn.Module):
         with torch.no_grad():
             self.average.mul_(0.9).add_(0.1 * y.mean(0))
         return x + self.two(y - self.average)
+
+
+class Average(nn.Module):
+    average: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("average", torch.zeros(8))
+
+    def forward(self, y: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.average.mul_(0.9).add_(0.1 * y.mean(0))
+        return y - self.average
+
+
+@net(rows, difference=REPLAYED_BUFFERS)
+class StatisticsInASubmodule(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.average = nn.Linear(8, 8), nn.Linear(8, 8), Average()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.two(self.average(F.relu(self.one(x))))
+
+
+class Scaled(Average):
+    def forward(self, y: Tensor) -> Tensor:
+        return torch.tanh(super().forward(y)) * y
+
+
+@net(rows, difference=REPLAYED_BUFFERS)
+class StatisticsThatAreReplayed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.scales = (
+            nn.ModuleList(f() for _ in range(3)) for f in (lambda: nn.Linear(8, 8), Scaled)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer, scale in zip(self.layers, self.scales, strict=True):
+            x = x + layer(scale(x))
+        return x

@@ -12,7 +12,7 @@ def half(module: nn.Module, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
     return module.to(dtype)
 
 
-@net(lambda: (torch.randn(4, 12, dtype=torch.bfloat16),))
+@net(lambda: (torch.randn(4, 12, dtype=torch.bfloat16),), options={"half_streams": True})
 class BrainFloatCouplings(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class BrainFloatAttention(nn.Module):
         return x
 
 
-@net(lambda: (torch.randn(2, 5, 8, dtype=torch.bfloat16),))
+@net(lambda: (torch.randn(2, 5, 8, dtype=torch.bfloat16),), options={"half_streams": True})
 class BrainFloatDotProducts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class BrainFloatDotProducts(nn.Module):
         return x + self.out(y.transpose(1, 2).reshape(b, n, w))
 
 
-@net(lambda: (torch.randn(4, 8),), float64=False)
+@net(lambda: (torch.randn(4, 8),), float64=False, untraced="gradient mode or autocast is changed")
 class AutocastInside(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -127,3 +127,26 @@ class CastAndBack(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = torch.tanh(self.one(x)).to(torch.float16)
         return torch.sigmoid(self.two(y)).double() + x.double()
+
+
+class UnderAutocast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.f(x)
+
+
+@net(lambda: (torch.randn(4, 8),), float64=False)
+class AutocastInSubmodules(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = nn.ModuleList(UnderAutocast() for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, -1)
+        for f in self.f:
+            a, b = b, a + f(b)
+        return torch.cat([a, b], -1)

@@ -41,6 +41,18 @@ class LossAndLogits(nn.Module):
         return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
 
+@net(rows, untraced="read past their attributes")
+class PenaltyOfAllParameters(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.decode = nn.Linear(8, 3), nn.Linear(3, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        code = torch.sigmoid(self.encode(x))
+        penalty = code.abs().mean() + 1e-2 * sum(weight.pow(2).sum() for weight in self.parameters())
+        return F.mse_loss(self.decode(code), x) + penalty
+
+
 @net(rows)
 class ReconstructionAndPenalty(nn.Module):
     def __init__(self) -> None:
@@ -49,7 +61,8 @@ class ReconstructionAndPenalty(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         code = torch.sigmoid(self.encode(x))
-        penalty = code.abs().mean() + 1e-2 * sum(weight.pow(2).sum() for weight in self.parameters())
+        weights = [self.encode.weight, self.decode.weight]
+        penalty = code.abs().mean() + 1e-2 * sum(weight.pow(2).sum() for weight in weights)
         return F.mse_loss(self.decode(code), x) + penalty
 
 

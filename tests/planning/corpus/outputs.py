@@ -109,8 +109,8 @@ class PiecesOfOne(nn.Module):
         return a, b, c, b
 
 
-@net(rows)
-class DetachedTarget(nn.Module):
+@net(rows, untraced="gradient mode or autocast is changed")
+class TargetWithoutGradients(nn.Module):
     """A branch that no gradient reaches, and a detached copy of one that gets one."""
 
     def __init__(self) -> None:
@@ -123,6 +123,19 @@ class DetachedTarget(nn.Module):
             target = F.normalize(torch.tanh(self.target(x)), dim=-1)
         guess = F.normalize(self.predict(F.relu(self.online(x))), dim=-1)
         return 2 - 2 * (guess * target).sum(-1), guess.detach()
+
+
+@net(rows)
+class DetachedTarget(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.online, self.target = nn.Linear(8, 4), nn.Linear(8, 4).requires_grad_(False)
+        self.predict = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        target = F.normalize(torch.tanh(self.target(x)), dim=-1)
+        guess = F.normalize(self.predict(F.relu(self.online(x))), dim=-1)
+        return 2 - 2 * (guess * target.detach()).sum(-1), guess.detach()
 
 
 @net(rows)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from torch import nn
@@ -15,15 +15,17 @@ Module = TypeVar("Module", bound=type[nn.Module])
 class Entry:
     """A net of the corpus: `make` and `inputs` are called with the random state seeded.
 
-    `float64` is whether a copy in float64 is worth comparing with plain autograd: not where the forward names
-    a precision of its own. `difference` says why predicted and measured figures are known to differ; empty
-    for all others. `untraced` is what the error says of a net that is not traced.
+    `options` are those of the trace. `float64` is whether a copy in float64 is worth comparing with plain
+    autograd: not where the forward names a precision of its own. `difference` says why figures of random
+    plans are known to differ from those predicted; it is empty for all others. `untraced` is what the error
+    says of a net that is not traced.
     """
 
     name: str
     kind: str
     make: Callable[[], nn.Module]
     inputs: Callable[[], tuple[Any, ...]]
+    options: Mapping[str, Any] = field(default_factory=dict)
     float64: bool = True
     difference: str = ""
     untraced: str = ""

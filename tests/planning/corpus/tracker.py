@@ -6,7 +6,8 @@ operators nothing is allocated that counts. Python's garbage collector is off me
 freed by chance.
 
 Activations are all storages that begin during the step, without those of the parameters, buffers and inputs
-and without the gradients of the parameters. The peak is the most of them at once. Held is what is live
+and without the gradients of the parameters. What an operator reads before any has returned it was there
+before the step (a constant in a closure). The peak is the most of them at once. Held is what is live
 between forward and backward, where the caller holds the outputs and the loss.
 """
 
@@ -51,9 +52,16 @@ class Tracker(TorchDispatchMode):
         self.clock = 0
         self.live: dict[int, _Life] = {}
         self.dead: list[_Life] = []
+        self.before: list[StorageWeakRef] = []  # which keep other storages from taking their places
         self.ignored = {storage._cdata for tensor in ignored for storage in storages_of(tensor)}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.ops.aten.lift_fresh.default:  # `torch.tensor` makes what this reads
+            for operand in tree_leaves((args, kwargs)):
+                for storage in storages_of(operand):
+                    if storage._cdata not in self.live and storage._cdata not in self.ignored:
+                        self.ignored.add(storage._cdata)
+                        self.before.append(StorageWeakRef(storage))
         results = func(*args, **(kwargs or {}))
         self.clock += 1
         self.bury()
