@@ -87,7 +87,10 @@ class SparseAdjacency(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         place = torch.tensor([[0, 1, 2, 3, 4, 5, 0], [1, 2, 3, 4, 5, 0, 3]])
-        self.register_buffer("adjacency", torch.sparse_coo_tensor(place, torch.rand(7), (6, 6)).coalesce())
+        self.register_buffer(
+            "adjacency",
+            torch.sparse_coo_tensor(place, torch.rand(7), (6, 6), check_invariants=True).coalesce(),
+        )
         self.layers = nn.ModuleList(nn.Linear(5, 5) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
