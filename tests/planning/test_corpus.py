@@ -91,9 +91,10 @@ def test_plans_measure_what_they_predict(name: str) -> None:
     [
         pytest.param(
             entry.name,
-            marks=[pytest.mark.xfail(strict=True, reason=entry.difference)] if entry.difference else [],
+            marks=[pytest.mark.xfail(strict=True, reason=reason)] if reason else [],
         )
         for entry in TRACED
+        for reason in [entry.difference or entry.without_memory]
     ],
 )
 def test_random_plans_measure_what_they_predict_without_memory(

@@ -17,7 +17,8 @@ class Entry:
 
     `options` are those of the trace. `float64` is whether a copy in float64 is worth comparing with plain
     autograd: not where the forward names a precision of its own. `difference` says why figures of random
-    plans are known to differ from those predicted; it is empty for all others. `untraced` is what the error
+    plans are known to differ from those predicted, `without_memory` why they do where costs come from tensors
+    without memory; both are empty for all others. `untraced` is what the error
     says of a net that is not traced.
     """
 
@@ -28,6 +29,7 @@ class Entry:
     options: Mapping[str, Any] = field(default_factory=dict)
     float64: bool = True
     difference: str = ""
+    without_memory: str = ""
     untraced: str = ""
 
 
