@@ -328,11 +328,11 @@ class NodeEvaluation:
 
 def _fills_late(inputs: Sequence[Any], results: Sequence[Any]) -> bool:
     """Whether a kernel on the way from inputs to results fills in what autograd packed before it ran."""
-    seen = {each.grad_fn for each in inputs if isinstance(each, Tensor)} | {None}
+    seen = {each.grad_fn for each in inputs if isinstance(each, Tensor)}
     pending = [each.grad_fn for each in results if isinstance(each, Tensor)]
     while pending:
         node = pending.pop()
-        if node in seen:
+        if node is None or node in seen:
             continue
         seen.add(node)
         if node.name().startswith("RreluWithNoise"):
