@@ -10,6 +10,7 @@ from typing import Any
 # What an event says; the words after it are its operands.
 #   use PEAK NET     storages of the node's own come and go: PEAK bytes more at most, NET at the end
 #   born LABEL SIZE  a storage that others may hold begins, held by the node
+#   laid LABEL SIZE  likewise, but only where the value is asked for: a copy with the strides of the forward's
 #   same LABEL OTHER LABEL is the storage OTHER
 #   identity OUTPUT INPUT  an output is the very tensor of an input, by indices: they share their gradient
 #   drop LABEL       the node lets go of a storage
@@ -21,6 +22,7 @@ Event = tuple[Any, ...]
 OPERANDS: dict[str, tuple[type, ...]] = {
     "use": (int, int),
     "born": (str, int),
+    "laid": (str, int),
     "same": (str, str),
     "identity": (int, int),
     "drop": (str,),
@@ -90,7 +92,7 @@ def verify_course(course: Course, inputs: int, outputs: int, shared: int) -> Non
     known: set[str] = set()
     for event in (*course.forward, *course.backward, *course.release):
         labels = [part for part in event[1:] if isinstance(part, str)]
-        begun = event[1] if event[0] in ("born", "same") else None
+        begun = event[1] if event[0] in ("born", "laid", "same") else None
         for label in labels:
             place = PLACED.fullmatch(label)
             if place is None and label.startswith(("in", "out", "go")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -24,7 +25,9 @@ def look_of(module: nn.Module) -> Any:
 
 
 def form_of(value: Any) -> Any:
-    """A tensor's form; for other things, what they print as."""
+    """A tensor's form, in which operators choose their ways too by strides; for other things, what they
+    print as."""
     if isinstance(value, Tensor):
-        return tuple(value.shape), value.dtype, value.layout, value.device, value.requires_grad
+        stride = value.stride() if value.layout is torch.strided and not value.is_nested else ()
+        return tuple(value.shape), stride, value.dtype, value.layout, value.device, value.requires_grad
     return repr(value)

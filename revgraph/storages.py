@@ -87,12 +87,19 @@ def sparse_tensor(
     )
 
 
+# How `torch.tensor` hands over what it has just made: that is born there.
+LIFTS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift.default)
+
+
 class StorageTracker(TorchDispatchMode):
     """Counts the bytes of storages that come up inside it, until they are freed.
 
     Storages of the tensors in `ignored` do not count, views count once. Works on real and on fake tensors.
     Every birth and death is logged, so that what turns out to be a parameter's gradient can be left out
     afterwards.
+
+    What an operator reads and none has returned was there before (a constant in a closure, a buffer of
+    another module), and does not count either, when a view of it is returned.
     """
 
     def __init__(self, ignored: Iterable[Tensor] = ()) -> None:
@@ -104,6 +111,8 @@ class StorageTracker(TorchDispatchMode):
         self._left: Counter[int] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in LIFTS:
+            self._leave_out_of_before(args, kwargs)
         result = func(*args, **(kwargs or {}))
         for leaf in leaves(result):
             if isinstance(leaf, Tensor):
@@ -138,6 +147,16 @@ class StorageTracker(TorchDispatchMode):
     def _births_of(self, tensors: Iterable[Tensor]) -> set[int]:
         keys = {part.untyped_storage()._cdata for each in tensors for part in parts_of(each)}
         return {birth for key, birth in self._alive.items() if key in keys}
+
+    def _leave_out_of_before(self, args: Any, kwargs: Any) -> None:
+        """Do not count the storages of these operands that are unknown so far."""
+        for leaf in leaves((args, kwargs) if kwargs else args):
+            if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
+                storage = leaf.untyped_storage()
+                key = storage._cdata
+                if key not in self._alive and key not in self._ignored:
+                    self._ignored.add(key)
+                    weakref.finalize(storage, self._ignored.discard, key).atexit = False
 
     def _begin(self, storages: Sequence[UntypedStorage]) -> None:
         """Log the storages that are new as one birth, which ends when the last of them is gone."""

@@ -38,8 +38,9 @@ def with_costs(program: Program, model: nn.Module, examples: Mapping[str, Any] |
 
     Each distinct node (same modules, same forms of inputs and gradients) runs once under each decision,
     alone, through the engine, on tensors without memory, or where all values are small on zeros, which is
-    faster. On zeros, too, where a value is sparse: torch has few kernels for those without memory. A node
-    that cannot run so (its path depends on values) has no courses, and counts nothing in predictions. The
+    faster, unless a function refuses zeros. On zeros, too, where a value is sparse: torch has few kernels for
+    those without memory. A node that cannot run so (its path depends on values) has no courses, and counts
+    nothing in predictions. The
     `examples` of the inputs, by name, tell how many entries sparse ones have.
     """
     sparse = {
@@ -53,7 +54,16 @@ def with_costs(program: Program, model: nn.Module, examples: Mapping[str, Any] |
         graph = _costed(program, model, sparse, FakeTensorMode(allow_non_fake_inputs=True))
     graph = graph or _costed(program, model, sparse, None)
     assert graph is not None
+    if (lacking := _without_costs(graph)) and not (sparse or own):
+        other = _costed(program, model, sparse, FakeTensorMode(allow_non_fake_inputs=True))
+        if other is not None and _without_costs(other) < lacking:
+            return other
     return graph
+
+
+def _without_costs(graph: Graph) -> int:
+    """How many nodes have none. Some functions refuse zeros (the solution of a singular system)."""
+    return sum(not node.cost.courses for node in graph.planned)
 
 
 def _costed(

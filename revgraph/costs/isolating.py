@@ -123,7 +123,8 @@ def _run_again(tape: Tape, step: ReplayStep, held: dict[int, Tensor]) -> Backwar
 def record_wiring(model: nn.Module, at: Situation, outputs: Sequence[Form], backwards: bool) -> Recorded:
     """The course of a wiring that the backward pass runs again: its inputs from its outputs, or forwards.
 
-    The recorded `outputs` are the forms of what it gives.
+    The recorded `outputs` are the forms of what it gives. The engine lays out only the values that are asked
+    for as the forward's lay; which those are is the plan's matter.
     """
     operation = at.operation
     tensors = {name: form for name, form in at.inputs.items() if isinstance(form, Form)}
@@ -144,15 +145,24 @@ def record_wiring(model: nn.Module, at: Situation, outputs: Sequence[Form], back
             made = [thing for thing in run if isinstance(thing, Tensor)]
             del plain, run
         expected = list(tensors.values() if backwards else outputs)
-        for index in range(len(made)):
-            form = expected[index]
+        laid: list[Tensor] = []
+        copies: set[str] = set()
+        for index, (value, form) in enumerate(zip(made, expected, strict=True)):
+            label = f"{labels[1]}{index}"
             if form.layout is torch.strided and not any(
                 [step == 0 and size > 1 for step, size in zip(form.stride, form.shape, strict=True)]
             ):
-                made[index] = laid_out(made[index], form.stride)
-            recorder.label(made[index], f"{labels[1]}{index}")
-        forms = tuple(form_of(tensor, recorder.label_of(tensor)) for tensor in made)
-        events = tuple(recorder.events(start, recorder.now))
+                laid.append(laid_out(value, form.stride))
+            else:
+                laid.append(value)
+            if laid[-1] is not value:
+                copies.add(label)
+            recorder.label(laid[-1], label)
+        forms = tuple(form_of(tensor, recorder.label_of(tensor)) for tensor in laid)
+        events = tuple(
+            ("laid", *event[1:]) if event[0] == "born" and event[1] in copies else event
+            for event in recorder.events(start, recorder.now)
+        )
     return Recorded(Course(forward=events), forms)
 
 

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils.flop_counter import flop_registry
 
 from revgraph.costs.forms import Form, form_of
 from revgraph.courses import Event
 from revgraph.engine.selective_recompute import is_heavy
-from revgraph.expressions import leaves
-from revgraph.storages import StorageTracker, bytes_of, memory_key, parts_of
+from revgraph.expressions import leaves, map_leaves
+from revgraph.storages import StorageTracker, bytes_of, faked, memory_key, parts_of
 
 ADD = torch.ops.aten.add.Tensor
 BATCH_NORM = torch.ops.aten.native_batch_norm.default
+# On fake tensors these return other sizes than on the CPU: no workspace, or results that nobody needs.
+UNLIKE_FAKE = (
+    torch.ops.aten.mkldnn_rnn_layer.default,
+    torch.ops.aten._embedding_bag.default,
+    torch.ops.aten._embedding_bag_forward_only.default,
+)
 
 
 class Recorder(StorageTracker):
@@ -43,7 +50,11 @@ class Recorder(StorageTracker):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         index = self._sums.get(self.birth_of(args[0])) if func is ADD else None
         at = self.now
-        run = batch_norm if func is BATCH_NORM and isinstance(args[0], FakeTensor) else func
+        run = func
+        if func is BATCH_NORM and isinstance(args[0], FakeTensor):
+            run = batch_norm
+        elif func in UNLIKE_FAKE and isinstance(args[0], FakeTensor):
+            run = partial(on_zeros, func, args[0].fake_mode)
         result = super().__torch_dispatch__(run, types, args, kwargs)
         if index is not None:
             self._arrive(index, args[1], result, at)
@@ -139,6 +150,21 @@ class Recorder(StorageTracker):
         self.arrivals[index].append(form_of(gradient, label))
         self.leave_out(total)
         self._sums[self.birth_of(total)] = index
+
+
+def on_zeros(func: Any, mode: FakeTensorMode, *args: Any, **kwargs: Any) -> Any:
+    """What an operator returns of zeros in the place of fake tensors, as fake tensors again."""
+
+    def real(thing: Any) -> Any:
+        if not isinstance(thing, FakeTensor):
+            return thing
+        return torch.empty_strided(
+            thing.shape, thing.stride(), dtype=thing.dtype, device=thing.device
+        ).zero_()
+
+    with unset_fake_temporarily():
+        results = func(*map_leaves(real, args), **map_leaves(real, kwargs))
+    return map_leaves(lambda leaf: faked(leaf, mode) if isinstance(leaf, Tensor) else leaf, results)
 
 
 def batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:

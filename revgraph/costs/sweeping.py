@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from revgraph import looks
 from revgraph.costs.alone import Situation
 from revgraph.costs.forms import Form, dense, form_of, numbered, tensors_of
 from revgraph.costs.isolating import Recorded, Way, record, record_again, record_wiring
 from revgraph.errors import RevgraphError
-from revgraph.expressions import Call, Register, attribute_at, expression, leaves, module_at
+from revgraph.expressions import Call, Register, attribute_at, expression, leaves, map_leaves, module_at
 from revgraph.graph import Cost, Node
-from revgraph.looks import look_of
 from revgraph.losses import mean_squares
 from revgraph.planning.plans import Decision
 from revgraph.program import CouplingLaw, Named, Operation, Program
@@ -247,14 +247,25 @@ def _modules(model: nn.Module, operation: Operation) -> list[nn.Module]:
 
 
 def _signature(model: nn.Module, operation: Operation) -> Hashable:
-    """Equal for operations that run alike on equal inputs."""
+    """Equal for operations that run alike on equal inputs.
+
+    Parameters that are read by themselves, and constants among the operands, count by their forms.
+    """
     calls = tuple(
         (
             call.kind,
-            "" if call.kind in ("module", "attribute") else call.target,
-            repr(call.args),
-            repr(call.kwargs),
+            _read(model, call.target) if call.kind == "attribute" else call.kind != "module" and call.target,
+            repr(map_leaves(_look_of_operand, (call.args, call.kwargs))),
         )
         for call in operation.expression.calls
     )
-    return calls, type(operation.law), tuple(look_of(module) for module in _modules(model, operation))
+    return calls, type(operation.law), tuple(looks.look_of(module) for module in _modules(model, operation))
+
+
+def _read(model: nn.Module, path: str) -> str:
+    """What an attribute that is read looks like."""
+    return repr(map_leaves(_look_of_operand, attribute_at(model, path)))
+
+
+def _look_of_operand(thing: Any) -> Any:
+    return looks.form_of(thing) if isinstance(thing, Tensor) else thing

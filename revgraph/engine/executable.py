@@ -41,6 +41,7 @@ class PlannedOperation:
     `decision` is "keep", "invert", "recompute", or "wire" for what is never dropped. `tensors` are the node's
     inputs in the graph's order. `frees` are what nothing later reads, `stored` what is held for the backward;
     of `rebuilt` values the strides are noted, and where `runs_again` is set, a wiring's shapes. It
+    `gives_again` where it may be run for its values alone, and not only for what autograd saves. It
     `lacks_target` where a replay does not read the target of a sum. `undoes_input` is its target if that is
     the caller's: it is rebuilt, though nothing reads it, to show how far the reconstruction has drifted by
     then. `results` are kept for replays, and with `keeps_statistics` those of batch normalization. A node
@@ -67,6 +68,7 @@ class PlannedOperation:
     frees: tuple[int, ...]
     results: tuple[int, ...]
     runs_again: bool
+    gives_again: bool
     lacks_target: bool
     undoes_input: int | None
     modules: NodeModules
@@ -328,6 +330,7 @@ class _Planning:
         self.place = number.__getitem__
         self.stored = {*plan.stored, *self.graph.inputs}
         self.wirings = {each.node for each in plan.sources.values() if each.how in ("rewired", "wired")}
+        self.reruns = {each.node for each in plan.sources.values() if each.how == "recomputed"}
         self.last: dict[str, int] = {}
         for index, operation in enumerate(program.operations):
             self.last.update(dict.fromkeys(operation.reads, index))
@@ -397,6 +400,7 @@ class _Planning:
             frees=tuple(frees),
             results=results,
             runs_again=operation.node in self.wirings,
+            gives_again=decision == "invert" or operation.node in self.reruns,
             lacks_target=additive and decision == "recompute",
             undoes_input=place(target or "") if undoes else None,
             modules=modules,

@@ -125,6 +125,9 @@ class Forward:
             if hook() is None:
                 silent.append(executable.operations[index].node)
         replays = tape.replays = executable.replays(frozenset(silent))
+        for each in careful:
+            if each.saved.is_silent and not each.operation.gives_again:
+                del tape.evaluations[each.operation.index]  # with the copies of buffers that it holds
         for number, value in inputs.items():
             if number in replays.lent:
                 base = value if value._base is None else value._base

@@ -7,12 +7,13 @@ none of that.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from revgraph.engine._torch import pop_hooks, push_hooks, set_grad_enabled
 from revgraph.engine.executable import PlannedOperation, draws, not_undone
@@ -52,6 +53,7 @@ class NodeEvaluation:
     __slots__ = (
         "calls",
         "devices",
+        "fills_late",
         "flags",
         "inlined",
         "kept",
@@ -71,6 +73,7 @@ class NodeEvaluation:
         self.calls: KeptCalls | None = None
         self.kept: KeptResults | None = None
         self.random: tuple[bytes, ...] | None = None
+        self.fills_late = False
 
     def forward(self, tape: Tape, values: list[Any], log_dets: LogDets | None) -> tuple[Any, ...]:
         """The node's results, with a handle in place of each tensor that autograd saves."""
@@ -124,6 +127,8 @@ class NodeEvaluation:
             if tape.is_shielded:
                 raise draws(operation)
             self.random, self.devices = before, tape.random.devices
+        if self.random is not None or any([isinstance(each, FakeTensor) for each in results]):
+            self.fills_late = _fills_late(given, results)
         self.state.after_forward()
         return results
 
@@ -154,6 +159,8 @@ class NodeEvaluation:
         joins = gives_outputs or (capture.records and saved.count > saved.middle)
         needs_results = joins or bool(wanted)
         limit = None if needs_results and not (kept is not None and kept.has_term) else saved.middle
+        if self.fills_late:  # what was captured last has no numbers before the function has ended
+            limit = None
         begins = () if tape.ambient.autocast == NO_AUTOCAST else tape.executable.begins
         made: dict[int, Tensor] = {}
         enabled = torch.is_grad_enabled()
@@ -317,3 +324,18 @@ class NodeEvaluation:
             self.kept.check()
         if self.calls is not None:
             self.calls.check(operation.node)
+
+
+def _fills_late(inputs: Sequence[Any], results: Sequence[Any]) -> bool:
+    """Whether a kernel on the way from inputs to results fills in what autograd packed before it ran."""
+    seen = {each.grad_fn for each in inputs if isinstance(each, Tensor)}
+    pending = [each.grad_fn for each in results if isinstance(each, Tensor)]
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name().startswith("RreluWithNoise"):
+            return True
+        pending += [each for each, _ in node.next_functions]
+    return False

@@ -250,10 +250,12 @@ class Machine:
             elif what == "identity":
                 source: str = node.inputs[event[2]]
                 self.same[node.outputs[event[1]]] = self.same.get(source, source)
-            elif what in ("born", "same"):
-                number = self.memory.born(event[2]) if what == "born" else self.memory.hold(labels[event[2]])
-                labels[event[1]] = number
+            elif what in ("born", "laid", "same"):
                 name = _name_of(event[1], node)
+                if what == "laid" and name not in makes:
+                    continue
+                number = self.memory.hold(labels[event[2]]) if what == "same" else self.memory.born(event[2])
+                labels[event[1]] = number
                 if place is not None and name is not None and name in makes:
                     place[name] = self.memory.hold(number)
 

@@ -22,7 +22,7 @@ from revgraph.tracing.arguments import call_with, fill_form, form_of
 from revgraph.tracing.collapsing import collapse
 from revgraph.tracing.finding import find, refine
 from revgraph.tracing.lowering import lower
-from revgraph.tracing.shadows import place_of
+from revgraph.tracing.shadows import ReadPastAttributes, place_of
 from revgraph.tracing.tracer import Tracer
 from revgraph.wiring import Wiring
 
@@ -71,6 +71,8 @@ def trace(
             program, opaque = traced(fake_mode)
     except RevgraphError:
         raise
+    except ReadPastAttributes as error:  # with memory the numbers would be frozen, and nothing tell so
+        raise _cannot_be_traced(name, error) from error
     except Exception:
         pass
     else:
@@ -86,12 +88,16 @@ def trace(
         raise
     except Exception as error:
         _run_once(model, form, named, name, None)
-        raise TraceError(
-            f"the forward of {name} cannot be traced{place_of(error)}: {type(error).__name__}: {error}. "
-            "Move what cannot be "
-            "traced (branches on values, changes of gradient mode or autocast, side effects) into a "
-            "submodule, which then becomes one node by itself."
-        ) from error
+        raise _cannot_be_traced(name, error) from error
+
+
+def _cannot_be_traced(name: str, error: Exception) -> TraceError:
+    return TraceError(
+        f"the forward of {name} cannot be traced{place_of(error)}: {type(error).__name__}: {error}. "
+        "Move what cannot be "
+        "traced (branches on values, changes of gradient mode or autocast, side effects) into a "
+        "submodule, which then becomes one node by itself."
+    )
 
 
 @contextmanager

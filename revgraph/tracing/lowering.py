@@ -119,9 +119,7 @@ class _Lowering:
         self.ledger.names[node] = self.ledger.add_value(name, self.tracer.shadows[node])
         text = f"{target} (+) {text}"
         self.ledger.add_coupling(name, target, term, reads, half_step.law, module, text, where[node])
-        shadows = self.tracer.shadows
-        if shadows[half_step.term].dtype == shadows[half_step.target].dtype == shadows[node].dtype:
-            self._mark_additive()
+        self._mark_additive()
 
     def _coupling_module(self, node: fx.Node, module: Coupling) -> None:
         """The half-steps of one call of a coupling module."""

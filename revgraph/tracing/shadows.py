@@ -18,6 +18,10 @@ class Untraceable(Exception):
     """The forward being traced does something that a graph cannot record."""
 
 
+class ReadPastAttributes(Untraceable):
+    """The forward computes something of parameters or buffers that no attribute was asked for."""
+
+
 # What a proxy has of its own; assigning anything else to it would assign it to no tensor.
 OWN_ATTRIBUTES = frozenset({"attr", "items", "node", "root", "shadow", "tracer", "_proxy"})
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.parameter import is_lazy
 
 from revgraph.couplings import Boundary, Coupling
@@ -20,7 +20,15 @@ from revgraph.tracing.ambient import modes, random_state
 from revgraph.tracing.evaluating import Evaluator
 from revgraph.tracing.in_place import is_same, out_of_place, replaced, stands_for_tensor
 from revgraph.tracing.patches import patched
-from revgraph.tracing.shadows import ShadowProxy, Untraceable, caller, holds_tensors, is_tensor, overlaps
+from revgraph.tracing.shadows import (
+    ReadPastAttributes,
+    ShadowProxy,
+    Untraceable,
+    caller,
+    holds_tensors,
+    is_tensor,
+    overlaps,
+)
 from revgraph.wiring import Wiring
 
 
@@ -221,12 +229,25 @@ class Tracer(fx.Tracer):
         if isinstance(a, Tensor) and not isinstance(a, nn.Parameter):
             self.check_random()
             if all(a is not buffer for buffer in self.root.buffers()):
+                if self._follows_from_own(a):
+                    raise ReadPastAttributes(
+                        "a tensor is computed of parameters or buffers that are read past their "
+                        "attributes (by parameters(), buffers() or state_dict()), so a graph would hold "
+                        "today's numbers. Read them as attributes of their modules"
+                    )
                 return a
         if id(a) in self._parameters:
             return self.create_node("get_attr", self._parameters[id(a)], (), {})
         if callable(a) and not isinstance(a, (fx.Proxy, nn.Module)):
             return a
         return super().create_arg(a)
+
+    def _follows_from_own(self, tensor: Tensor) -> bool:
+        """Whether a tensor that is no proxy was computed of the model's own: then it has a past, or, while
+        the model's tensors have no memory, none itself."""
+        mode = self.evaluator.fake_mode
+        is_fake = mode is not None and isinstance(tensor, FakeTensor) and tensor.fake_mode is mode
+        return is_fake or tensor.grad_fn is not None
 
     def create_proxy(
         self,

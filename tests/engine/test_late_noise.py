@@ -375,3 +375,29 @@ def test_noise_from_elsewhere_is_right_or_refused(function: type[Noisy], plan: s
             random.setstate(states[0]), numpy.random.set_state(states[1])
             out += gradients(run, run, a, b)
         assert_close(found, expected, 1e-9)
+
+
+@pytest.mark.parametrize("rest", [lambda y: y, torch.tanh], ids=["at the end", "in the middle"])
+def test_a_node_that_is_nothing_but_late_noise_is_recomputed_whole(rest: Callable[[Tensor], Tensor]) -> None:
+    """A replay that ends with the last tensor it captures would end before the noise is filled in."""
+
+    class Alone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.noise = nn.Linear(4, 4), nn.RReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return rest(x + self.noise(self.layer(x)))
+
+    model, x = Alone().double(), torch.randn(3, 4, dtype=torch.float64)
+    net = rg.trace(copy.deepcopy(model), x)
+    net.plan = rg.decide(net.graph, {node.name: "recompute" for node in net.graph.planned})
+    for seed in range(FORWARDS):
+        found = []
+        for each in (model, net):
+            each.zero_grad()
+            torch.manual_seed(seed)
+            each(x).pow(2).mean().backward()
+            found.append([parameter.grad for parameter in each.parameters()])
+        for one, two in zip(*found, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
