@@ -21,14 +21,16 @@ def read_plan(path: Path, graph: Graph) -> Plan:
     """The plan in a file, which is for this graph.
 
     Raises:
-        PlanError: the file holds no plan, or one for another graph.
-        OSError: it cannot be read.
+        PlanError: the file cannot be read, or holds no plan, or one for another graph.
     """
-    # Opening a pipe would wait for a writer, and a device may never end: look before opening.
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise PlanError(f"{path} is not a file. Give one that `revgraph plan NET --save FILE` wrote.")
-    with path.open("rb") as file:
-        content = file.read(LARGEST + 1)
+    try:
+        # Opening a pipe would wait for a writer, and a device may never end: look before opening.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise PlanError(f"{path} is not a file. Give one that `revgraph plan NET --save FILE` wrote.")
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+    except OSError as error:
+        raise PlanError(f"the plan {path} cannot be read: {error.strerror or error}") from error
     if len(content) > LARGEST:
         raise PlanError(f"{path}: the file is larger than the {LARGEST:,} bytes that a plan may have")
     from revgraph.planning import Plan

@@ -85,6 +85,13 @@ def test_run_is_kept_where_the_plan_is_refused(
     assert len(read_rows(tmp_path / "run")) == 2
 
 
+def test_run_without_its_plan_file_does_not_begin(revgraph: Run, tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "none.json"
+    refused = revgraph("train", tiny, "--plan", path, "--out", tmp_path / "run")
+    assert refused.status == 2 and not (tmp_path / "run").exists()
+    assert refused.err == f"error: the plan {path} cannot be read: No such file or directory\n"
+
+
 @pytest.mark.parametrize("command", ["plan", "train"])
 def test_plan_and_budget_exclude_each_other(revgraph: Run, tiny: Path, saved: Path, command: str) -> None:
     refused = revgraph(command, tiny, "--plan", saved, "--budget", "1 GiB")
