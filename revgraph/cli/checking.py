@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from revgraph.cli.guarding import NO
-from revgraph.cli.options import Exact, Json, Net, Parameters, example_for, parameters_of
+from revgraph.cli.options import Exact, Json, Net, Parameters, PlanFile, example_for, parameters_of
+from revgraph.cli.plan_files import read_plan
 from revgraph.cli.showing import messages, show_json, show_table
 from revgraph.reporting import as_json, report
 
@@ -31,6 +32,7 @@ def check(
     chart: Annotated[
         Path | None, typer.Option("--chart", metavar="FILE", help="Draw the drift into an .svg or .png.")
     ] = None,
+    plan: PlanFile = None,
     exact: Exact = False,
     set_: Parameters = None,
     json: Json = False,
@@ -48,6 +50,8 @@ def check(
     inputs = example_for(net, batch, parameters)
     torch.manual_seed(seed)
     network = rg.load(net, batch=batch, exact=exact or None, **parameters)
+    if plan is not None:
+        network.plan = read_plan(plan, network.graph)
     found = rg.check(network, *inputs, seed=seed)
     drift = max(found.drift.values(), default=0.0)
     # Written so that nan, which is below nothing, is not good.

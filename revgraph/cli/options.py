@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,6 +24,14 @@ Budget = Annotated[
         "--budget",
         metavar="BYTES",
         help='Activation bytes that a step may take at most: a number, or text such as "300 MiB".',
+    ),
+]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan",
+        metavar="FILE",
+        help="Take the plan in this file, which `revgraph plan --save` wrote for this network and batch.",
     ),
 ]
 Exact = Annotated[

@@ -9,7 +9,18 @@ from typing import Annotated, Any
 import typer
 
 from revgraph.cli.guarding import NO, refusal
-from revgraph.cli.options import Batch, Budget, Json, Net, Parameters, example_for, parameters_of
+from revgraph.cli.options import (
+    Batch,
+    Budget,
+    Exact,
+    Json,
+    Net,
+    Parameters,
+    PlanFile,
+    example_for,
+    parameters_of,
+)
+from revgraph.cli.plan_files import read_plan, save_plan
 from revgraph.cli.showing import messages, show_json, show_table
 from revgraph.errors import BudgetError
 from revgraph.reporting import as_json, report
@@ -19,6 +30,13 @@ def plan(
     net: Net,
     batch: Batch = 100,
     budget: Budget = None,
+    saved: PlanFile = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            "--save", metavar="FILE", help="Write the plan into this file, as JSON for --plan of any command."
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Draw the plan into this file: .svg, .png, .html or .dot.")
     ] = None,
@@ -31,6 +49,7 @@ def plan(
     measure: Annotated[
         bool, typer.Option("--measure", help="Run one training step too: tell and draw the bytes it takes.")
     ] = False,
+    exact: Exact = False,
     set_: Parameters = None,
     json: Json = False,
 ) -> None:
@@ -38,6 +57,9 @@ def plan(
 
     The plan computes the least again within the budget; without one it has the least peak of activation
     memory. Bytes and FLOPs are predicted, for the batch size given. Exit status 1 if no plan fits.
+
+    With --save the plan is kept in a file, and --plan of this and other commands takes it from there, for the
+    same network with the same batch and settings. What the file says is checked.
 
     The chart has ordinary autograd and torch's checkpoint around each block besides, predicted as well; an
     .html has the chart, too, if the frontier is asked for.
@@ -47,6 +69,8 @@ def plan(
     from revgraph.cli.baselines import checkpoint_blocks
     from revgraph.planning import parse_bytes
 
+    if saved is not None and budget is not None:
+        raise typer.BadParameter("give --plan or --budget, not both")
     _check_suffix("--out", out, drawing.SUFFIXES)
     _check_suffix("--chart", chart, drawing.CHART_SUFFIXES)
     reported = out is not None and out.suffix.lower() == ".html"
@@ -55,12 +79,12 @@ def plan(
     limit = None if budget is None else parse_bytes(budget)
     parameters = parameters_of(set_)
     with messages().status(f"{net}: reading the graph and its costs"):
-        network = rg.load(net, batch=batch, **parameters)
+        network = rg.load(net, batch=batch, exact=exact or None, **parameters)
     graph = network.graph
     about: dict[str, Any] = {"batch": batch, "budget_bytes": limit}
     try:
         with messages().status(f"{net}: planning"):
-            chosen = rg.plan(graph, budget=limit)
+            chosen = rg.plan(graph, budget=limit) if saved is None else read_plan(saved, graph)
     except BudgetError as error:
         if json:
             found = {"fits": False, "least_bytes": error.least_bytes, "node": error.node}
@@ -70,6 +94,9 @@ def plan(
         about["fits"] = True
     else:
         show_table(report(chosen))
+    if save is not None:
+        save_plan(chosen, save)
+        messages().print(f"saved: {save}", soft_wrap=True, markup=False)
     drawn: dict[str, Any] = {"budget": limit}
     if measure:
         with messages().status(f"{net}: running a training step"):

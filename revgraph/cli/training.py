@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from revgraph.cli.guarding import INTERRUPTED
-from revgraph.cli.options import Budget, Exact, Json, Net, Parameters, parameters_of
+from revgraph.cli.options import Budget, Exact, Json, Net, Parameters, PlanFile, parameters_of
+from revgraph.cli.plan_files import read_plan
 from revgraph.cli.showing import messages, process, show_json, show_table
 from revgraph.reporting import Report
 
 if TYPE_CHECKING:
     from revgraph.engine.module import ReversibleModule
+    from revgraph.graph import Graph
+    from revgraph.planning import Plan
     from revgraph.training.evaluating import Score
     from revgraph.training.loop import Result
     from revgraph.training.recipe import Recipe
@@ -54,6 +58,7 @@ def train(
         ),
     ] = None,
     budget: Budget = None,
+    plan: PlanFile = None,
     exact: Exact = False,
     optimizer: Annotated[
         str | None,
@@ -119,7 +124,7 @@ def train(
     Images are learned by stochastic gradient descent with momentum and the paper's schedule, scaled to the
     steps asked for; text, byte by byte, by AdamW. The folder gets metrics.csv, the newest two checkpoints and
     TensorBoard events. Ctrl-C saves and stops; a second one aborts at once. Under torchrun or accelerate
-    launch the processes train together, and the main one writes and prints.
+    launch the processes train together: the main one plans for all, writes and prints.
     """
     from revgraph.training.data import load_data
     from revgraph.training.loop import fit
@@ -135,6 +140,8 @@ def train(
         raise typer.BadParameter("--epochs must be above 0")
     if resume and overwrite:
         raise typer.BadParameter("give --resume or --overwrite, not both")
+    if plan is not None and budget is not None:
+        raise typer.BadParameter("give --plan or --budget, not both")
     if precision not in PRECISIONS:
         raise typer.BadParameter(f"--precision is {', '.join(PRECISIONS)}, not {precision!r}")
     if optimizer is not None and optimizer not in OPTIMIZERS:
@@ -154,7 +161,7 @@ def train(
         precision=precision,
     )
     folder = out if out is not None else Path("runs") / f"{Path(net).stem}-{task.name}"
-    network = _load(net, task.classes, recipe, budget, exact, given)
+    network = _load(net, task.classes, recipe, exact, given)
     with Bar(messages(quiet=process() > 0), task.samples) as bar:
         result = fit(
             network,
@@ -167,6 +174,7 @@ def train(
             save_every=save_every,
             tensorboard=tensorboard,
             watch=bar,
+            plan=_planner(plan, budget),
         )
     close()
     if process():
@@ -195,11 +203,11 @@ def _fitted(net: str, task: Task, parameters: dict[str, Any]) -> Task:
 
 
 def _load(
-    net: str, classes: int, recipe: Recipe, budget: str | None, exact: bool, parameters: dict[str, Any]
+    net: str, classes: int, recipe: Recipe, exact: bool, parameters: dict[str, Any]
 ) -> ReversibleModule:
     """The network, with weights from the seed, and the data's number of classes if that is a parameter.
 
-    Its plan is for the samples that each process gets, and fits the budget, if there is one.
+    It is to be planned for the samples that each process gets.
     """
     import torch
 
@@ -213,10 +221,16 @@ def _load(
     if "classes" in known:
         parameters = {"classes": classes, **parameters}
     torch.manual_seed(recipe.seed)
-    network = rg.load(net, batch=batch, exact=exact or None, **parameters)
-    if budget is not None:
-        network.plan = rg.plan(network.graph, budget=budget)
-    return network
+    return rg.load(net, batch=batch, exact=exact or None, **parameters)
+
+
+def _planner(path: Path | None, budget: str | None) -> Callable[[Graph], Plan] | None:
+    """What makes the run's plan, in the main process alone: from the file, or within the budget."""
+    from revgraph.planning import plan
+
+    if path is not None:
+        return lambda graph: read_plan(path, graph)
+    return None if budget is None else lambda graph: plan(graph, budget=budget)
 
 
 def _report(result: Result, judged: str, metrics: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from revgraph.expressions import map_leaves
 from revgraph.graph import Graph
 from revgraph.parts import Cost
 from revgraph.planning import Plan, plan
+from revgraph.planning.same_graph import fitted
 from revgraph.planning.schedule import silent_nodes
 from revgraph.program import Named, Program
 from revgraph.tracing.arguments import bind, read_form
@@ -80,12 +81,7 @@ class ReversibleModule(nn.Module):
             raise PlanError(
                 f"a net's plan is a revgraph.Plan, not a {type(value).__name__}: see revgraph.plan"
             )
-        if value.graph != self.graph:
-            raise PlanError(
-                f"this plan is for another graph ({value.graph.name!r}, {len(value.graph.nodes)} nodes; "
-                f"the net's is {self.graph.name!r}, {len(self.graph.nodes)} nodes). Make one from net.graph."
-            )
-        self._plan = value
+        self._plan = fitted(value, self.graph)
         self._forwards = 0
         self._made = None
 

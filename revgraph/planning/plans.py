@@ -13,6 +13,7 @@ from revgraph.graph import Graph, Node, clipped, table
 
 Decision = Literal["keep", "invert", "recompute"]
 DECISIONS: tuple[str, ...] = get_args(Decision)
+How = Literal["stored", "inverted", "rewired", "wired", "recomputed"]
 TERM = -1  # among kept results: what a coupling's function returns
 
 
@@ -25,7 +26,7 @@ class Source:
     running `node` again).
     """
 
-    how: Literal["stored", "inverted", "rewired", "wired", "recomputed"]
+    how: How
     node: str = ""
 
 
@@ -69,8 +70,8 @@ class Plan:
     held_bytes: int
     peak_at: str
     flops_ratio: float
-    status: Literal["optimal", "feasible"] = "feasible"
-    bound: int = 0
+    status: Literal["optimal", "feasible"] = field(default="feasible", compare=False)
+    bound: int = field(default=0, compare=False)
     results: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     holds: Mapping[str, str] = field(default_factory=dict)
     drops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -97,6 +98,37 @@ class Plan:
         """The bytes that anchors hold from forward to backward."""
         values = [self.graph.value[name] for name in self.anchors if name in self.stored]
         return sum({value.storage: value.nbytes for value in values}.values())
+
+    def to_json(self) -> str:
+        """This plan as JSON text, which `Plan.from_json` reads back to an equal plan; its graph is in it.
+
+        Equal plans give the same text. It has what a plan decides and predicts, on one line and without
+        spaces; `revgraph.planning.files` says how.
+
+        Example:
+            >>> import torch, revgraph as rg
+            >>> net = rg.trace(torch.nn.Linear(4, 4), torch.ones(2, 4))
+            >>> rg.Plan.from_json(net.plan.to_json()) == net.plan
+            True
+        """
+        from revgraph.planning.files import written  # it needs the schedule, which needs this class
+
+        return written(self)
+
+    @staticmethod
+    def from_json(text: str, graph: Graph | None = None) -> Plan:
+        """The plan that `Plan.to_json` wrote; for `graph`, if that is given, otherwise for the one it has.
+
+        All is checked, and the plan simulated: what it decides fits its graph, and it takes the bytes and
+        FLOPs that it says. Reading runs no code from the text.
+
+        Raises:
+            PlanError: the text is no such plan, the plan is not sound, or it is for another graph than the
+                one given; the text says in what they differ.
+        """
+        from revgraph.planning.files import read  # as above
+
+        return read(text, graph)
 
     def explain(self, name: str) -> str:
         """Why the node `name` is decided as it is, in a sentence.

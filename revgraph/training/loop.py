@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from revgraph.engine.module import ReversibleModule
 from revgraph.errors import DataError
+from revgraph.graph import Graph
+from revgraph.planning import Plan
 from revgraph.training.averages import settling
 from revgraph.training.checkpoints import Checkpoint, checkpoints, load_state, restoring, save
 from revgraph.training.durable import discard, sweep
@@ -20,6 +24,7 @@ from revgraph.training.interrupting import interruptible
 from revgraph.training.metrics import CSV, TENSORBOARD, Metrics, Row, metrics, no_metrics, wanted
 from revgraph.training.processes import Together, is_lost, launched, parting, share, why_lost
 from revgraph.training.recipe import Recipe, steps_of
+from revgraph.training.sharing import share_plan
 from revgraph.training.tasks import Task
 from revgraph.training.trainer import Trainer
 from revgraph.training.watching import Silent, Watch
@@ -54,6 +59,7 @@ def fit(
     save_every: int | None = None,
     tensorboard: bool | None = None,
     watch: Watch | None = None,
+    plan: Callable[[Graph], Plan] | None = None,
 ) -> Result:
     """Train `net`, which turns the data's samples into scores of classes, and return how it ended.
 
@@ -66,13 +72,16 @@ def fit(
     thrown away. Ctrl-C saves and returns; a second Ctrl-C raises KeyboardInterrupt at once. The global
     random generators are seeded, and the net stays on the device it was trained on.
 
+    A reversible `net` trains under its own plan, or the one that `plan` makes for its graph.
+
     Processes that torchrun or Accelerate launched train together: all call this alike, each computes its part
-    of every batch, and the main one alone reads and writes the folder and tells `watch`.
+    of every batch, and the main one alone plans for all, reads and writes the folder and tells `watch`.
 
     Raises:
         TrainingError: the loss is no longer finite, the disk is full, the folder holds another run, the batch
             cannot be split over the processes, or another process is gone.
         DataError: there is nothing to resume, or it is damaged, or does not fit `net`.
+        PlanError: no plan was found, or it is for another graph than the net's. The folder is as it was.
     """
     folder = Path(folder)
     share(recipe.batch, launched(), data.samples)
@@ -80,6 +89,12 @@ def fit(
     watch = (watch or Silent()) if together.is_main else Silent()
     try:
         with parting(together):
+            if isinstance(net, ReversibleModule):
+                share_plan(net, plan)
+            elif plan is not None:
+                raise TrainingError(
+                    f"a {type(net).__name__} has no plan: train a reversible net, or give none"
+                )
             start = together.from_main(
                 lambda: _start(folder, resume=resume, overwrite=overwrite, tensorboard=tensorboard)
             )

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 import revgraph as rg
+from revgraph.cli import plan_files
 from revgraph.errors import RevgraphError
 from revgraph.training import checkpoints, checksums, durable
 from revgraph.training import metrics as rows_module
@@ -29,7 +30,9 @@ from revgraph.training.checkpoints import load_state, load_weights, save
 from revgraph.training.durable import sweep
 from revgraph.training.metrics import Row, metrics, read_rows
 
-WATCHED = {module.__file__ for module in (checkpoints, checksums, durable, rows_module, rg.drawing)}
+WATCHED = {
+    module.__file__ for module in (checkpoints, checksums, durable, rows_module, rg.drawing, plan_files)
+}
 SPEC = "inputs: {x: [4]}\nlayers: [a: {Linear: [4, 4]}]\n"
 
 
@@ -107,12 +110,24 @@ def _save_drawing(folder: Path) -> None:
     rg.draw(_GRAPHS[1], folder / "plan.dot")
 
 
+_PLANS = [rg.keep_all(graph) for graph in _GRAPHS]
+
+
+def _intact_plan(folder: Path) -> None:
+    assert rg.Plan.from_json((folder / "plan.json").read_text()) in _PLANS
+
+
 THINGS = {
     "checkpoint": Thing(_begin_checkpoints, lambda folder: _save_step(folder, 3), _intact_checkpoints),
     "metrics": Thing(
         lambda folder: _write_rows(folder, 0, 5), lambda folder: _write_rows(folder, 3, 8), _intact_rows
     ),
     "drawing": Thing(_begin_drawing, _save_drawing, _intact_drawing),
+    "plan": Thing(
+        lambda folder: plan_files.save_plan(_PLANS[0], folder / "plan.json"),
+        lambda folder: plan_files.save_plan(_PLANS[1], folder / "plan.json"),
+        _intact_plan,
+    ),
 }
 
 

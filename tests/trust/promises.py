@@ -225,6 +225,11 @@ PROMISES = (
         ),
     ),
     Promise(
+        "A plan comes back from its file equal, and files that are edited, broken or for another network are "
+        "refused; processes that train together have one plan",
+        ("planning/test_plan_files.py", "trust/test_sharing_plans.py"),
+    ),
+    Promise(
         "Drift is seen by `check`, warned of by `watch_drift`, and bounded by `max_drift`",
         ("trust/test_drift.py",),
     ),

@@ -53,7 +53,7 @@ def place(tmp_path: Path) -> Iterator[Any]:
     yield make
 
 
-@pytest.mark.parametrize(("name", "least"), [("checkpoint", 5), ("metrics", 4), ("drawing", 3)])
+@pytest.mark.parametrize(("name", "least"), [("checkpoint", 5), ("metrics", 4), ("drawing", 3), ("plan", 3)])
 def test_full_disk_at_any_call_loses_nothing(place: Any, name: str, least: int) -> None:
     struck = until_spared(lambda at: saved_in_vain(THINGS[name], place(name), lambda: full_at(at)))
     assert struck >= least
@@ -67,7 +67,7 @@ def test_full_disk_after_any_number_of_bytes_loses_nothing(place: Any, name: str
         saved_in_vain(THINGS[name], folder, lambda size=size: largest_file(size))
 
 
-@pytest.mark.parametrize(("name", "each"), [("checkpoint", 6), ("metrics", 6), ("drawing", 1)])
+@pytest.mark.parametrize(("name", "each"), [("checkpoint", 6), ("metrics", 6), ("drawing", 1), ("plan", 1)])
 def test_ctrl_c_at_any_line_loses_nothing(place: Any, name: str, each: int) -> None:
     struck = until_spared(
         lambda at: saved_in_vain(THINGS[name], place(name), lambda: at_line(at, interrupt)), each
@@ -76,7 +76,7 @@ def test_ctrl_c_at_any_line_loses_nothing(place: Any, name: str, each: int) -> N
 
 
 @linux
-@pytest.mark.parametrize(("name", "each"), [("checkpoint", 6), ("metrics", 12), ("drawing", 1)])
+@pytest.mark.parametrize(("name", "each"), [("checkpoint", 6), ("metrics", 12), ("drawing", 1), ("plan", 1)])
 def test_kill_at_any_line_loses_nothing(place: Any, name: str, each: int) -> None:
     assert until_spared(lambda at: killed_at_line(THINGS[name], place(name), at), each) >= 5
 

@@ -10,6 +10,7 @@ import pytest
 from trust.processes import PYTHON, Ended, ranks, together
 from trust.training_worker import even
 
+import revgraph as rg
 from revgraph.training.metrics import read_rows
 
 HERE = Path(__file__).parent
@@ -51,9 +52,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("together")
     net = folder / "learning.yaml"
     net.write_text(LEARNING)
+    (folder / "plan.json").write_text(rg.load(net, batch=25).plan.to_json())
 
     def train(out: str) -> tuple[object, ...]:
-        return ("train", net, *OPTIONS, "--out", folder / out)
+        return ("train", net, *OPTIONS, "--plan", folder / "plan.json", "--out", folder / out)
 
     (whole,) = together([(*TORCHRUN, "-m", "revgraph", *train("whole"))], folder)
     worker = (*PYTHON, HERE / "training_worker.py", folder, *train("killed"))
