@@ -14,7 +14,7 @@ PEERS_READY := $(PEERS)/.ready
 export NO_MKDOCS_2_WARNING := 1
 
 .PHONY: demo demo-text test check docs trust fuzz gallery cli-page pictures bench bench-peers bench-step \
-	bench-frontier bench-planning bench-flows bench-conversion paper bench-complexity bench-angles bench-accuracy bench-limits bench-imagenet clean
+	bench-frontier bench-quality bench-planning bench-flows bench-conversion paper bench-complexity bench-angles bench-accuracy bench-limits bench-imagenet clean
 
 demo: $(READY)
 	$(BIN)/python -m revgraph.training.demo --out runs/demo
@@ -57,7 +57,7 @@ pictures: $(READY)
 	$(BIN)/python -m benchmarks.pictures
 	$(BIN)/python -m benchmarks.reading
 
-bench: bench-peers bench-step bench-frontier bench-planning bench-flows bench-conversion
+bench: bench-peers bench-step bench-frontier bench-quality bench-planning bench-flows bench-conversion
 
 bench-flows: $(READY)
 	$(BIN)/python -m benchmarks.flows
@@ -68,6 +68,10 @@ bench-frontier: $(PEERS_READY)
 
 bench-planning: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.planning_time
+
+# What plans compute again, in shares of ordinary training's bytes: counted, the same on every machine.
+bench-quality: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.planning_quality
 
 bench-conversion: $(READY)
 	$(BIN)/python -m benchmarks.dual_residual

@@ -67,7 +67,7 @@ def planned(name: str, batch: int, frontier: bool = False) -> list[Row]:
     """The plans of one network at one batch; a network without couplings has none to invert."""
     with torch.device("meta"):
         graph = rg.load(name, batch=batch).graph
-    plans = [(KEPT, rg.keep_all(graph)), (LEAST, rg.plan(graph))]
+    plans = [(KEPT, rg.keep_all(graph)), (LEAST, rg.plan(graph, budget="least"))]
     if any(node.kind == "coupling" for node in graph.nodes):
         plans.insert(1, (INVERTED, rg.decide(graph, {})))
     if frontier:

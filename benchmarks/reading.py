@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plans = {
         "ordinary autograd (`rg.keep_all`)": rg.keep_all(graph),
         "every coupling inverted (`rg.decide(graph, {})`)": rg.decide(graph, {}),
-        "least peak (`rg.plan(graph)`)": rg.plan(graph),
+        'least peak (`rg.plan(graph, budget="least")`)': rg.plan(graph, budget="least"),
         f'within {BUDGET} (`rg.plan(graph, budget="{BUDGET}")`)': rg.plan(graph, budget=BUDGET),
     }
     inverted, least = list(plans.values())[1:3]
@@ -74,6 +74,7 @@ def _held(plan: rg.Plan) -> str:
             rows.append([f"`{name}`, {shape}", _reason(plan, name), human_bytes(sizes.get(storage, 0))])
         counted.add(storage)
     results: dict[str, list[int]] = defaultdict(list)
+    statistics: list[int] = []
     rest = plan.held_bytes - sum(sizes.get(storage, 0) for storage in counted)
     for node in plan.graph.planned:
         pinned = set(machine.labels[node.name].values()) - counted
@@ -84,11 +85,16 @@ def _held(plan: rg.Plan) -> str:
         rest -= size
         if plan.decisions[node.name] == "keep":
             rows.append([f"internals of `{node.name}`", "kept, as in ordinary training", human_bytes(size)])
-        elif size:
+        elif node.name in plan.results:
             results[node.name.partition(".")[0]].append(size)
+        elif size:
+            statistics.append(size)
     for stage, found in results.items():
         what = f"results inside {len(found)} nodes of `{stage}`"
         rows.append([what, "so that their convolutions do not run twice", human_bytes(sum(found))])
+    if statistics:
+        what = f"means and variances in {len(statistics)} nodes"
+        rows.append([what, "a replay takes BatchNorm's from the forward", human_bytes(sum(statistics))])
     rows.append(["the output and the loss", "", human_bytes(rest)])
     rows.append(["**all of it**", "", f"**{human_bytes(plan.held_bytes)}**"])
     return markdown_table(["what", "why", "bytes"], rows, left=2) + "\n"

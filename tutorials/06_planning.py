@@ -48,7 +48,7 @@ net = rg.load(
 )
 
 stored = rg.keep_all(net.graph)
-least = rg.plan(net.graph)
+least = rg.plan(net.graph, budget="least")
 for name, plan in {"ordinary autograd": stored, "the least peak": least}.items():
     print(f"{name:17} {plan.peak_bytes:9,} bytes, FLOPs x{plan.flops_ratio:.3f}")
 assert least.peak_bytes < stored.peak_bytes / 3

@@ -15,7 +15,6 @@ MEANINGS = {
     "again": "matrix products and convolutions evaluated beyond ordinary autograd's",
     "predicted": "the plan's own peak, before anything ran; `=` where peak and held bytes are both measured "
     "exactly so",
-    "proved": "`optimal`: no plan of revgraph's formulation computes less within that peak",
     "verdict": "revgraph's measured FLOPs against the other's, within the other's measured peak",
 }
 
@@ -39,7 +38,7 @@ def section(result: Result) -> str:
 
 
 def _frontier(result: Result) -> str:
-    head = ["revgraph's frontier", "predicted", "", "FLOPs", "again", "proved"]
+    head = ["revgraph's frontier", "predicted", "", "FLOPs", "again"]
     rows = [
         [
             f"{each.measured.peak_bytes:,}",
@@ -47,7 +46,6 @@ def _frontier(result: Result) -> str:
             _equal(each),
             _flops(each.measured),
             str(each.measured.again),
-            each.status,
         ]
         for each in result.frontier
     ]

@@ -23,8 +23,13 @@ Budget = Annotated[
     typer.Option(
         "--budget",
         metavar="BYTES",
-        help='Activation bytes that a step may take at most: a number, or text such as "300 MiB".',
+        help="Activation bytes that a step may take at most: a number, or text such as '300 MiB', '50%' of "
+        "ordinary training, or 'least'.",
     ),
+]
+Effort = Annotated[
+    str,
+    typer.Option("--effort", help="How many plans are tried: quick, normal or thorough."),
 ]
 PlanFile = Annotated[
     Path | None,

@@ -12,6 +12,7 @@ from revgraph.cli.guarding import NO, refusal
 from revgraph.cli.options import (
     Batch,
     Budget,
+    Effort,
     Exact,
     Json,
     Net,
@@ -30,6 +31,7 @@ def plan(
     net: Net,
     batch: Batch = 100,
     budget: Budget = None,
+    effort: Effort = "normal",
     saved: PlanFile = None,
     save: Annotated[
         Path | None,
@@ -55,8 +57,10 @@ def plan(
 ) -> None:
     """Plan what a training step keeps, inverts and recomputes.
 
-    The plan computes the least again within the budget; without one it has the least peak of activation
-    memory. Bytes and FLOPs are predicted, for the batch size given. Exit status 1 if no plan fits.
+    The plan computes the least again within the budget: bytes, as "300 MiB"; a share of ordinary training, as
+    "50%"; or the least. Without one it is the cheapest within a tenth of the least peak at which no function
+    runs more than once again. Bytes and FLOPs are predicted, for the batch size given. Exit status 1 if no
+    plan fits.
 
     With --save the plan is kept in a file, and --plan of this and other commands takes it from there, for the
     same network with the same batch and settings. What the file says is checked.
@@ -67,7 +71,7 @@ def plan(
     import revgraph as rg
     from revgraph import drawing
     from revgraph.cli.baselines import checkpoint_blocks
-    from revgraph.planning import parse_bytes
+    from revgraph.planning import budget_bytes, check_budget, check_effort
 
     if saved is not None and budget is not None:
         raise typer.BadParameter("give --plan or --budget, not both")
@@ -76,15 +80,19 @@ def plan(
     reported = out is not None and out.suffix.lower() == ".html"
     if chart is not None or (frontier and reported):
         importlib.import_module("matplotlib")  # where it is missing, that is said before anything takes long
-    limit = None if budget is None else parse_bytes(budget)
+    if budget is not None:
+        check_budget(budget)
+    tried = check_effort(effort)
     parameters = parameters_of(set_)
     with messages().status(f"{net}: reading the graph and its costs"):
         network = rg.load(net, batch=batch, exact=exact or None, **parameters)
     graph = network.graph
+    limit = None if budget is None else budget_bytes(graph, budget)
     about: dict[str, Any] = {"batch": batch, "budget_bytes": limit}
     try:
         with messages().status(f"{net}: planning"):
-            chosen = rg.plan(graph, budget=limit) if saved is None else read_plan(saved, graph)
+            read = None if saved is None else read_plan(saved, graph)
+            chosen = read or rg.plan(graph, budget=budget, effort=tried)
     except BudgetError as error:
         if json:
             found = {"fits": False, "least_bytes": error.least_bytes, "node": error.node}
@@ -108,7 +116,7 @@ def plan(
         messages().print(said, soft_wrap=True, highlight=False)
     if frontier or chart is not None:
         with messages().status(f"{net}: planning for budgets from the least to ordinary autograd's"):
-            plans = rg.frontier(graph)
+            plans = rg.frontier(graph, effort=tried)
             baselines = {
                 "ordinary autograd": rg.keep_all(graph),
                 "torch's checkpoint per block": checkpoint_blocks(graph),

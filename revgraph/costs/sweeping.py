@@ -259,7 +259,9 @@ def _signature(model: nn.Module, operation: Operation) -> Hashable:
         )
         for call in operation.expression.calls
     )
-    return calls, type(operation.law), tuple(looks.look_of(module) for module in _modules(model, operation))
+    law = operation.law  # a difference costs more than a sum, for its term's gradient is another tensor
+    joined = type(law) if isinstance(law, CouplingLaw) else repr(law)
+    return calls, joined, tuple(looks.look_of(module) for module in _modules(model, operation))
 
 
 def _read(model: nn.Module, path: str) -> str:

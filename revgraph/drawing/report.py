@@ -160,8 +160,7 @@ def _frontier(plan: Plan, extras: Extras) -> str:
 def _figures(plan: Plan) -> str:
     return (
         f"Peak {human_bytes(plan.peak_bytes)}, held between forward and backward "
-        f"{human_bytes(plan.held_bytes)}, FLOPs x{plan.flops_ratio:.3f} of ordinary training. "
-        f"The plan is {plan.status}."
+        f"{human_bytes(plan.held_bytes)}, FLOPs x{plan.flops_ratio:.3f} of ordinary training."
     )
 
 

@@ -68,7 +68,7 @@ class ReversibleModule(nn.Module):
 
     @property
     def plan(self) -> Plan:
-        """What is stored, inverted and recomputed; that of the least peak until another one is assigned."""
+        """What is stored, inverted and recomputed; the default plan until another one is assigned."""
         if self._plan is None:
             self._plan = plan(self.graph)
             self._made = Executable(self.__dict__["_model"], self._program, self._plan)

@@ -1,6 +1,14 @@
 """Planning: what to keep, invert and recompute within a budget, and what that costs."""
 
-from revgraph.planning.budgets import frontier, knee, parse_bytes, plan
+from revgraph.planning.budgets import (
+    budget_bytes,
+    check_budget,
+    check_effort,
+    frontier,
+    knee,
+    parse_bytes,
+    plan,
+)
 from revgraph.planning.deciding import decide, keep_all
 from revgraph.planning.plans import DECISIONS, Decision, Plan, Source, human_bytes
 from revgraph.planning.schedule import EVALUATING
@@ -13,6 +21,9 @@ __all__ = [
     "Moment",
     "Plan",
     "Source",
+    "budget_bytes",
+    "check_budget",
+    "check_effort",
     "decide",
     "frontier",
     "human_bytes",

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from typing import get_args
 
 from revgraph.errors import BudgetError, PlanError
 from revgraph.graph import Graph
 from revgraph.planning.deciding import decide, keep_all
 from revgraph.planning.drifting import anchors_of, check_estimates
 from revgraph.planning.judging import Judge
-from revgraph.planning.planner import Planner
 from revgraph.planning.plans import Decision, Plan, human_bytes
-from revgraph.planning.posing import Posed, pose
-from revgraph.planning.problem import Solution
+from revgraph.planning.posing import pose
 from revgraph.planning.reasons import reasons_of
+from revgraph.planning.solver import TOLERANCE, Effort, Pool, Solution, search
 
 UNITS = {
     "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
 }  # fmt: skip
-SECONDS = 1.5
+LEAST = "least"
+SHARE = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*%\s*")
+EFFORTS: tuple[Effort, ...] = get_args(Effort)
 POINTS = 16
-# The least of a frontier's seconds, and of a plan's, that is left for what is solved last.
-LEAST_SECONDS = 0.2
 ATTEMPTS = 4
+# What `seconds` of the first version come to, each up to so many.
+SECONDS: dict[Effort, float] = {"quick": 0.5, "normal": 10.0, "thorough": float("inf")}
 
 
 def plan(
@@ -33,20 +35,26 @@ def plan(
     budget: int | str | None = None,
     max_drift: float | None = None,
     anchors: Iterable[str] = (),
-    seconds: float = SECONDS,
+    effort: Effort = "normal",
+    *,
+    seconds: float | None = None,
 ) -> Plan:
-    """The plan that computes least again within a memory budget; without one, within the least peak.
+    """The plan that computes least again within a memory budget.
 
-    `budget` is in activation bytes, or text such as "300 MiB" or "1.5 GB". `anchors` are values to store
-    whatever they cost. `max_drift` bounds the estimated relative error of every rebuilt value: as many
-    anchors are placed as that takes, by what `estimate_drift` has measured. The plan is checked by
-    simulation, so its peak never exceeds the budget. The search ends after about so many `seconds`; a plan
-    that is then "feasible" rather than "optimal" may become better with more of them.
+    `budget` is in activation bytes, or text such as "300 MiB", "1.5 GB" or "50%" (of ordinary training), or
+    "least": the least peak that was found. Without one, the plan is the cheapest within a tenth of the least
+    peak among plans that run no function more than once again.
+
+    `anchors` are values to store whatever they cost. `max_drift` bounds the estimated relative error of every
+    rebuilt value: as many anchors are placed as that takes, by what `estimate_drift` has measured. Every plan
+    was simulated, so its peak never exceeds the budget. `effort` is how many plans are tried; the same graph
+    has the same plans at the same effort, on any machine. `seconds` is out of use, and becomes an effort.
 
     Raises:
-        BudgetError: no plan fits; the error has the least bytes that do, and the node that needs them.
-        PlanError: the budget cannot be read, an anchor is no value of the graph, or drift is to be bounded
-            and was not estimated.
+        BudgetError: no plan that was found fits; the error has the least bytes that do, and the node that
+            needs them.
+        PlanError: the budget or the effort cannot be read, an anchor is no value of the graph, or drift is to
+            be bounded and was not estimated.
 
     Example:
         >>> import torch, revgraph as rg
@@ -54,19 +62,18 @@ def plan(
         >>> rg.plan(net.graph, budget="5 MiB").peak_bytes <= 5 * 2**20
         True
     """
+    effort = _effort(effort, seconds)
     if max_drift is not None:
         check_estimates(graph, max_drift)
     anchors = tuple(anchors)
     for name in anchors:
         if name not in graph.value:
             raise PlanError(f"anchor {name!r} is no value of the graph")
-    limit = None if budget is None else parse_bytes(budget)
-    posed = pose(graph)
+    wanted = LEAST if budget == LEAST else None if budget is None else budget_bytes(graph, budget)
     if max_drift is not None:
         anchors = (*anchors, *anchors_of(decide(graph, {}, anchors), max_drift))
     for _ in range(ATTEMPTS):
-        search = _Search(posed, anchors, seconds)
-        found = search.least() if limit is None else search.within(limit)
+        found = _Plans.of(graph, anchors, effort).chosen(wanted)
         more = () if max_drift is None else anchors_of(found, max_drift)
         if not more:
             return found
@@ -77,18 +84,15 @@ def plan(
     )
 
 
-def frontier(graph: Graph, points: int = POINTS, seconds: float = 10 * SECONDS) -> list[Plan]:
-    """Plans from the least peak to ordinary autograd's speed: bytes rise, FLOPs strictly fall.
+def frontier(
+    graph: Graph, points: int = POINTS, effort: Effort = "normal", *, seconds: float | None = None
+) -> list[Plan]:
+    """About so many plans from the least peak to ordinary autograd's speed: bytes rise, FLOPs strictly fall.
 
-    The first is the plan of the least peak; the last computes nothing again. The search for about so many
-    `points` ends after about so many `seconds`.
+    They are those that `plan` chooses from: the first has the least peak, the last computes nothing again.
+    `effort` and `seconds` are those of `plan`.
     """
-    search = _Search(pose(graph), (), seconds)
-    least = search.least(share=1 / 4)
-    found = [search.planned(each) for each in search.planner.frontier(points, search.left())]
-    found += search.by_hand()
-    later = [each for each in found if each.peak_bytes > least.peak_bytes]
-    return _strictly_falling([least, *later])
+    return _Plans.of(graph, (), _effort(effort, seconds)).frontier(points)
 
 
 def knee(plans: Sequence[Plan]) -> Plan:
@@ -126,56 +130,129 @@ def parse_bytes(budget: int | str) -> int:
             count = float(match[1]) * UNITS[match[2] or "b"]
     if count is None or count < 1:
         raise PlanError(
-            f"{budget!r} is no budget: give bytes as a whole number above 0, or text such as '300 MiB' or "
-            "'1.5 GB'"
+            f"{budget!r} is no budget: give bytes as a whole number above 0, or text such as '300 MiB', "
+            "'1.5 GB', '50%' of ordinary training, or 'least'"
         )
     return int(count)
 
 
-class _Search:
-    """Looks for plans: the best of the planner's solutions, and of plans by hand."""
+def check_budget(budget: int | str) -> None:
+    """Refuse what `plan` could not read, before a graph is there.
 
-    def __init__(self, posed: Posed, anchors: tuple[str, ...], seconds: float) -> None:
-        self.posed = posed
+    Raises:
+        PlanError: it is neither bytes nor a share nor "least".
+    """
+    if budget != LEAST and not (isinstance(budget, str) and SHARE.fullmatch(budget)):
+        parse_bytes(budget)
+
+
+def budget_bytes(graph: Graph, budget: int | str) -> int | None:
+    """A budget for a graph in bytes, also where it is a share of ordinary training; None for the least.
+
+    Raises:
+        PlanError: it cannot be read.
+    """
+    check_budget(budget)
+    if budget == LEAST:
+        return None
+    if isinstance(budget, str) and (share := SHARE.fullmatch(budget)):
+        return int(float(share[1]) / 100 * keep_all(graph).peak_bytes)
+    return parse_bytes(budget)
+
+
+class _Known(dict[Hashable, "_Plans"]):
+    """The pools that are known of a graph, which lie in it; its copies and pickles make their own."""
+
+    def __reduce__(self) -> tuple[type[_Known], tuple[()]]:
+        return _Known, ()
+
+    def __deepcopy__(self, _: object) -> _Known:
+        return _Known()
+
+
+class _Plans:
+    """The pool of a graph under some anchors, and the plans that are chosen from it."""
+
+    def __init__(self, graph: Graph, anchors: tuple[str, ...], effort: Effort) -> None:
+        posed = pose(graph)
         self.anchors = anchors
-        self.end = time.monotonic() + seconds
         self.judge = Judge(posed, anchors)
-        self.planner = Planner(posed.problem, self.judge)
+        self.pool: Pool = search(posed.problem, self.judge, effort, self._by_hand(graph))
 
-    def left(self) -> float:
-        """The seconds that are left to search."""
-        return max(LEAST_SECONDS, self.end - time.monotonic())
+    def _by_hand(self, graph: Graph) -> Iterator[Solution]:
+        """All inverted, all recomputed, and inverted with boundaries recomputed."""
+        again: Decision = "recompute"
+        boundaries = [node for node in graph.planned if node.kind == "boundary"]
+        for nodes in ((), graph.planned, boundaries):
+            plan = decide(graph, {node.name: again for node in nodes}, self.anchors)
+            yield self.judge.solution(plan)
 
-    def least(self, share: float = 1.0) -> Plan:
-        """The plan of the least peak, and of the least FLOPs within it."""
-        found = [self.planned(self.planner.least(share * self.left())), *self.by_hand()]
-        return min(found, key=lambda each: (each.peak_bytes, each.flops_ratio))
+    @classmethod
+    def of(cls, graph: Graph, anchors: tuple[str, ...], effort: Effort) -> _Plans:
+        """The same for the same graph, as long as it lives: a pool serves every budget."""
+        plans: _Known = graph.__dict__.setdefault("_plans", _Known())
+        if (anchors, effort) not in plans:
+            plans[anchors, effort] = cls(graph, anchors, effort)
+        return plans[anchors, effort]
 
-    def within(self, budget: int) -> Plan:
-        """The least FLOPs within the budget."""
-        solution = self.planner.within(budget, self.left())
-        found = [*([] if solution is None else [self.planned(solution)]), *self.by_hand()]
-        fitting = [each for each in found if each.peak_bytes <= budget]
-        if not fitting:
-            least = self.least()
-            if least.peak_bytes > budget:
-                raise _too_small(budget, least)
-            fitting.append(least)
-        return min(fitting, key=lambda each: (each.flops_ratio, each.peak_bytes))
+    def chosen(self, budget: int | str | None) -> Plan:
+        """Within so many bytes; at the "least" peak; or by default.
 
-    def by_hand(self) -> list[Plan]:
-        """The plans that every search competes with: all inverted, all recomputed, and ordinary autograd."""
-        graph = self.posed.graph
-        recomputed: dict[str, Decision] = {node.name: "recompute" for node in graph.planned}
-        dropped = [decide(graph, decisions, self.anchors) for decisions in ({}, recomputed)]
-        plans = [*(each.noted(anchors=self.anchors) for each in dropped), keep_all(graph)]
-        return [_with_status(each, None) for each in plans]
+        Raises:
+            BudgetError: nothing fits.
+        """
+        pool = self.pool
+        if budget is None:
+            front = pool.once if pool.once.solutions else pool.every
+            found = front.within((1 + TOLERANCE) * front.least.peak_bytes)
+        else:
+            found = pool.every.least if isinstance(budget, str) else pool.every.within(budget)
+        if found is None:
+            assert isinstance(budget, int)
+            raise _too_small(budget, self._planned(pool.every.least))
+        return self._planned(found)
 
-    def planned(self, solution: Solution) -> Plan:
-        """The plan of a solution that was found."""
-        found = self.judge.plan(solution)
-        assert found is not None
-        return _with_status(found.noted(anchors=self.anchors), solution)
+    def frontier(self, points: int) -> list[Plan]:
+        solutions: list[Solution] = []
+        for each in self.pool.every:
+            if not solutions or each.flops < solutions[-1].flops:
+                solutions.append(each)
+        if len(solutions) > points > 1:
+            last = len(solutions) - 1
+            solutions = [solutions[round(n * last / (points - 1))] for n in range(points)]
+        return [self._planned(each) for each in solutions]
+
+    def _planned(self, solution: Solution) -> Plan:
+        found = self.judge.plan(solution).noted(anchors=self.anchors)
+        return found.noted(reasons=reasons_of(found))
+
+
+def check_effort(effort: str) -> Effort:
+    """The effort of this name.
+
+    Raises:
+        PlanError: there is none.
+    """
+    for each in EFFORTS:
+        if effort == each:
+            return each
+    raise PlanError(f"{effort!r} is no effort; efforts are {', '.join(EFFORTS)}")
+
+
+def _effort(effort: Effort, seconds: float | None) -> Effort:
+    effort = check_effort(effort)
+    if seconds is None:
+        return effort
+    found: Effort = "thorough"
+    for each in reversed(EFFORTS):
+        found = each if seconds <= SECONDS[each] else found
+    warnings.warn(
+        f"`seconds` is out of use, for plans do not depend on time any more: seconds={seconds} is taken as "
+        f"effort={found!r}. Give `effort` instead.",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return found
 
 
 def _too_small(budget: int, least: Plan) -> BudgetError:
@@ -187,19 +264,3 @@ def _too_small(budget: int, least: Plan) -> BudgetError:
         least_bytes=least.peak_bytes,
         node=node,
     )
-
-
-def _with_status(found: Plan, solution: Solution | None) -> Plan:
-    """The plan with its reasons, and with what is known of how good it is."""
-    found = found.noted(reasons=reasons_of(found))
-    if solution is None:
-        return found
-    return found.noted(status=solution.status, bound=solution.bound)
-
-
-def _strictly_falling(plans: Iterable[Plan]) -> list[Plan]:
-    best: list[Plan] = []
-    for each in sorted(plans, key=lambda each: (each.peak_bytes, each.flops_ratio)):
-        if not best or each.flops_ratio < best[-1].flops_ratio:
-            best.append(each)
-    return best

@@ -7,7 +7,8 @@ simulator alone: a solution is what its plan does.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import cast
 
@@ -15,18 +16,16 @@ from revgraph.errors import PlanError
 from revgraph.planning.deciding import decide
 from revgraph.planning.plans import Decision, Plan
 from revgraph.planning.posing import Posed
-from revgraph.planning.problem import Solution
-from revgraph.planning.schedule import schedule
+from revgraph.planning.schedule import EVALUATING, schedule
+from revgraph.planning.solver.problem import Solution
 from revgraph.planning.sources import sources_from
-
-Judged = tuple[Solution, Plan]
 
 
 class Judge:
     """Judges the solutions of a posed problem by their plans, in which `anchors` are stored on top.
 
     Called with a solution, it gives the one that is carried out, without what would be done to no purpose,
-    and with its true peak and FLOPs; None where no plan does that. Each is planned and simulated once.
+    and with its true peak, FLOPs and runs; None where no plan does that.
     """
 
     def __init__(self, posed: Posed, anchors: Iterable[str] = ()) -> None:
@@ -35,28 +34,25 @@ class Judge:
         self.anchors = tuple(anchors)
         self.values = [value.name for value in posed.graph.values]
         self.nodes = [item.name for item in posed.problem.items]
-        self.known: dict[Hashable, Judged | None] = {}
 
     def __call__(self, solution: Solution) -> Solution | None:
-        found = self._judged(solution)
-        return None if found is None else found[0]
+        try:
+            return self._simulated(self._tidied(solution))
+        except PlanError:
+            return None
 
-    def plan(self, solution: Solution) -> Plan | None:
-        """The plan of a solution; None where there is none."""
-        found = self._judged(solution)
-        return None if found is None else found[1]
+    def plan(self, solution: Solution) -> Plan:
+        """The plan of a solution that was judged."""
+        return self._planned(solution)
 
-    def _judged(self, solution: Solution) -> Judged | None:
-        key = _decisions(solution)
-        if key not in self.known:
-            try:
-                found = self._simulated(self._tidied(solution))
-            except PlanError:
-                found = None
-            self.known[key] = found
-            if found is not None:
-                self.known[_decisions(found[0])] = found
-        return self.known[key]
+    def solution(self, plan: Plan) -> Solution:
+        """What a plan decides, as a solution; where one option beats another, the better one."""
+        values = {name: value for value, name in enumerate(self.values)}
+        options: list[int] = []
+        for name, courses in zip(self.nodes, self.posed.courses, strict=True):
+            wanted = (plan.decided(name), plan.decided(name).split("+")[0], *courses)
+            options.append(next((courses.index(each) for each in wanted if each in courses), -1))
+        return Solution(tuple(options), frozenset(values[name] for name in plan.stored))
 
     def _tidied(self, solution: Solution) -> Solution:
         """The solution without stored values that nothing reads, and reruns and captures that never happen.
@@ -91,8 +87,8 @@ class Judge:
             drops={j: values for j, values in drops.items() if values},
         )
 
-    def _simulated(self, solution: Solution) -> Judged:
-        """The solution and its plan, with what its simulation says."""
+    def _simulated(self, solution: Solution) -> Solution:
+        """The solution with what the simulation of its plan says."""
         plan = self._planned(solution)
         captured = {each.node for each in schedule(plan) if each.action == "recompute_and_keep"}
         holds = {k: j for k, j in solution.holds.items() if self.nodes[k] in captured}
@@ -101,7 +97,14 @@ class Judge:
             plan = self._planned(solution)
         plain = self.posed.problem.plain_flops
         flops = round(plan.flops_ratio * plain) - plain  # a whole number of so few digits comes out exactly
-        return replace(solution, peak_bytes=plan.peak_bytes, flops=flops), plan
+        runs = Counter(each.node for each in schedule(plan) if each.action in EVALUATING)
+        return replace(
+            solution,
+            peak_bytes=plan.peak_bytes,
+            flops=flops,
+            repeats=runs.total() - len(runs),
+            most_runs=max(runs.values(), default=0),
+        )
 
     def _planned(self, solution: Solution) -> Plan:
         names, nodes = self.values, self.nodes
@@ -132,14 +135,3 @@ class Judge:
             decision = chosen[k].split("+")[0]
             chosen[k] = "recompute" if decision == "keep" else decision
         return {self.nodes[k]: course for k, course in chosen.items()}
-
-
-def _decisions(solution: Solution) -> Hashable:
-    """What a solution decides, and nothing that is known of it."""
-    return (
-        solution.options,
-        solution.stored,
-        solution.reruns,
-        frozenset(solution.holds.items()),
-        frozenset(solution.drops.items()),
-    )

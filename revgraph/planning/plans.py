@@ -56,9 +56,6 @@ class Plan:
     `anchors` are stored besides, because someone asked for it or to bound the drift.
 
     `schedules` are those made of it (`schedule`).
-
-    A plan that is "optimal" is so for the planner's formulation; `bound` are FLOPs computed again that no
-    plan of that formulation can go below.
     """
 
     graph: Graph
@@ -70,8 +67,6 @@ class Plan:
     held_bytes: int
     peak_at: str
     flops_ratio: float
-    status: Literal["optimal", "feasible"] = field(default="feasible", compare=False)
-    bound: int = field(default=0, compare=False)
     results: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     holds: Mapping[str, str] = field(default_factory=dict)
     drops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -79,7 +74,7 @@ class Plan:
     schedules: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def noted(self, **facts: Any) -> Plan:
-        """The same plan, with its schedules, and other facts about it (bytes, FLOPs, reasons, status)."""
+        """The same plan, with its schedules, and other facts about it (bytes, FLOPs, reasons)."""
         noted = replace(self, **facts)
         noted.schedules.update(self.schedules)
         return noted

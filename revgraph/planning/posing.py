@@ -11,9 +11,9 @@ from revgraph.graph import Graph, Node
 from revgraph.planning.deciding import keep_all
 from revgraph.planning.holding import Storages
 from revgraph.planning.plans import DECISIONS, Decision
-from revgraph.planning.problem import Item, Option, Problem
 from revgraph.planning.schedule import schedule
 from revgraph.planning.simulating import Machine
+from revgraph.planning.solver.problem import Item, Option, Problem
 from revgraph.planning.sources import needs
 
 MEASURES = ("held_bytes", "flops", "captured_bytes", "forward_peak", "backward_peak")

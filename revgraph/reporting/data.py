@@ -21,7 +21,7 @@ def as_json(reportable: Reportable) -> dict[str, Any] | list[dict[str, Any]]:
 
     - Graph: the content of `graph.to_json()`: `revgraph` (the format's number), `name`, `nodes`, `values`.
     - Plan: `network`, `decisions` (node to word), `stored` (names), `peak_bytes`, `peak_at`, `held_bytes`,
-      `flops_ratio`, `status`, `bound`, `reasons` (node to text), `results` (node to indices, the term -1),
+      `flops_ratio`, `reasons` (node to text), `results` (node to indices, the term -1),
       `holds` (node to node), `drops` (node to names), `sources` (value to its `how` and `node`).
     - A list of plans, a frontier: a list of what is above, and of each whether it is the `knee`.
     - A list of moments, a simulation: a list of `action`, `node`, `stage`, `reads`, `makes`, `stores`,
@@ -73,8 +73,6 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
         "peak_at": plan.peak_at,
         "held_bytes": plan.held_bytes,
         "flops_ratio": plan.flops_ratio,
-        "status": plan.status,
-        "bound": plan.bound,
         "reasons": dict(plan.reasons),
         "results": {name: list(indices) for name, indices in plan.results.items()},
         "holds": dict(plan.holds),

@@ -105,7 +105,7 @@ def _of_graph(graph: Graph) -> Report:
 def _of_plan(plan: Plan) -> Report:
     title = (
         f"{plan.graph.name}: {_counts(plan)}; predicted peak {human_bytes(plan.peak_bytes)} "
-        f"({plan.peak_at}), held {human_bytes(plan.held_bytes)}, FLOPs x{plan.flops_ratio:.3f}, {plan.status}"
+        f"({plan.peak_at}), held {human_bytes(plan.held_bytes)}, FLOPs x{plan.flops_ratio:.3f}"
     )
     stored, again = set(plan.stored), _reruns(plan)
     nodes = plan.graph.planned
@@ -139,12 +139,11 @@ def _of_frontier(plans: Sequence[Plan]) -> Report:
             _counts(plan),
             f"{sum(map(len, plan.results.values()))}",
             f"{len(_reruns(plan))}",
-            plan.status,
             "knee" if plan is turn else "",
         )
         for plan in plans
     )
-    head = ("peak", "FLOPs over ordinary", "decisions", "kept results", "reruns", "status", "")
+    head = ("peak", "FLOPs over ordinary", "decisions", "kept results", "reruns", "")
     title = f"{plans[0].graph.name}: the frontier, predicted"
     return Report(title, head, rows, frozenset({"peak", "FLOPs over ordinary", "kept results", "reruns"}))
 

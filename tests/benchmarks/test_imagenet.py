@@ -37,7 +37,11 @@ def test_what_is_predicted_without_memory_is_what_a_step_takes(tmp_path: Path) -
     small = tmp_path / "small.yaml"
     small.write_text(_yaml(units=2))
     net = rg.load(small, batch=2)
-    ways = {KEPT: rg.keep_all, INVERTED: lambda graph: rg.decide(graph, {}), LEAST: rg.plan}
+    ways = {
+        KEPT: rg.keep_all,
+        INVERTED: lambda graph: rg.decide(graph, {}),
+        LEAST: lambda graph: rg.plan(graph, budget="least"),
+    }
     for row in planned(str(small), 2):
         net.plan = ways[row.plan](net.graph)
         measured = rg.measure(net, images(net))

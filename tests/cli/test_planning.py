@@ -78,6 +78,20 @@ def test_budget_that_cannot_be_read_is_status_2(revgraph: Run, budget: str) -> N
     assert answer.status == 2 and answer.out == "" and "is no budget" in answer.err
 
 
+def test_a_budget_may_be_a_share_or_the_least(revgraph: Run, loaded: None, graph: rg.Graph) -> None:
+    half = revgraph("plan", "revnet-38", "--budget", "50%", "--json").json
+    assert half["peak_bytes"] <= half["budget_bytes"] == rg.keep_all(graph).peak_bytes // 2
+    least = revgraph("plan", "revnet-38", "--budget", "least", "--json").json
+    assert least["budget_bytes"] is None
+    assert least["peak_bytes"] <= revgraph("plan", "revnet-38", "--json").json["peak_bytes"]
+
+
+def test_effort_is_one_of_three(revgraph: Run, loaded: None) -> None:
+    assert revgraph("plan", "revnet-38", "--effort", "quick", "--json").status == 0
+    answer = revgraph("plan", "revnet-38", "--effort", "hard")
+    assert answer.status == 2 and "efforts are quick, normal, thorough" in " ".join(answer.err.split())
+
+
 def test_frontier_is_a_table(revgraph: Run, loaded: None) -> None:
     answer = revgraph("plan", "revnet-38", "--frontier")
     assert answer.status == 0

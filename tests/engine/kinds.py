@@ -59,6 +59,8 @@ def plans(net: rg.ReversibleModule, which: str) -> list[rg.Plan]:
     nodes = {node.name: node for node in graph.nodes if node.kind in ("coupling", "boundary")}
     if which == "default":
         return [rg.plan(graph)]
+    if which == "least":
+        return [rg.plan(graph, budget="least")]
     if which == "inverted":
         return [rg.decide(graph, {})]
     if which == "kept":

@@ -93,7 +93,7 @@ def agrees(
 
 
 class Sums(nn.Module):
-    """One half-step of each kind that only adds, and two that do more."""
+    """Half-steps of each kind that only add, the last one another type of number, and one that does more."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ def test_the_nodes_that_only_add_are_marked() -> None:
     model, _ = doubled(Sums)
     graph = rg.trace(model, *streams()).graph
     marked = {node.name: node.additive for node in graph.nodes if node.kind == "coupling"}
-    assert list(marked.values()) == [True, True, True, True, True, False, False]
+    assert list(marked.values()) == [True, True, True, True, True, False, True]
     assert not any(node.additive for node in graph.nodes if node.kind != "coupling")
 
 

@@ -396,6 +396,8 @@ def test_a_stored_value_goes_in_the_stage_of_its_own_reader(without_collector: N
     for options in ({"stored": ["2"], "reruns": "0134"}, {}):
         net.plan = rg.decide(net.graph, everywhere(6), **options)
         seen.clear()
+        net.zero_grad()
+        x.grad = None
         with StorageTracker([x, *net.parameters()]) as tracker:
             net(x).sum().backward()
         found.append(list(seen))

@@ -12,7 +12,7 @@ from typing import Literal
 
 from planning.rebuilding import IllegalSolution, Rebuilding, Stage, rebuild
 
-from revgraph.planning.problem import Problem, Solution
+from revgraph.planning.solver.problem import Problem, Solution
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from revgraph.planning.problem import Item, Option, Problem
+from revgraph.planning.solver.problem import Item, Option, Problem
 
 BARE, CAPTURED = -1, -2
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from revgraph.planning.problem import Item, Option, Problem
+from revgraph.planning.solver.problem import Item, Option, Problem
 
 
 def revnet_like(rng: Random, nodes: int) -> Problem:

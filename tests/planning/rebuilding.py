@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from revgraph.errors import PlanError
-from revgraph.planning.problem import Option, Problem, Solution
+from revgraph.planning.solver.problem import Option, Problem, Solution
 
 
 class IllegalSolution(PlanError, ValueError):

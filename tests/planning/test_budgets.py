@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import itertools
+import pickle
+import weakref
 from typing import Any
 
 import pytest
@@ -54,7 +58,7 @@ def test_frontier_rises_in_bytes_and_falls_strictly_in_flops(frontier: list[rg.P
 
 
 def test_frontier_begins_at_the_least_peak(graph: rg.Graph, frontier: list[rg.Plan]) -> None:
-    assert frontier[0].peak_bytes == rg.plan(graph).peak_bytes
+    assert frontier[0].peak_bytes == rg.plan(graph, budget="least").peak_bytes
 
 
 def test_cost_never_rises_with_the_budget(graph: rg.Graph, frontier: list[rg.Plan]) -> None:
@@ -81,7 +85,6 @@ def test_knee_is_on_the_frontier(frontier: list[rg.Plan]) -> None:
 def test_large_budget_keeps_everything(graph: rg.Graph) -> None:
     plan = rg.plan(graph, budget="1 GiB")
     assert set(plan.decisions.values()) == {"keep"}
-    assert plan.status == "optimal"
 
 
 def test_impossible_budget_names_the_least_bytes_and_the_node(graph: rg.Graph) -> None:
@@ -89,7 +92,7 @@ def test_impossible_budget_names_the_least_bytes_and_the_node(graph: rg.Graph) -
         rg.BudgetError, match=r"no plan fits 1.0 KiB \(1,024 bytes\): the least peak found is"
     ) as caught:
         rg.plan(graph, budget=1024)
-    assert caught.value.least_bytes == rg.plan(graph).peak_bytes
+    assert caught.value.least_bytes == rg.plan(graph, budget="least").peak_bytes
     assert caught.value.node in {node.name for node in graph.nodes} | {"the loss"}
     assert rg.plan(graph, budget=caught.value.least_bytes).peak_bytes <= caught.value.least_bytes
 
@@ -149,3 +152,52 @@ def test_every_plan_of_the_frontier_gives_the_gradients_of_ordinary_autograd() -
         found = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         for one, two in zip(found, expected, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
+
+
+def test_a_share_is_one_of_ordinary_training(graph: rg.Graph) -> None:
+    whole = rg.keep_all(graph).peak_bytes
+    assert rg.plan(graph, budget="50%") == rg.plan(graph, budget=whole // 2)
+    assert set(rg.plan(graph, budget=" 100 % ").decisions.values()) == {"keep"}
+    with pytest.raises(rg.BudgetError):
+        rg.plan(graph, budget="1%")
+
+
+def test_every_effort_has_plans_that_fit_and_more_effort_is_no_worse(graph: rg.Graph) -> None:
+    budget = rg.keep_all(graph).peak_bytes // 2
+    quick, normal, thorough = (
+        rg.plan(graph, budget=budget, effort=each) for each in ("quick", "normal", "thorough")
+    )
+    assert max(plan.peak_bytes for plan in (quick, normal, thorough)) <= budget
+    assert quick.flops_ratio >= normal.flops_ratio >= thorough.flops_ratio
+    with pytest.raises(rg.PlanError, match="'hard' is no effort; efforts are quick, normal, thorough"):
+        rg.plan(graph, effort="hard")  # pyright: ignore
+
+
+@pytest.mark.parametrize(("seconds", "effort"), [(0.2, "quick"), (1.5, "normal"), (60, "thorough")])
+def test_seconds_are_out_of_use_and_become_an_effort(graph: rg.Graph, seconds: float, effort: Any) -> None:
+    with pytest.warns(DeprecationWarning, match=f"is taken as effort='{effort}'"):
+        plan = rg.plan(graph, budget="50%", seconds=seconds)
+    assert plan == rg.plan(graph, budget="50%", effort=effort)
+
+
+def test_plans_hang_on_the_graph_alone_not_on_calls_before(graph: rg.Graph) -> None:
+    """Another graph of the same content, asked for other budgets first, has the same plans."""
+    other = rg.Graph.from_json(graph.to_json())
+    whole = rg.keep_all(graph).peak_bytes
+    budgets = [whole * share // 100 for share in (35, 90, 50, 70)]
+    first = {budget: rg.plan(graph, budget=budget) for budget in budgets}
+    for budget in reversed(budgets):
+        assert rg.plan(other, budget=budget) == first[budget]
+    assert rg.frontier(other) == rg.frontier(graph)
+
+
+def test_a_graph_lets_go_of_its_plans_and_does_not_hand_them_on() -> None:
+    graph = rg.trace(Net(2), torch.randn(4, 16)).graph
+    size = len(pickle.dumps(graph))
+    rg.plan(graph)
+    assert len(pickle.dumps(graph)) < 2 * size
+    assert copy.deepcopy(graph) == graph
+    gone = weakref.ref(graph)
+    del graph
+    gc.collect()
+    assert gone() is None

@@ -139,7 +139,11 @@ class UnderAutocast(nn.Module):
             return self.f(x)
 
 
-@net(lambda: (torch.randn(4, 8),), float64=False)
+@net(
+    lambda: (torch.randn(4, 8),),
+    float64=False,
+    frontier="with kept results, autocast holds a cast of 16 bytes for a moment that costs do not see",
+)
 class AutocastInSubmodules(nn.Module):
     def __init__(self) -> None:
         super().__init__()

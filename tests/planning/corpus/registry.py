@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -18,8 +19,8 @@ class Entry:
     `options` are those of the trace. `float64` is whether a copy in float64 is worth comparing with plain
     autograd: not where the forward names a precision of its own. `difference` says why figures of random
     plans are known to differ from those predicted, `without_memory` why they do where costs come from tensors
-    without memory; both are empty for all others. `untraced` is what the error
-    says of a net that is not traced.
+    without memory, `frontier` why those of planned ones do; all are empty for all others. `untraced` is what
+    the error says of a net that is not traced.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Entry:
     float64: bool = True
     difference: str = ""
     without_memory: str = ""
+    frontier: str = ""
     untraced: str = ""
 
 
@@ -41,7 +43,10 @@ def net(inputs: Callable[[], tuple[Any, ...]], **facts: Any) -> Callable[[Module
 
     def enter(module: Module) -> Module:
         kind = module.__module__.rpartition(".")[2]
-        assert module.__name__ not in NETS, f"two nets are called {module.__name__}"
+        known = NETS.get(module.__name__)  # a collector of doctests imports the same file once more
+        if known is not None:
+            assert inspect.getfile(known.make) == inspect.getfile(module), f"two nets: {module.__name__}"
+            return module
         NETS[module.__name__] = Entry(module.__name__, kind, module, inputs, **facts)
         return module
 

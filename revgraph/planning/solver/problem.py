@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -76,7 +76,8 @@ class Solution:
     `reruns` are the items whose outputs come back by running them again; of these, `holds` gives the item in
     whose stage a rerun captures (an item that is not in it is rerun without capturing). `drops` gives the
     values that go at the end of an item's stage although a later stage reads them: they are then rebuilt
-    once more. `peak_bytes` and `flops` (computed again) are the model's, `bound` is a proven least `flops`.
+    once more. A judge tells the true `peak_bytes` and `flops` (computed again), how many runs of functions
+    are `repeats`, and how often one runs at most (`most_runs`).
     """
 
     options: tuple[int, ...]
@@ -86,8 +87,23 @@ class Solution:
     drops: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     peak_bytes: int = 0
     flops: int = 0
-    status: Literal["optimal", "feasible"] = "feasible"
-    bound: int = 0
+    repeats: int = 0
+    most_runs: int = 0
+
+    @property
+    def cost(self) -> tuple[float, int]:
+        """What is to be small: FLOPs, and of as many FLOPs what runs fewer functions again."""
+        return self.flops, self.repeats
+
+    def decisions(self) -> Hashable:
+        """What the solution decides, and nothing that is known of it."""
+        return (
+            self.options,
+            self.stored,
+            self.reruns,
+            frozenset(self.holds.items()),
+            frozenset(self.drops.items()),
+        )
 
 
 Judging = Callable[[Solution], Solution | None]

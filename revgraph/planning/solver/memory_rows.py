@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from revgraph.planning.formulation import Formulation
+    from revgraph.planning.solver.formulation import Formulation
 
 Presence = tuple[int, int, int]
 # What is left of a sum of bytes that has gone back to zero.
@@ -161,8 +161,6 @@ class Memory:
         beyond = self.constant + self.problem.loss_bytes / self.f.scale
         for i in reversed(range(len(steps))):
             base, peaks = steps[i]
-            if i in self.f.ties.silent:
-                continue
             if base + max(peaks.values(), default=0.0) > beyond:
                 own = [(self.f.option[i, c], peak) for c, peak in peaks.items()]
                 self.programme.at_most([*columns[: held[i]], *own, (self.f.peak, -1.0)], -base)
@@ -200,8 +198,7 @@ class Memory:
                 held[column] += size
                 if abs(held[column]) < NOTHING:
                     del held[column]
-            if j not in self.f.ties.silent:
-                self._stage(j, held)
+            self._stage(j, held)
 
     def _stage(self, j: int, held: Mapping[int, float]) -> None:
         """A stage's own replay and differentiation, and each rerun in it, fit beside what is held."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from math import gcd
 
-from revgraph.planning.columns import Programme
-from revgraph.planning.events import Events
-from revgraph.planning.memory import Memory
-from revgraph.planning.problem import Option, Problem
-from revgraph.planning.tying import Ties
+from revgraph.planning.solver.events import Events
+from revgraph.planning.solver.line import is_plain
+from revgraph.planning.solver.linear_model import LinearModel
+from revgraph.planning.solver.memory_rows import Memory
+from revgraph.planning.solver.problem import Problem
 
 
 class Formulation:
@@ -20,15 +20,14 @@ class Formulation:
     `option[k, c]`: item k is under its option c. `captured[k, j]`: it is captured by a rerun in stage j
     instead. `rerun[k, j]`: item k is run again in stage j. `at[v, j]`: value v is at hand when stage j
     replays; `carried[v, n]`: it stays from v's event n - 1 (the turn for n = 0) to its event n. `peak` is
-    the budget. `ties` names for an item another one that is decided as it is.
+    the budget.
     """
 
-    def __init__(self, problem: Problem, scale: float, depth: int, ties: Ties) -> None:
+    def __init__(self, problem: Problem, scale: float, depth: int) -> None:
         self.problem = problem
         self.scale = scale
-        self.ties = ties
         self.events = Events(problem, depth)
-        self.programme = Programme()
+        self.programme = LinearModel()
         self.peak = self.programme.column(0, float("inf"))
         self.cost = self.programme.column(0, float("inf"), whole=True)
         self.option: dict[tuple[int, int], int] = {}
@@ -50,15 +49,6 @@ class Formulation:
         items = self.problem.items
         found = gcd(*(option.flops for item in items for option in item.options))
         return max(1, gcd(found, *(item.rerun_flops for item in items if item.options)))
-
-    def decisions(self) -> Iterator[tuple[tuple[str, int, int], int]]:
-        """Every whole-numbered decision by a name that all formulations of a problem share."""
-        for (k, c), column in self.option.items():
-            yield ("option", k, c), column
-        for (k, j), column in self.rerun.items():
-            yield ("rerun", k, j), column
-        for (k, j), column in self.captured.items():
-            yield ("captured", k, j), column
 
     def hold_stored(self, value: int) -> bool:
         """Have the value, if it is stored, stay to the last stage that reads it; False if it does already."""
@@ -100,19 +90,10 @@ class Formulation:
     def _decisions(self) -> None:
         programme, items = self.programme, self.problem.items
         for k in sorted(self.events.stages):
-            like = self.ties.like.get(k, k)
             capturable = any(map(is_plain, items[k].options))
             for c in range(len(items[k].options)):
-                self.option[k, c] = self.option[like, c] if like != k else programme.column(whole=True)
-            for n, j in enumerate(self.events.reruns[k]):
-                if like != k:
-                    j_like = self._rerun_like(like, n)
-                    if j_like is None:
-                        continue
-                    self.rerun[k, j] = self.rerun[like, j_like]
-                    if (like, j_like) in self.captured:
-                        self.captured[k, j] = self.captured[like, j_like]
-                    continue
+                self.option[k, c] = programme.column(whole=True)
+            for j in self.events.reruns[k]:
                 self.rerun[k, j] = programme.column(whole=True)
                 if capturable:
                     self.captured[k, j] = programme.column(whole=True)
@@ -123,38 +104,18 @@ class Formulation:
             # The engine runs nothing again that holds something from its forward on.
             holding = [self.option[k, c] for c, each in enumerate(items[k].options) if not is_plain(each)]
             for j in self.events.reruns[k]:
-                if (k, j) in self.rerun:
-                    programme.at_most([(each, 1.0) for each in (*holding, self.rerun[k, j])], 1)
-
-    def _rerun_like(self, like: int, n: int) -> int | None:
-        stages = self.events.reruns[like]
-        return stages[n] if n < len(stages) else None
+                programme.at_most([(each, 1.0) for each in (*holding, self.rerun[k, j])], 1)
 
     def _values(self) -> None:
-        leads: dict[tuple[tuple[int, ...], ...], int] = {}
         for value, stages in self.events.of.items():
-            lead = leads.setdefault(self._surroundings(value, stages), value)
             # Wiring adds up sources, which must not build up a whole from parts.
             relatives = self.events.relatives(value)
             wired = len(relatives) > 1
             ways = {k for each in relatives for k in self.events.neighbours[each]}
             tangled = len(ways.intersection(self.events.wirings)) > 1
             for n, j in enumerate(stages):
-                if lead != value:
-                    self.carried[value, n] = self.carried[lead, n]
-                    self.at[value, j] = self.at[lead, self.events.of[lead][n]]
-                    continue
                 self.carried[value, n] = self.programme.column(whole=tangled or (wired and n == 0))
                 self.at[value, j] = self.programme.column(whole=tangled)
-
-    def _surroundings(self, value: int, stages: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-        """Equal for values whose every stage and neighbour is tied in the same way."""
-        around = (*stages, *self.events.neighbours[value])
-        if len(self.events.relatives(value)) > 1 or not self.ties.inner.issuperset(around):
-            return ((-1, value),)
-        likes = tuple(self.ties.like.get(k, k) for k in around)
-        first = min(around)
-        return likes, tuple(k - first for k in around)
 
     def _availability(self) -> None:
         """A value is at hand where it was carried to, is rerun, or comes over wiring from what is at hand."""
@@ -211,8 +172,6 @@ class Formulation:
             for value, columns in readers.items():
                 programme.at_most([*((each, 1.0) for each in columns), (self.at[value, k], -1.0)], 0)
             for j in self.events.reruns[k]:
-                if (k, j) not in self.rerun:
-                    continue
                 for value in item.inputs:
                     if value not in given:
                         programme.implies(self.rerun[k, j], [self.at[value, j]])
@@ -223,11 +182,6 @@ class Formulation:
                 by = dict.fromkeys(each for value in sorted(together) for each in users.get((value, j), ()))
                 programme.implies(self.rerun[k, j], by)
                 programme.at_most([*carried, (self.rerun[k, j], 1.0)], count)
-
-
-def is_plain(option: Option) -> bool:
-    """Whether an option holds nothing from the forward on."""
-    return option.name != "keep" and not option.held_bytes and not option.pinned
 
 
 class _Sweep:

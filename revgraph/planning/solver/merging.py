@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
-from revgraph.planning.problem import Item, Problem
+from revgraph.planning.solver.problem import Item, Problem
 
 
 @dataclass(frozen=True, slots=True)

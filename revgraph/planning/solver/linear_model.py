@@ -8,25 +8,17 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
-from scipy.optimize import Bounds, LinearConstraint, milp
 
-from revgraph.planning.quieting import quieted
+from revgraph.planning.solver.milp_process import solve
 
 Terms = Iterable[tuple[int, float]]
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What HiGHS found: the columns' values if any, whether proved, and the dual bound on the objective."""
-
-    values: np.ndarray[Any, np.dtype[np.float64]] | None
-    proved: bool
-    infeasible: bool
-    bound: float
+Values = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass
-class Programme:
+class LinearModel:
     """Columns with bounds, some of them whole numbers, and rows `low <= sum of terms <= high`."""
 
     low: list[float] = field(default_factory=list)
@@ -38,11 +30,9 @@ class Programme:
     _values: list[float] = field(default_factory=list)
     _starts: list[int] = field(default_factory=lambda: [0])
     _rows: set[tuple[tuple[tuple[int, float], ...], float, float]] = field(default_factory=set)
-    _matrix: scipy.sparse.csr_array | None = None
 
     def column(self, low: float = 0, high: float = 1, *, whole: bool = False) -> int:
         """A new column's index."""
-        self._matrix = None
         self.low.append(low)
         self.high.append(high)
         self.whole.append(whole)
@@ -60,7 +50,6 @@ class Programme:
         if signature in self._rows:
             return
         self._rows.add(signature)
-        self._matrix = None
         for column, value in filled:
             self._columns.append(column)
             self._values.append(value)
@@ -76,43 +65,40 @@ class Programme:
         self.row([(column, 1.0), *((each, -1.0) for each in by)], high=0)
 
     def minimise(
-        self,
-        objective: Mapping[int, float],
-        *,
-        upper: Mapping[int, float] | None = None,
-        fixed: Mapping[int, float] | None = None,
-        seconds: float = 60,
-        gap: float = 1e-4,
-    ) -> Outcome:
-        """The least objective, with some columns' upper bounds replaced or columns fixed for this time."""
-        if self._matrix is None:
-            self._matrix = scipy.sparse.csr_array(
-                (self._values, self._columns, self._starts), shape=(len(self.row_low), len(self.low))
-            )
+        self, objective: Mapping[int, float], *, upper: Mapping[int, float], nodes: int, gap: float
+    ) -> Values | None:
+        """The values of the least objective found in so many nodes of branch and bound.
+
+        Some columns' upper bounds are replaced for this time. None where nothing was found.
+        """
         costs = np.zeros(len(self.low))
         for column, value in objective.items():
             costs[column] = value
-        low, high = np.array(self.low, dtype=float), np.array(self.high, dtype=float)
-        for column, value in (upper or {}).items():
+        high = np.array(self.high, dtype=float)
+        for column, value in upper.items():
             high[column] = value
-        for column, value in (fixed or {}).items():
-            low[column] = high[column] = value
-        with quieted():
-            found = milp(
-                costs,
-                integrality=np.array(self.whole, dtype=int),
-                bounds=Bounds(low, high),
-                constraints=LinearConstraint(self._matrix, np.array(self.row_low), np.array(self.row_high)),
-                options={"time_limit": max(seconds, 0.05), "mip_rel_gap": gap, "presolve": True},
-            )
-        bound = found.mip_dual_bound
-        if bound is None:
-            bound = found.fun if found.fun is not None else -np.inf
-        return Outcome(found.x, found.status == 0, found.status == 2, float(bound))
+        found = solve(
+            {
+                "costs": costs,
+                "whole": np.array(self.whole, dtype=int),
+                "low": np.array(self.low, dtype=float),
+                "high": high,
+                "row_low": np.array(self.row_low),
+                "row_high": np.array(self.row_high),
+                "values": np.array(self._values),
+                "columns": np.array(self._columns),
+                "starts": np.array(self._starts),
+                "nodes": np.array(nodes),
+                "gap": np.array(gap),
+            }
+        )
+        return found["x"] if len(found["x"]) else None
 
-    def least(self, column: int, values: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+    def least(self, column: int, values: Values) -> float:
         """The least that a column may be which rows bound from below, beside these values of the others."""
-        assert self._matrix is not None
-        factors = self._matrix[:, [column]].toarray().ravel()
-        rest = self._matrix @ values - factors * values[column] - np.array(self.row_high)
+        matrix = scipy.sparse.csr_array(
+            (self._values, self._columns, self._starts), shape=(len(self.row_low), len(self.low))
+        )
+        factors = matrix[:, [column]].toarray().ravel()
+        rest = matrix @ values - factors * values[column] - np.array(self.row_high)
         return float(np.max(rest[factors < 0] / -factors[factors < 0]))

@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import networkx as nx
 
-from revgraph.planning.problem import Problem
+from revgraph.planning.solver.problem import Problem
 
 
 class Events:

@@ -1,0 +1,153 @@
+"""`python -m benchmarks.planning_quality`: what plans compute again in shares of ordinary training's bytes.
+
+Everything is counted, nothing is timed: the table is the same on every machine. Textbook segments within the
+same bytes stand beside. Prints the table, and writes planning_quality.json and planning_quality.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import sys
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import revgraph as rg
+from benchmarks.shared import markdown_table, write_json, write_text
+from benchmarks.tradeoff.networks import Fold, random_moves
+from revgraph.planning.judging import Judge
+from revgraph.planning.posing import pose
+from revgraph.planning.solver.line import Line
+from revgraph.planning.solver.textbook import textbook_segments
+
+RESULTS = Path(__file__).parent / "results"
+SHARES = (0.1, 0.2, 0.3, 0.5, 0.7)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Plan, print and write."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.planning_quality", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("--quick", action="store_true", help="the two smallest networks, to try it out")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder to write to (benchmarks/results)")
+    parser.add_argument("--only", action="append", choices=NETWORKS, help="a network (all); may be repeated")
+    chosen = parser.parse_args(arguments)
+    names = chosen.only or list(NETWORKS)[: 2 if chosen.quick else None]
+    rows = []
+    for name in names:
+        rows.append(quality(name, NETWORKS[name]()))
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    text = _page(rows)
+    print(text)
+    write_text(chosen.out / "planning_quality.md", text)
+    write_json(chosen.out / "planning_quality.json", {"networks": rows})
+    return 0
+
+
+def quality(name: str, graph: rg.Graph) -> dict[str, Any]:
+    """FLOPs within each share of ordinary training's peak, ours and textbook segments' (None: no plan)."""
+    kept = rg.keep_all(graph)
+    plans = rg.frontier(graph, points=10**6)
+    textbook = list(_textbook(graph))
+    digest = hashlib.sha256(repr([_decided(plan) for plan in plans]).encode()).hexdigest()[:12]
+    return {
+        "network": name,
+        "nodes": len(graph.planned),
+        "keep_all_bytes": kept.peak_bytes,
+        "least_bytes": plans[0].peak_bytes,
+        "least_flops": plans[0].flops_ratio,
+        "free_bytes": next(plan.peak_bytes for plan in plans if plan.flops_ratio == 1.0),
+        "within": [_cheapest(plans, share * kept.peak_bytes) for share in SHARES],
+        "textbook": [_cheapest(textbook, share * kept.peak_bytes) for share in SHARES],
+        "plans": digest,
+    }
+
+
+def _cheapest(plans: Sequence[rg.Plan], budget: float) -> float | None:
+    return min((plan.flops_ratio for plan in plans if plan.peak_bytes <= budget), default=None)
+
+
+def _textbook(graph: rg.Graph) -> Any:
+    posed = pose(graph)
+    judge = Judge(posed)
+    for solution in textbook_segments(Line(posed.problem)):
+        judged = judge(solution)
+        if judged is not None:
+            yield judge.plan(judged)
+
+
+def _decided(plan: rg.Plan) -> Any:
+    chosen = plan.decisions, plan.stored, plan.results, plan.holds, plan.drops
+    return *chosen, plan.peak_bytes, plan.flops_ratio
+
+
+def _unequal(layers: int) -> rg.Graph:
+    """Layers of different widths, of which no two are alike."""
+    rng = random.Random(1)
+    widths = [rng.randrange(16, 64) for _ in range(layers + 1)]
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(*pair), nn.GELU()) for pair in pairwise(widths)))
+    return rg.trace(model, torch.zeros(64, widths[0])).graph
+
+
+def _equal(layers: int) -> rg.Graph:
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.GELU()) for _ in range(layers)))
+    return rg.trace(model, torch.zeros(64, 64)).graph
+
+
+def _random(moves: int) -> rg.Graph:
+    model = Fold(random_moves(moves, 4, 8, random.Random(0)))
+    return rg.trace(model, *(torch.zeros(4, 8) for _ in range(4))).graph
+
+
+NETWORKS: dict[str, Callable[[], rg.Graph]] = {
+    "24 equal layers": lambda: _equal(24),
+    "24 unequal layers": lambda: _unequal(24),
+    "48 equal layers": lambda: _equal(48),
+    "100 unequal layers": lambda: _unequal(100),
+    "300 unequal layers": lambda: _unequal(300),
+    "revnet-38, batch 32": lambda: rg.load("revnet-38", batch=32).graph,
+    "revnet-110, batch 100": lambda: rg.load("revnet-110", batch=100).graph,
+    "resnet-32, batch 100": lambda: rg.load("resnet-32", batch=100).graph,
+    "reversible-lm": lambda: rg.load("reversible-lm", batch=4).graph,
+    "random graph of 100 moves": lambda: _random(100),
+}
+
+
+def _page(rows: Sequence[dict[str, Any]]) -> str:
+    head = ["", "nodes", "least", "FLOPs", "free", *(f"at {share:.1f}" for share in SHARES), "plans"]
+    return (
+        "Shares are of ordinary training's peak. *Least* is the least peak and *FLOPs* what it takes, *free* "
+        "the least peak without a FLOP more. *At 0.3* are the FLOPs of the cheapest plan within that share, "
+        "and of textbook segments. *Plans* is a digest of all plans of the frontier, which is the same on "
+        "every run.\n\n" + markdown_table(head, [_cells(row) for row in rows]) + "\n"
+    )
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    whole = row["keep_all_bytes"]
+    pairs = zip(row["within"], row["textbook"], strict=True)
+    return [
+        row["network"],
+        f"{row['nodes']:,}",
+        f"{row['least_bytes'] / whole:.3f}",
+        f"x{row['least_flops']:.3f}",
+        f"{row['free_bytes'] / whole:.3f}",
+        *(f"{_ratio(ours)} / {_ratio(theirs)}" for ours, theirs in pairs),
+        row["plans"],
+    ]
+
+
+def _ratio(ratio: float | None) -> str:
+    return "-" if ratio is None else f"x{ratio:.4f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""The line: a problem's nodes in program order, what is alive between any two of them, and ways through each.
+
+Any graph is a line. A value that passes by a node belongs to the states on both sides of it. Live ranges are
+contiguous: of three states, what the first and third have in common, the second has too. So checkpoints that
+lie on one another count every storage once.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import networkx as nx
+
+from revgraph.planning.solver.merging import merge
+from revgraph.planning.solver.problem import Item, Option, Problem
+
+Storages = frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One option of a node, as a walk along the line takes it.
+
+    Held from its forward to its backward are `own_bytes` of internals and the storages `pins`; of these,
+    `stores` are values that the plan must store. Peaks and FLOPs are the option's.
+    """
+
+    option: int
+    own_bytes: int
+    pins: Storages
+    stores: tuple[int, ...]
+    flops: int
+    forward_peak: int
+    backward_peak: int
+
+
+class Line:
+    """A problem along its nodes, which are counted from 0; position n is before node n.
+
+    `states` are the values alive at each position, `storages` theirs without what the caller holds. A node's
+    `storing` ways need nothing in the backward pass but what they hold; its `undoing` ways have the state
+    after the node at hand and give the state before it. `replay` is the option under which a node is
+    differentiated from its inputs, None where it has none.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.original = problem
+        self.merged = merge(problem)
+        self.problem = self.merged.problem
+        items = self.problem.items
+        self.nodes = [k for k, item in enumerate(items) if item.options]
+        self.count = len(self.nodes)
+        self.wirings_of: defaultdict[int, list[Item]] = defaultdict(list)
+        network: nx.Graph[int] = nx.Graph()
+        for item in items:
+            if not item.options and item.inputs:
+                network.add_edges_from((item.inputs[0], value) for value in (*item.inputs, *item.outputs))
+                for value in {*item.inputs, *item.outputs}:
+                    self.wirings_of[value].append(item)
+        self.relatives = {value: part for part in nx.connected_components(network) for value in part}
+        self.given = self._following(self.problem.given)
+        held_anyway = (*self.problem.results, *self.problem.given)
+        self.free = frozenset(self.problem.storage_of[value] for value in held_anyway)
+        self.results_bytes = self.size({self.problem.storage_of[value] for value in self.problem.results})
+        self.states = self._states()
+        self.storages = [self._storages_of(state) for state in self.states]
+        self.in_states = {value for state in self.states for value in state}
+        self.storing = [list(self._storing(n)) for n in range(self.count)]
+        self.last_pin = {
+            storage: n for n, ways in enumerate(self.storing) for way in ways for storage in way.pins
+        }
+        self.undoing = [list(self._undoing(n)) for n in range(self.count)]
+        self.replay = [replay_option(self.item(n)) for n in range(self.count)]
+
+    def item(self, n: int) -> Item:
+        return self.problem.items[self.nodes[n]]
+
+    def size(self, storages: Iterable[int]) -> int:
+        """Bytes of storages."""
+        return sum(self.problem.storage_bytes[storage] for storage in storages)
+
+    def charged(self, pins: Storages, stop: int) -> int:
+        """Bytes of what nodes before position `stop` pin, but for what a node from there on may pin as well.
+
+        So that what several nodes pin is paid for once, by the last of them.
+        """
+        return self.size(storage for storage in pins if self.last_pin.get(storage, -1) < stop)
+
+    def _states(self) -> list[tuple[int, ...]]:
+        made: dict[int, int] = {}
+        last: dict[int, int] = {}
+        for k, item in enumerate(self.problem.items):
+            last.update(dict.fromkeys(item.inputs, k))
+            for value in item.outputs:
+                made.setdefault(value, k)
+        ends: defaultdict[int, list[int]] = defaultdict(list)
+        begins: defaultdict[int, list[int]] = defaultdict(list)
+        for value, k in made.items():
+            if value not in self.given and last.get(value, -1) > k:
+                begins[k].append(value)
+                ends[last[value]].append(value)
+        states: list[tuple[int, ...]] = []
+        alive = set[int]()
+        for k, item in enumerate(self.problem.items):
+            if item.options:
+                states.append(tuple(sorted(alive)))
+            alive.update(begins[k])
+            alive.difference_update(ends[k])
+        return [*states, tuple(self.problem.results)]
+
+    def _storages_of(self, values: Iterable[int]) -> Storages:
+        return frozenset(self.problem.storage_of[v] for v in values if v not in self.given) - self.free
+
+    def _following(self, values: Iterable[int], given: Iterable[int] = ()) -> set[int]:
+        """The values with all that follows from them and from `given` over wiring, in either direction."""
+        known = {*values, *given}
+        pending = list(values)
+        while pending:
+            for item in self.wirings_of[pending.pop()]:
+                for sources, targets in ((item.inputs, item.outputs), (item.outputs, item.inputs)):
+                    if known.issuperset(sources) and not known.issuperset(targets):
+                        pending += [value for value in targets if value not in known]
+                        known.update(targets)
+        return known
+
+    def _storing(self, n: int) -> Iterator[Way]:
+        for number, option in enumerate(self.item(n).options):
+            if option.name != "invert":
+                needs = option.needs if option.name != "keep" else ()
+                yield self._way(number, option, [value for value in needs if value not in self.given])
+
+    def _undoing(self, n: int) -> Iterator[Way]:
+        after = self._following(self.states[n + 1], self.given)
+        for number, option in enumerate(self.item(n).options):
+            needs = option.needs if option.name != "keep" else ()
+            missing = [value for value in needs if value not in after]
+            back = self._following({*after, *missing, *option.gives}, self.given)
+            lost = [value for value in self.states[n] if value not in back]
+            yield self._way(number, option, list(dict.fromkeys([*missing, *lost])))
+
+    def _way(self, number: int, option: Option, stores: list[int]) -> Way:
+        pinned = frozenset(self.problem.storage_of[value] for value in option.pinned)
+        return Way(
+            option=number,
+            own_bytes=option.held_bytes,
+            pins=(pinned - self.free) | self._storages_of(stores),
+            stores=tuple(stores),
+            flops=option.flops,
+            forward_peak=option.forward_peak,
+            backward_peak=option.backward_peak,
+        )
+
+
+def replay_option(item: Item) -> int | None:
+    """The option of an item that replays all of it, so that a rerun may come before it."""
+    plain = [number for number, option in enumerate(item.options) if is_plain(option)]
+    return max(plain, key=lambda number: item.options[number].name == "recompute", default=None)
+
+
+def is_plain(option: Option) -> bool:
+    """Whether an option replays all of a node: it may hold statistics of the forward, but no results."""
+    return option.name != "keep" and not option.results and not option.pinned

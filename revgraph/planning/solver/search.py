@@ -1,0 +1,219 @@
+"""The search: a pool of judged solutions, whose content hangs on the problem and the effort alone.
+
+All limits are counts: segments, slots, solutions judged, nodes of branch and bound. So the same problem has
+the same pool on every machine and under any load, and every budget is served from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from revgraph.planning.solver.improver import Improver
+from revgraph.planning.solver.line import Line
+from revgraph.planning.solver.once_programme import OnceProgramme
+from revgraph.planning.solver.pool import Pool
+from revgraph.planning.solver.problem import Judging, Problem, Solution
+from revgraph.planning.solver.segment_programme import SegmentProgramme
+from revgraph.planning.solver.segments import Segment, cuts_of, segments_of
+from revgraph.planning.solver.textbook import keep_all, textbook_segments
+from revgraph.planning.solver.unrolling import solution_of
+
+Effort = Literal["quick", "normal", "thorough"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an effort comes to.
+
+    `once` are the programmes without repeated reruns: the share of ordinary autograd's peak that each counts
+    to, and in how many slots. `segments` are those with: into how many segments the line is cut, the share,
+    and the slots. Of all their schedules `judged` are judged first; then, at each of `budgets` from the least
+    peak to ordinary autograd, those of as many programmes as `aims` that foresee the least for it come close
+    below it. In `improved` of them, besides the least ones, the improver looks for less, with so many
+    `branches`. Lines of more than `large` nodes have fewer schedules judged, in proportion, but `fewest`.
+    """
+
+    once: tuple[tuple[float, int], ...]
+    segments: tuple[tuple[int, float, int], ...]
+    judged: int
+    budgets: int
+    aims: int
+    improved: int
+    branches: int
+    large: int = 100
+    fewest: int = 10
+
+
+LIMITS: dict[Effort, Limits] = {
+    "quick": Limits(((1.0, 1000),), ((32, 0.5, 200), (32, 0.1, 200)), 40, 6, 1, 0, 1),
+    "normal": Limits(
+        once=((1.0, 3000), (0.3, 1500)),
+        segments=((60, 1.0, 300), (60, 0.35, 300), (60, 0.12, 300), (100, 0.1, 300), (24, 0.1, 300)),
+        judged=90,
+        budgets=20,
+        aims=2,
+        improved=4,
+        branches=1,
+    ),
+    "thorough": Limits(
+        once=((1.0, 6000), (0.3, 3000)),
+        segments=((120, 0.5, 600), (120, 0.12, 600), (60, 1.0, 600), (60, 0.12, 600), (24, 0.1, 600)),
+        judged=400,
+        budgets=40,
+        aims=4,
+        improved=20,
+        branches=20,
+    ),
+}
+# Schedules this much dearer than another programme's in the same bytes, as a share of a step, are not judged.
+CLOSE = 0.01
+# Beyond so many nodes nothing is improved.
+LARGEST = 250
+KINDS = OnceProgramme, SegmentProgramme
+# The default plan may take this much more than the least peak without repeated reruns, as a share.
+TOLERANCE = 0.1
+# How often a schedule of other size is tried to come close to a budget.
+STEPS = 2
+
+
+def search(
+    problem: Problem, judge: Judging, effort: Effort = "normal", by_hand: Iterable[Solution] = ()
+) -> Pool:
+    """The pool of a problem, with ordinary autograd in it and the solutions made by hand."""
+    return _Search(problem, judge, LIMITS[effort], by_hand).pool
+
+
+class _Search:
+    def __init__(self, problem: Problem, judge: Judging, limits: Limits, by_hand: Iterable[Solution]) -> None:
+        self.problem = problem
+        self.limits = limits
+        self.pool = Pool(judge)
+        self.line = Line(problem)
+        kept = self.pool.add(keep_all(problem))
+        assert kept is not None
+        self.top = kept.peak_bytes
+        if not self.line.count:
+            return
+        for solution in (*by_hand, *textbook_segments(self.line)):
+            self.pool.add(solution)
+        self.programmes = list(self._programmes())
+        share = min(1.0, limits.large / self.line.count)
+        self._spread(max(limits.fewest, round(limits.judged * share)))
+        self._refine(max(limits.fewest, round(limits.budgets * share)))
+
+    def _programmes(self) -> Iterator[_Schedules]:
+        line, limits = self.line, self.limits
+        most = max(1, self.top - line.results_bytes)
+        nodes = segments_of(line, range(line.count + 1))
+        for share, slots in limits.once:
+            yield _Schedules(line, nodes, OnceProgramme(line, nodes, share * most, slots))
+        seen = set[tuple[int, float]]()
+        for count, share, slots in limits.segments:
+            if (min(count, line.count), share) not in seen:
+                seen.add((min(count, line.count), share))
+                segments = segments_of(line, cuts_of(line, count))
+                yield _Schedules(line, segments, SegmentProgramme(line, segments, share * most, slots))
+
+    def _spread(self, count: int) -> None:
+        """Judge schedules of every size, of the programmes that foresee the least for it."""
+        close = CLOSE * self.problem.plain_flops
+        for kind in KINDS:
+            ours = [each for each in self.programmes if isinstance(each.programme, kind)]
+            foreseen = sorted(
+                (size, cost, n, slots) for n, each in enumerate(ours) for size, cost, slots in each.falls()
+            )
+            best, chosen = float("inf"), []
+            for _, cost, n, slots in foreseen:
+                best = min(best, cost)
+                if cost <= best + close:
+                    chosen.append((n, slots))
+            for n, slots in thinned(chosen, count // len(KINDS)):
+                self.pool.add(ours[n].solution(slots))
+
+    def _refine(self, count: int) -> None:
+        """Come close below budgets on a fixed grid, from low to high, and improve what fits some of them."""
+        limits, pool = self.limits, self.pool
+        improver = None
+        if self.line.count <= LARGEST:
+            improver = Improver(self.line.merged, pool, self.top, limits.branches)
+            improver.shrink()
+        low = pool.every.least.peak_bytes
+        once = pool.once.least.peak_bytes if pool.once.solutions else low
+        improved = {
+            low,
+            once,
+            int(once * (1 + TOLERANCE)),
+            *(int(share * self.top) for share in np.arange(1, limits.improved) / limits.improved),
+        }
+        shares = np.arange(1, count) / count
+        budgets = {int(share * self.top) for share in shares} | improved
+        budgets |= {int(low * (self.top / low) ** share) for share in shares} if low else set()
+        for budget in sorted(each for each in budgets if each >= low):
+            for kind in KINDS:
+                ours = [each for each in self.programmes if isinstance(each.programme, kind)]
+                for schedules in sorted(ours, key=lambda each: each.foreseen(budget))[: limits.aims]:
+                    schedules.aim(budget, pool.add)
+            if improver is not None and budget in improved:
+                improver.improve(budget)
+
+
+class _Schedules:
+    """A programme's schedules as solutions."""
+
+    def __init__(
+        self, line: Line, segments: list[Segment], programme: SegmentProgramme | OnceProgramme
+    ) -> None:
+        self.line = line
+        self.segments = segments
+        self.programme = programme
+        self.found: dict[int, Solution] = {}
+        self.peaks: dict[int, int] = {}
+
+    def falls(self) -> Iterator[tuple[float, float, int]]:
+        """Every number of slots at which the cost falls: bytes foreseen, cost, slots."""
+        costs, before = self.programme.costs, float("inf")
+        for slots, cost in enumerate(costs.tolist()):
+            if cost < before:
+                yield slots * self.programme.unit + self.line.results_bytes, cost, slots
+                before = cost
+
+    def solution(self, slots: int) -> Solution:
+        if slots not in self.found:
+            self.found[slots] = solution_of(self.line, self.segments, self.programme.schedule(slots))
+        return self.found[slots]
+
+    def foreseen(self, budget: int) -> float:
+        """The least cost within a budget, by what the programme foresees."""
+        slots = int((budget - self.line.results_bytes) / self.programme.unit)
+        return float(self.programme.costs[min(slots, self.programme.slots)]) if slots >= 0 else float("inf")
+
+    def aim(self, budget: int, add: Callable[[Solution], Solution | None]) -> None:
+        """Add a few solutions whose true peaks come closer and closer to a budget from below."""
+        unit, costs = self.programme.unit, self.programme.costs
+        slots = int((budget - self.line.results_bytes) / unit)
+        for _ in range(STEPS):
+            slots = min(slots, self.programme.slots)
+            if slots < 0 or not np.isfinite(costs[slots]):
+                return
+            first = int(np.argmax(costs == costs[slots]))  # the fewest slots that foresee the same
+            if first not in self.peaks:
+                judged = add(self.solution(first))
+                self.peaks[first] = -1 if judged is None else judged.peak_bytes
+            if self.peaks[first] < 0:
+                slots = first - 1
+                continue
+            off = int(np.floor((budget - self.peaks[first]) / unit))
+            if 0 <= off < 1:
+                return
+            slots += off or -1
+
+
+def thinned(found: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
+    """At most so many of them, evenly spread, with both ends."""
+    if len(found) <= count or count < 2:
+        return found
+    return [found[round(n * (len(found) - 1) / (count - 1))] for n in range(count)]

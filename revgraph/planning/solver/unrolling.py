@@ -1,0 +1,163 @@
+"""Unrolling: a schedule of segments as what is done to each node, and this as a solution of the problem.
+
+A solution says what is stored, rerun, captured and dropped, and its plan's schedule follows from that. So of
+a schedule's times only those count that it can say: the stage in which a rerun comes, and where a value goes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from revgraph.planning.solver.line import Line, Way
+from revgraph.planning.solver.problem import Solution
+from revgraph.planning.solver.segment_programme import Step
+from revgraph.planning.solver.segments import Segment
+
+
+class Action(NamedTuple):
+    """A node's forward or backward, or the turn between the passes.
+
+    A forward is `plain`, `captured`, one that keeps `results` (of the option given), or that of a `way`. A
+    backward differentiates what was `captured`, replays from its `input`, or goes by a `way`, which may
+    `undo` the node.
+    """
+
+    what: str
+    node: int = -1
+    how: str = ""
+    way: Way | None = None
+    option: int = -1
+
+
+TURN = Action("turn")
+
+
+def solution_of(line: Line, segments: Sequence[Segment], schedule: Iterable[Step]) -> Solution:
+    """The solution that does what a programme's schedule says."""
+    return _Unrolled(line, list(_actions(segments, schedule))).solution()
+
+
+def _actions(segments: Sequence[Segment], schedule: Iterable[Step]) -> Iterable[Action]:
+    for what, *arguments in schedule:
+        if what == "turn":
+            yield TURN
+            continue
+        segment = segments[arguments[0]]
+        nodes = range(segment.start, segment.stop)
+        if what == "run":
+            yield from (Action("forward", n, "plain") for n in nodes)
+        elif what == "run and keep":
+            yield from (Action("forward", n, "plain") for n in nodes[:-1])
+            yield Action("forward", nodes[-1], "results", option=arguments[1])
+        elif what == "capture":
+            yield from (Action("forward", n, "captured") for n in nodes)
+        elif what == "captured back":
+            yield from (Action("backward", n, "captured") for n in reversed(nodes))
+        elif what == "at once":
+            yield from (Action("forward", n, "captured") for n in nodes[:-1])
+            yield Action("backward", nodes[-1], "input")
+            yield from (Action("backward", n, "captured") for n in reversed(nodes[:-1]))
+        else:
+            chosen = (segment.storing if what.startswith("store") else segment.undoing)[arguments[1]]
+            pairs = list(zip(nodes, chosen.ways, strict=True))
+            if what in ("store", "invert"):
+                yield from (Action("forward", n, "way", way) for n, way in pairs)
+            else:
+                how = "undo" if what == "undo" else "way"
+                yield from (Action("backward", n, how, way) for n, way in reversed(pairs))
+
+
+class _Unrolled:
+    def __init__(self, line: Line, actions: Sequence[Action]) -> None:
+        self.line = line
+        self.actions = actions
+        self.turn = actions.index(TURN)
+        self.stage = self._stages()
+
+    def _stages(self) -> list[int]:
+        """For each action after the turn the node whose backward it comes before."""
+        stages: list[int] = []
+        for action in reversed(self.actions):
+            stages.append(action.node if action.what == "backward" or not stages else stages[-1])
+        return stages[::-1]
+
+    def solution(self) -> Solution:
+        nodes = self.line.nodes
+        options = [-1] * len(self.line.problem.items)
+        reruns, holds = set[int](), dict[int, int]()
+        for time, action in enumerate(self.actions):
+            k = nodes[action.node]
+            if action.what == "backward" and options[k] < 0:
+                replay = self.line.replay[action.node]
+                options[k] = (
+                    action.way.option if action.way is not None else replay if replay is not None else 0
+                )
+            elif action.what == "forward" and time > self.turn:
+                reruns.add(k)
+                if action.how == "captured":
+                    holds[k] = nodes[self.stage[time]]
+        for action in self.actions:
+            if action.how == "results":
+                options[nodes[action.node]] = action.option
+        for n, k in enumerate(nodes):
+            replay = self.line.replay[n]
+            if k in reruns and replay is not None and self.line.item(n).options[options[k]].name == "keep":
+                options[k] = replay
+        stored, drops = self._values()
+        return Solution(tuple(options), stored, frozenset(reruns), holds, drops)
+
+    def _values(self) -> tuple[frozenset[int], dict[int, tuple[int, ...]]]:
+        """What is stored, and what goes at the end of a stage although a later one reads it."""
+        nodes, names = self.line.nodes, self.line.merged.names
+        stored, drops = set[int](), defaultdict[int, set[int]](set)
+        for value, spans in self._spans().items():
+            if any(made < self.turn < read for made, read in spans):
+                stored.add(names[value][0])
+            for _, read in spans[:-1]:
+                if read > self.turn:
+                    relatives = self.line.relatives.get(value, set())
+                    for each in {value} | (relatives - self.line.in_states):
+                        drops[nodes[self.stage[read]]].update(names[each])
+        return frozenset(stored), {k: tuple(sorted(values)) for k, values in sorted(drops.items())}
+
+    def _spans(self) -> dict[int, list[tuple[int, int]]]:
+        """For each value the times from when it is made to when it is last read, as often as it is made."""
+        states: defaultdict[int, list[list[int]]] = defaultdict(list)
+        spans: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+        began: dict[int, int] = {}
+
+        def read(position: int, time: int) -> None:
+            if states[position]:
+                states[position][-1][1] = time
+
+        for time, action in enumerate(self.actions):
+            n = action.node
+            if action.what == "forward":
+                read(n, time)
+                states[n + 1].append([time, time])
+                began[n] = time
+            elif action.what == "backward":
+                if action.how == "input":
+                    read(n, time)
+                elif action.how == "undo":
+                    read(n + 1, time)
+                    states[n].append([time, time])
+                if action.way is not None and n in began:
+                    for value in action.way.stores:
+                        spans[value].append((began[n], time))
+        for position, found in states.items():
+            for value in self.line.states[position]:
+                spans[value] += [(made, last) for made, last in found]
+        return {value: _joined(found) for value, found in spans.items()}
+
+
+def _joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    joined: list[tuple[int, int]] = []
+    for made, last in sorted(spans):
+        if joined and made <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(joined[-1][1], last)
+        else:
+            joined.append((made, last))
+    return joined
