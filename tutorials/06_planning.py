@@ -166,8 +166,8 @@ assert measured.peak_bytes == net.plan.peak_bytes
 # !!! info "In the library"
 #
 #     Bytes and FLOPs of each node come from a run on fake tensors, which have shapes and no numbers
-#     (`revgraph/costs/__init__.py`). The search is a mixed integer programme
-#     (`revgraph/planning/formulation.py`), and every plan is checked by the simulator before you get it
+#     (`revgraph/costs/__init__.py`). The search goes over the graph as a line
+#     (`revgraph/planning/solver/search.py`), and every plan is checked by the simulator before you get it
 #     (`revgraph/planning/simulating.py`).
 #
 # ## Exercises
