@@ -69,7 +69,7 @@ bench-frontier: $(PEERS_READY)
 bench-planning: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.planning_time
 
-# What plans compute again, in shares of ordinary training's bytes: counted, the same on every machine.
+# What plans compute again, in shares of ordinary training's bytes: counted, not timed.
 bench-quality: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.planning_quality
 

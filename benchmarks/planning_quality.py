@@ -1,7 +1,7 @@
 """`python -m benchmarks.planning_quality`: what plans compute again in shares of ordinary training's bytes.
 
-Everything is counted, nothing is timed: the table is the same on every machine. Textbook segments within the
-same bytes stand beside. Prints the table, and writes planning_quality.json and planning_quality.md.
+Everything is counted, nothing is timed, so runs give the same table. Textbook segments within the same bytes
+stand beside. Prints the table, and writes planning_quality.json and planning_quality.md.
 """
 
 from __future__ import annotations

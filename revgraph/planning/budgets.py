@@ -15,7 +15,7 @@ from revgraph.planning.judging import Judge
 from revgraph.planning.plans import Decision, Plan, human_bytes
 from revgraph.planning.posing import pose
 from revgraph.planning.reasons import reasons_of
-from revgraph.planning.solver import TOLERANCE, Effort, Pool, Solution, search
+from revgraph.planning.solver import TOLERANCE, Effort, Pool, Solution, search, thinned
 
 UNITS = {
     "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
@@ -47,8 +47,8 @@ def plan(
 
     `anchors` are values to store whatever they cost. `max_drift` bounds the estimated relative error of every
     rebuilt value: as many anchors are placed as that takes, by what `estimate_drift` has measured. Every plan
-    was simulated, so its peak never exceeds the budget. `effort` is how many plans are tried; the same graph
-    has the same plans at the same effort, on any machine. `seconds` is out of use, and becomes an effort.
+    was simulated, so its peak never exceeds the budget. `effort` is how many plans are tried; plans hang on
+    the graph and the effort, and on no clock. `seconds` is out of use, and becomes an effort.
 
     Raises:
         BudgetError: no plan that was found fits; the error has the least bytes that do, and the node that
@@ -217,10 +217,7 @@ class _Plans:
         for each in self.pool.every:
             if not solutions or each.flops < solutions[-1].flops:
                 solutions.append(each)
-        if len(solutions) > points > 1:
-            last = len(solutions) - 1
-            solutions = [solutions[round(n * last / (points - 1))] for n in range(points)]
-        return [self._planned(each) for each in solutions]
+        return [self._planned(each) for each in thinned(solutions, points)]
 
     def _planned(self, solution: Solution) -> Plan:
         found = self.judge.plan(solution).noted(anchors=self.anchors)

@@ -46,12 +46,18 @@ class Judge:
         return self._planned(solution)
 
     def solution(self, plan: Plan) -> Solution:
-        """What a plan decides, as a solution; where one option beats another, the better one."""
+        """What a plan decides, as a solution.
+
+        Where the problem has left an option out, for another one is as good in every way, the one that holds
+        least stands in.
+        """
         values = {name: value for value, name in enumerate(self.values)}
         options: list[int] = []
-        for name, courses in zip(self.nodes, self.posed.courses, strict=True):
-            wanted = (plan.decided(name), plan.decided(name).split("+")[0], *courses)
-            options.append(next((courses.index(each) for each in wanted if each in courses), -1))
+        for item, courses in zip(self.posed.problem.items, self.posed.courses, strict=True):
+            held = [(each.held_bytes, len(each.pinned), each.flops) for each in item.options]
+            wanted = plan.decided(item.name)
+            stand_in = held.index(min(held)) if held else -1
+            options.append(courses.index(wanted) if wanted in courses else stand_in)
         return Solution(tuple(options), frozenset(values[name] for name in plan.stored))
 
     def _tidied(self, solution: Solution) -> Solution:

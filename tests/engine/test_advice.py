@@ -266,6 +266,21 @@ def test_an_output_edited_before_backward_is_refused(plan: str, late: bool) -> N
     assert "deterministic" not in str(caught.value)
 
 
+@LATE
+def test_an_output_that_no_replay_reads_may_be_edited(late: bool) -> None:
+    """Under the default plan it is made by a node that is kept."""
+    net, plain, inputs = prepared("default", late)
+    found = []
+    for run in (net, plain):
+        torch.manual_seed(7)
+        outputs = run(*inputs)
+        loss = loss_of([each * 1.0 for each in outputs])
+        with torch.no_grad():
+            outputs[1].zero_()
+        found.append(torch.autograd.grad(loss, leaves_of(run, inputs)))
+    assert_close(*found, 1e-9)
+
+
 class Changing(rg.Boundary):
     """Another function at every call."""
 

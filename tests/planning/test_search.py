@@ -41,11 +41,12 @@ print(json.dumps(found))
 
 @pytest.mark.parametrize("kind", PROBLEMS)
 def test_against_all_schedules(kind: str) -> None:
-    """Never better than the best, never over a budget; nearly always the best, and the least peak as well."""
+    """Never better, never over a budget, mostly equal; elsewhere 10 % of a step's FLOPs on average."""
     rng = Random(0)
     seen: Counter[str] = Counter()
     peaks: list[float] = []
-    for _ in range(60):
+    excess: list[float] = []
+    for _ in range(100):
         problem = PROBLEMS[kind](rng, rng.randint(2, 6))
         pool = search(problem, judge_of(problem))
         least, most = pool.every.least.peak_bytes, pool.every.solutions[-1].peak_bytes
@@ -62,7 +63,10 @@ def test_against_all_schedules(kind: str) -> None:
             assert solution.peak_bytes <= budget
             assert solution.flops >= best
             seen["equal" if solution.flops == best else "dearer"] += 1
+            if solution.flops > best:
+                excess.append((solution.flops - best) / (problem.plain_flops + best))
     assert seen["equal"] >= 0.95 * seen.total()
+    assert sum(excess) <= 0.1 * len(excess)
     assert sum(peaks) <= 0.02 * len(peaks)
 
 

@@ -20,8 +20,19 @@ Nothing here knows a graph, a plan or the simulator: the caller poses the proble
 what their plans do. Nothing looks at a clock: all limits are counts, so that a problem has one pool.
 """
 
-from revgraph.planning.solver.pool import Pool
+from revgraph.planning.solver.pool import Pool, thinned
 from revgraph.planning.solver.problem import Item, Judging, Option, Problem, Solution
 from revgraph.planning.solver.search import TOLERANCE, Effort, search
 
-__all__ = ["TOLERANCE", "Effort", "Item", "Judging", "Option", "Pool", "Problem", "Solution", "search"]
+__all__ = [
+    "TOLERANCE",
+    "Effort",
+    "Item",
+    "Judging",
+    "Option",
+    "Pool",
+    "Problem",
+    "Solution",
+    "search",
+    "thinned",
+]

@@ -9,6 +9,16 @@ import networkx as nx
 from revgraph.planning.solver.problem import Problem
 
 
+def relatives_of(problem: Problem) -> dict[int, frozenset[int]]:
+    """For each value that wiring reads or makes those that wiring connects it with, itself included."""
+    network: nx.Graph[int] = nx.Graph()
+    for item in problem.items:
+        if not item.options and item.inputs:
+            nx.add_star(network, [*item.inputs, *item.outputs])
+    components = map(frozenset[int], nx.connected_components(network))
+    return {value: component for component in components for value in component}
+
+
 class Events:
     """Which stages matter to which value of a problem; a stage is named by its item.
 
@@ -28,22 +38,9 @@ class Events:
         for k, item in enumerate(problem.items):
             for value in (*item.inputs, *item.outputs):
                 self.neighbours[value].append(k)
-        self.family = self._families()
+        self.family = relatives_of(problem)
         self.reruns = self._reruns()
         self.of = self._events()
-
-    def _families(self) -> dict[int, frozenset[int]]:
-        """For each value those that wiring connects it with, itself included."""
-        network: nx.Graph[int] = nx.Graph()
-        for k in self.wirings:
-            item = self.problem.items[k]
-            values = [*item.inputs, *item.outputs]
-            nx.add_star(network, values)
-        families: dict[int, frozenset[int]] = {}
-        for component in nx.connected_components(network):
-            whole = frozenset(component)
-            families.update(dict.fromkeys(whole, whole))
-        return families
 
     def relatives(self, value: int) -> frozenset[int]:
         return self.family.get(value, frozenset((value,)))

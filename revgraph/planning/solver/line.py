@@ -11,8 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import networkx as nx
-
+from revgraph.planning.solver.events import relatives_of
 from revgraph.planning.solver.merging import merge
 from revgraph.planning.solver.problem import Item, Option, Problem
 
@@ -53,13 +52,11 @@ class Line:
         self.nodes = [k for k, item in enumerate(items) if item.options]
         self.count = len(self.nodes)
         self.wirings_of: defaultdict[int, list[Item]] = defaultdict(list)
-        network: nx.Graph[int] = nx.Graph()
         for item in items:
             if not item.options and item.inputs:
-                network.add_edges_from((item.inputs[0], value) for value in (*item.inputs, *item.outputs))
                 for value in {*item.inputs, *item.outputs}:
                     self.wirings_of[value].append(item)
-        self.relatives = {value: part for part in nx.connected_components(network) for value in part}
+        self.relatives = relatives_of(self.problem)
         self.given = self._following(self.problem.given)
         held_anyway = (*self.problem.results, *self.problem.given)
         self.free = frozenset(self.problem.storage_of[value] for value in held_anyway)

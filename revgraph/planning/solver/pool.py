@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Hashable, Iterator
+from bisect import bisect_right
+from collections.abc import Hashable, Iterator, Sequence
+from typing import TypeVar
 
 from revgraph.planning.solver.problem import Judging, Solution
+
+T = TypeVar("T")
 
 
 class Pool:
@@ -50,7 +53,7 @@ class Front:
 
     def within(self, budget: float) -> Solution | None:
         """The cheapest that fits a budget; None where none does."""
-        place = bisect_left(self.solutions, budget + 1, key=lambda each: each.peak_bytes)
+        place = bisect_right(self.solutions, budget, key=lambda each: each.peak_bytes)
         return self.solutions[place - 1] if place else None
 
     def add(self, solution: Solution) -> None:
@@ -61,3 +64,10 @@ class Front:
         below = [each for each in self.solutions if each.peak_bytes < solution.peak_bytes]
         above = [each for each in self.solutions if each.peak_bytes >= solution.peak_bytes]
         self.solutions = [*below, solution, *(each for each in above if each.cost < solution.cost)]
+
+
+def thinned(found: Sequence[T], count: int) -> list[T]:
+    """At most so many of them, evenly spread, with both ends."""
+    if len(found) <= count or count < 2:
+        return list(found)
+    return [found[round(n * (len(found) - 1) / (count - 1))] for n in range(count)]

@@ -1,7 +1,7 @@
 """The search: a pool of judged solutions, whose content hangs on the problem and the effort alone.
 
-All limits are counts: segments, slots, solutions judged, nodes of branch and bound. So the same problem has
-the same pool on every machine and under any load, and every budget is served from it.
+All limits are counts: segments, slots, solutions judged, nodes of branch and bound. So a problem has one
+pool, whatever else the machine is at, and every budget is served from it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from revgraph.planning.solver.improver import Improver
 from revgraph.planning.solver.line import Line
 from revgraph.planning.solver.once_programme import OnceProgramme
-from revgraph.planning.solver.pool import Pool
+from revgraph.planning.solver.pool import Pool, thinned
 from revgraph.planning.solver.problem import Judging, Problem, Solution
 from revgraph.planning.solver.segment_programme import SegmentProgramme
 from revgraph.planning.solver.segments import Segment, cuts_of, segments_of
@@ -49,7 +49,15 @@ class Limits:
 
 
 LIMITS: dict[Effort, Limits] = {
-    "quick": Limits(((1.0, 1000),), ((32, 0.5, 200), (32, 0.1, 200)), 40, 6, 1, 0, 1),
+    "quick": Limits(
+        once=((1.0, 1000),),
+        segments=((32, 0.5, 200), (32, 0.1, 200)),
+        judged=40,
+        budgets=6,
+        aims=1,
+        improved=0,
+        branches=1,
+    ),
     "normal": Limits(
         once=((1.0, 3000), (0.3, 1500)),
         segments=((60, 1.0, 300), (60, 0.35, 300), (60, 0.12, 300), (100, 0.1, 300), (24, 0.1, 300)),
@@ -73,7 +81,6 @@ LIMITS: dict[Effort, Limits] = {
 CLOSE = 0.01
 # Beyond so many nodes nothing is improved.
 LARGEST = 250
-KINDS = OnceProgramme, SegmentProgramme
 # The default plan may take this much more than the least peak without repeated reruns, as a share.
 TOLERANCE = 0.1
 # How often a schedule of other size is tried to come close to a budget.
@@ -100,29 +107,38 @@ class _Search:
             return
         for solution in (*by_hand, *textbook_segments(self.line)):
             self.pool.add(solution)
-        self.programmes = list(self._programmes())
+        self.kinds = self._once(), self._nested()
         share = min(1.0, limits.large / self.line.count)
         self._spread(max(limits.fewest, round(limits.judged * share)))
         self._refine(max(limits.fewest, round(limits.budgets * share)))
 
-    def _programmes(self) -> Iterator[_Schedules]:
-        line, limits = self.line, self.limits
-        most = max(1, self.top - line.results_bytes)
+    def _once(self) -> list[_Schedules]:
+        """Programmes without repeated reruns."""
+        line = self.line
         nodes = segments_of(line, range(line.count + 1))
-        for share, slots in limits.once:
-            yield _Schedules(line, nodes, OnceProgramme(line, nodes, share * most, slots))
-        seen = set[tuple[int, float]]()
-        for count, share, slots in limits.segments:
-            if (min(count, line.count), share) not in seen:
-                seen.add((min(count, line.count), share))
+        return [
+            _Schedules(line, nodes, OnceProgramme(line, nodes, self._bytes(share), slots))
+            for share, slots in self.limits.once
+        ]
+
+    def _nested(self) -> list[_Schedules]:
+        """Programmes with reruns within reruns; short lines are cut alike by several limits."""
+        line, found = self.line, dict[tuple[int, float], _Schedules]()
+        for most, share, slots in self.limits.segments:
+            count = min(most, line.count)
+            if (count, share) not in found:
                 segments = segments_of(line, cuts_of(line, count))
-                yield _Schedules(line, segments, SegmentProgramme(line, segments, share * most, slots))
+                programme = SegmentProgramme(line, segments, self._bytes(share), slots)
+                found[count, share] = _Schedules(line, segments, programme)
+        return list(found.values())
+
+    def _bytes(self, share: float) -> float:
+        return share * max(1, self.top - self.line.results_bytes)
 
     def _spread(self, count: int) -> None:
         """Judge schedules of every size, of the programmes that foresee the least for it."""
         close = CLOSE * self.problem.plain_flops
-        for kind in KINDS:
-            ours = [each for each in self.programmes if isinstance(each.programme, kind)]
+        for ours in self.kinds:
             foreseen = sorted(
                 (size, cost, n, slots) for n, each in enumerate(ours) for size, cost, slots in each.falls()
             )
@@ -131,7 +147,7 @@ class _Search:
                 best = min(best, cost)
                 if cost <= best + close:
                     chosen.append((n, slots))
-            for n, slots in thinned(chosen, count // len(KINDS)):
+            for n, slots in thinned(chosen, count // len(self.kinds)):
                 self.pool.add(ours[n].solution(slots))
 
     def _refine(self, count: int) -> None:
@@ -153,8 +169,7 @@ class _Search:
         budgets = {int(share * self.top) for share in shares} | improved
         budgets |= {int(low * (self.top / low) ** share) for share in shares} if low else set()
         for budget in sorted(each for each in budgets if each >= low):
-            for kind in KINDS:
-                ours = [each for each in self.programmes if isinstance(each.programme, kind)]
+            for ours in self.kinds:
                 for schedules in sorted(ours, key=lambda each: each.foreseen(budget))[: limits.aims]:
                     schedules.aim(budget, pool.add)
             if improver is not None and budget in improved:
@@ -171,7 +186,6 @@ class _Schedules:
         self.segments = segments
         self.programme = programme
         self.found: dict[int, Solution] = {}
-        self.peaks: dict[int, int] = {}
 
     def falls(self) -> Iterator[tuple[float, float, int]]:
         """Every number of slots at which the cost falls: bytes foreseen, cost, slots."""
@@ -200,20 +214,11 @@ class _Schedules:
             if slots < 0 or not np.isfinite(costs[slots]):
                 return
             first = int(np.argmax(costs == costs[slots]))  # the fewest slots that foresee the same
-            if first not in self.peaks:
-                judged = add(self.solution(first))
-                self.peaks[first] = -1 if judged is None else judged.peak_bytes
-            if self.peaks[first] < 0:
+            judged = add(self.solution(first))
+            if judged is None:
                 slots = first - 1
                 continue
-            off = int(np.floor((budget - self.peaks[first]) / unit))
+            off = int(np.floor((budget - judged.peak_bytes) / unit))
             if 0 <= off < 1:
                 return
             slots += off or -1
-
-
-def thinned(found: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
-    """At most so many of them, evenly spread, with both ends."""
-    if len(found) <= count or count < 2:
-        return found
-    return [found[round(n * (len(found) - 1) / (count - 1))] for n in range(count)]

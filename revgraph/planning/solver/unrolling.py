@@ -117,7 +117,7 @@ class _Unrolled:
                 stored.add(names[value][0])
             for _, read in spans[:-1]:
                 if read > self.turn:
-                    relatives = self.line.relatives.get(value, set())
+                    relatives = self.line.relatives.get(value, frozenset())
                     for each in {value} | (relatives - self.line.in_states):
                         drops[nodes[self.stage[read]]].update(names[each])
         return frozenset(stored), {k: tuple(sorted(values)) for k, values in sorted(drops.items())}

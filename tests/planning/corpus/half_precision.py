@@ -142,7 +142,8 @@ class UnderAutocast(nn.Module):
 @net(
     lambda: (torch.randn(4, 8),),
     float64=False,
-    frontier="with kept results, autocast holds a cast of 16 bytes for a moment that costs do not see",
+    frontier="with kept results under autocast this tracker counts 16 bytes more than is predicted, and than "
+    "the package's own counts; which of the two is right is not known",
 )
 class AutocastInSubmodules(nn.Module):
     def __init__(self) -> None:
