@@ -27,7 +27,19 @@ from revgraph.initializing import initialize
 from revgraph.loading import load, trace
 from revgraph.measuring import Measurement, measure
 from revgraph.notebooks import attach
-from revgraph.planning import Moment, Plan, decide, frontier, keep_all, knee, plan, simulate
+from revgraph.planning import (
+    PROFILES,
+    DeviceProfile,
+    Moment,
+    Plan,
+    decide,
+    frontier,
+    keep_all,
+    knee,
+    plan,
+    simulate,
+)
+from revgraph.profiling import profile
 from revgraph.saved_table import SavedRow, SavedTable
 from revgraph.schedules import DualResidualSchedule
 from revgraph.specs import register
@@ -49,6 +61,7 @@ __version__ = "0.1.0"
 attach()
 
 __all__ = [
+    "PROFILES",
     "ActNorm",
     "Additive",
     "Affine",
@@ -57,6 +70,7 @@ __all__ = [
     "Concatenate",
     "Coupling",
     "DataError",
+    "DeviceProfile",
     "DriftError",
     "DriftWarning",
     "DualResidual",
@@ -103,6 +117,7 @@ __all__ = [
     "load",
     "measure",
     "plan",
+    "profile",
     "reference",
     "register",
     "saved",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 # What an event says; the words after it are its operands.
 #   use PEAK NET     storages of the node's own come and go: PEAK bytes more at most, NET at the end
@@ -36,22 +36,42 @@ PLACED = re.compile(r"(in|out|go)([0-9]{1,6})")
 LARGEST = 2**48
 
 
+class Work(NamedTuple):
+    """What running something takes: FLOPs, bytes that operators read and write, and how many operators.
+
+    Views are no operators here: they touch no element.
+    """
+
+    flops: int = 0
+    moved_bytes: int = 0
+    operators: int = 0
+
+    def plus(self, other: Work) -> Work:
+        return Work(*(one + two for one, two in zip(self, other, strict=True)))
+
+    def minus(self, other: Work) -> Work:
+        return Work(*(one - two for one, two in zip(self, other, strict=True)))
+
+
+NOTHING = Work()
+
+
 @dataclass(frozen=True, slots=True)
 class Course:
-    """The events of a node's forward and backward under one decision, with their FLOPs.
+    """The events of a node's forward and backward under one decision, with their work.
 
     Labels name storages: `in0`, `out0`, `go0` are those of the node's inputs, outputs and output gradients by
     index, `target` is a rebuilt target, and other labels are the node's own. What the node holds past its
-    forward has no `drop` in `forward`. `replay_flops` are part of neither `flops`, those of the forward, nor
-    `backward_flops`. `release` are the events of a node that no gradient reaches, when autograd's graph of it
-    goes: with its outputs, and with the graphs of what was made of them.
+    forward has no `drop` in `forward`. `replay_work` is part of neither `forward_work` nor `backward_work`.
+    `release` are the events of a node that no gradient reaches, when autograd's graph of it goes: with its
+    outputs, and with the graphs of what was made of them.
     """
 
     forward: tuple[Event, ...] = ()
     backward: tuple[Event, ...] = ()
-    flops: int = 0
-    replay_flops: int = 0
-    backward_flops: int = 0
+    forward_work: Work = NOTHING
+    replay_work: Work = NOTHING
+    backward_work: Work = NOTHING
     release: tuple[Event, ...] = ()
 
     @property
@@ -119,12 +139,18 @@ def course_from(item: Any) -> Course:
     """
     if not isinstance(item, dict) or {*item, "release"} != set(Course.__slots__):
         raise ValueError(f"a Course is an object with {', '.join(Course.__slots__)}, not {item!r:.60}")
-    flops = [item[key] for key in ("flops", "replay_flops", "backward_flops")]
-    for count in flops:
+    work = [_work(item[key]) for key in ("forward_work", "replay_work", "backward_work")]
+    release = _events(item.get("release", []))
+    return Course(_events(item["forward"]), _events(item["backward"]), *work, release=release)
+
+
+def _work(item: Any) -> Work:
+    if not isinstance(item, list) or len(item) != len(Work._fields):
+        raise ValueError(f"work is a list of {', '.join(Work._fields)}, not {item!r:.60}")
+    for count in item:
         if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count < LARGEST:
             raise ValueError(f"{count!r:.60} should be a whole number from 0 to {LARGEST - 1}")
-    release = _events(item.get("release", []))
-    return Course(_events(item["forward"]), _events(item["backward"]), *flops, release=release)
+    return Work(*item)
 
 
 def _events(items: Any) -> tuple[Event, ...]:

@@ -7,7 +7,7 @@ for bit, at any depth. Functions round otherwise on other layouts of the same nu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,6 +50,9 @@ class OnGrid(Law):
 
     def uncouple(self, root: nn.Module, y: Tensor, term: Any) -> Tensor:
         return self.law.uncouple(root, y, self._rounded(term, y))
+
+    def look(self, root: nn.Module) -> Hashable:
+        return self.law.look(root), self.alpha, self.resolution
 
     def _rounded(self, term: Tensor, like: Tensor) -> Tensor:
         term = term.to(like.dtype)

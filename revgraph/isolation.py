@@ -38,7 +38,7 @@ def untouched(model: nn.Module, fake_mode: FakeTensorMode | None = None) -> Iter
     with (
         out_of_inference_mode(),
         torch.random.fork_rng(devices),
-        _random_kept(),
+        random_kept(),
         _autocast_cache_off(),
         _contents_kept(attributes) as held,
         _memory_kept(own := [each for each in (*model.parameters(), *held) if not is_lazy(each)]),
@@ -175,7 +175,7 @@ def _writes(func: Any) -> list[tuple[int, str]]:
 
 
 @contextmanager
-def _random_kept() -> Iterator[None]:
+def random_kept() -> Iterator[None]:
     """Python's and numpy's random states end as they began."""
     state = random.getstate()
     numpy_random = getattr(sys.modules.get("numpy"), "random", None)

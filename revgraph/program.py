@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from revgraph import looks
 from revgraph.couplings import Coupling
 from revgraph.expressions import Expression, module_at
 from revgraph.graph import Graph
@@ -29,6 +30,10 @@ class Law(ABC):
     def couple_with_log_det(self, root: nn.Module, x: Tensor, term: Any) -> tuple[Tensor, Tensor | None]:
         """The output, and log |det dy/dx| per sample; None where volume is preserved."""
         return self.couple(root, x, term), None
+
+    def look(self, root: nn.Module) -> Hashable:
+        """Equal for laws that cost the same on equal tensors."""
+        return repr(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,9 @@ class CouplingLaw(Law):
 
     def couple_with_log_det(self, root: nn.Module, x: Tensor, term: Any) -> tuple[Tensor, Tensor | None]:
         return self._module(root).couple_with_log_det(x, term)
+
+    def look(self, root: nn.Module) -> Hashable:
+        return looks.look_of(self._module(root))
 
     def _module(self, root: nn.Module) -> Coupling:
         module = module_at(root, self.path)

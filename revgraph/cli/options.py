@@ -31,6 +31,13 @@ Effort = Annotated[
     str,
     typer.Option("--effort", help="How many plans are tried: quick, normal or thorough."),
 ]
+Cost = Annotated[
+    str,
+    typer.Option(
+        "--cost",
+        help="What is to be small: time (estimated), flops, or time on one of revgraph.PROFILES (a100 ...).",
+    ),
+]
 PlanFile = Annotated[
     Path | None,
     typer.Option(

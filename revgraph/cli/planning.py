@@ -12,6 +12,7 @@ from revgraph.cli.guarding import NO, refusal
 from revgraph.cli.options import (
     Batch,
     Budget,
+    Cost,
     Effort,
     Exact,
     Json,
@@ -32,6 +33,7 @@ def plan(
     batch: Batch = 100,
     budget: Budget = None,
     effort: Effort = "normal",
+    cost: Cost = "time",
     saved: PlanFile = None,
     save: Annotated[
         Path | None,
@@ -57,10 +59,10 @@ def plan(
 ) -> None:
     """Plan what a training step keeps, inverts and recomputes.
 
-    The plan computes the least again within the budget: bytes, as "300 MiB"; a share of ordinary training, as
+    The plan takes the least time within the budget: bytes, as "300 MiB"; a share of ordinary training, as
     "50%"; or the least. Without one it is the cheapest within a tenth of the least peak at which no function
-    runs more than once again. Bytes and FLOPs are predicted, for the batch size given. Exit status 1 if no
-    plan fits.
+    runs more than once again. Bytes and FLOPs are predicted for the batch size given, and time is estimated.
+    Exit status 1 if no plan fits.
 
     With --save the plan is kept in a file, and --plan of this and other commands takes it from there, for the
     same network with the same batch and settings. What the file says is checked.
@@ -71,7 +73,7 @@ def plan(
     import revgraph as rg
     from revgraph import drawing
     from revgraph.cli.baselines import checkpoint_blocks
-    from revgraph.planning import budget_bytes, check_budget, check_effort
+    from revgraph.planning import budget_bytes, check_budget, check_effort, profile_of
 
     if saved is not None and budget is not None:
         raise typer.BadParameter("give --plan or --budget, not both")
@@ -83,6 +85,7 @@ def plan(
     if budget is not None:
         check_budget(budget)
     tried = check_effort(effort)
+    profile_of(cost)
     parameters = parameters_of(set_)
     with messages().status(f"{net}: reading the graph and its costs"):
         network = rg.load(net, batch=batch, exact=exact or None, **parameters)
@@ -92,7 +95,7 @@ def plan(
     try:
         with messages().status(f"{net}: planning"):
             read = None if saved is None else read_plan(saved, graph)
-            chosen = read or rg.plan(graph, budget=budget, effort=tried)
+            chosen = read or rg.plan(graph, budget=budget, effort=tried, cost=cost)
     except BudgetError as error:
         if json:
             found = {"fits": False, "least_bytes": error.least_bytes, "node": error.node}
@@ -116,7 +119,7 @@ def plan(
         messages().print(said, soft_wrap=True, highlight=False)
     if frontier or chart is not None:
         with messages().status(f"{net}: planning for budgets from the least to ordinary autograd's"):
-            plans = rg.frontier(graph, effort=tried)
+            plans = rg.frontier(graph, effort=tried, cost=cost)
             baselines = {
                 "ordinary autograd": rg.keep_all(graph),
                 "torch's checkpoint per block": checkpoint_blocks(graph),
@@ -142,7 +145,7 @@ def _say_drawn(path: Path) -> None:
 
 
 def _point(plan: Any) -> dict[str, Any]:
-    return {name: getattr(plan, name) for name in ("peak_bytes", "held_bytes", "flops_ratio")}
+    return {name: getattr(plan, name) for name in ("peak_bytes", "held_bytes", "flops_ratio", "time_ratio")}
 
 
 def _check_suffix(option: str, path: Path | None, suffixes: tuple[str, ...]) -> None:

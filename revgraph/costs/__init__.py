@@ -129,8 +129,8 @@ def _cost(node: Node, sweep: Sweep, names: Mapping[int, str]) -> Cost:
     return Cost(
         saved_bytes=max(0, own_bytes(keep.forward)),
         saved_values=tuple(pinned),
-        flops=keep.flops,
-        backward_flops=keep.backward_flops,
+        flops=keep.forward_work.flops,
+        backward_flops=keep.backward_work.flops,
         heavy_results=len(kept.heavy) if kept is not None else 0,
         shared=tuple(names.get(id(tensor), "") for tensor in at.shared),
         courses=courses,

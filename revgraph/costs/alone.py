@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from revgraph.costs.forms import Entry, Exit, Form, dense, form_of, tensors_of
 from revgraph.costs.recording import Recorder
+from revgraph.courses import Work
+from revgraph.engine.executable import Executable
 from revgraph.engine.module import ReversibleModule
+from revgraph.expressions import module_at
 from revgraph.graph import Graph, Node, Value
 from revgraph.planning.plans import Decision, Plan, Source
 from revgraph.planning.sources import sources_of
-from revgraph.program import Named, Operation, Program
+from revgraph.program import CouplingLaw, Named, Operation, Program
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,21 @@ def net_of(
         differentiable=frozenset(),
         signature=inspect.Signature(),
     )
-    return ReversibleModule(model, program, _plan_of(alone, node, decision, results, again))
+    plan = _plan_of(alone, node, decision, results, again)
+    net = ReversibleModule(model, program, plan)
+    # By itself it would watch the whole model, which takes long where there are many nodes.
+    net._made = Executable(model, program, plan, _modules_of(model, at.operation))
+    return net
+
+
+def _modules_of(model: nn.Module, operation: Operation) -> list[nn.Module]:
+    """The modules that an operation uses, each once."""
+    paths = [*operation.expression.module_paths]
+    paths += [path.rpartition(".")[0] for path in operation.expression.attribute_paths]
+    if isinstance(operation.law, CouplingLaw):
+        paths.append(operation.law.path)
+    own = [module_at(model, path) for path in dict.fromkeys(paths)]
+    return [*dict.fromkeys(each for module in own if module is not model for each in module.modules())]
 
 
 def _plan_of(alone: Graph, node: Node, decision: Decision, results: tuple[int, ...], again: bool) -> Plan:
@@ -107,8 +124,8 @@ def leave(
     outputs: list[Any],
     inputs: list[Tensor],
     before: Callable[[], None] | None = None,
-) -> tuple[Tensor, list[int]] | None:
-    """A scalar whose backward starts the node's, and where the log stands once it has; None without any.
+) -> tuple[Tensor, list[tuple[int, Work]]] | None:
+    """A scalar whose backward starts the node's, and log and work once it has; None without any.
 
     What is to be done `before` is done in that backward, ahead of the gradients.
     """
@@ -124,7 +141,7 @@ def leave(
     firsts = [(index, dense(form_of(tensor, ("first", index)), ("first", index))) for index, tensor in live]
     indices = [index for index, _, _ in roots]
     forms = [form for _, _, form in roots]
-    starts: list[int] = []
+    starts: list[tuple[int, Work]] = []
 
     def make() -> list[Tensor]:
         if before is not None:
@@ -135,7 +152,7 @@ def leave(
         adding = tensors_of([form for _, form in firsts])
         for (index, _), first in zip(firsts, adding, strict=True):
             recorder.expect_gradients(index, first)
-        starts.append(recorder.now)
+        starts.append((recorder.now, recorder.work))
         return [*adding, *gradients]
 
     loss = Exit.apply(make, *(tensor for _, tensor in live), *(output for _, output, _ in roots))
@@ -143,14 +160,16 @@ def leave(
     return loss, starts
 
 
-def backward_of(recorder: Recorder, at: Situation, loss: Tensor, starts: list[int]) -> tuple[int, int]:
-    """Run the node's backward; between which points of the log it lies."""
+def backward_of(
+    recorder: Recorder, at: Situation, loss: Tensor, starts: list[tuple[int, Work]]
+) -> tuple[int, int, Work]:
+    """Run the node's backward; between which points of the log it lies, and its work."""
     root = torch.zeros_like(loss)
     recorder.leave_out(root)
     loss.backward(root)
-    (started,) = starts
-    end = recorder.now
+    ((started, before),) = starts
+    end, work = recorder.now, recorder.work.minus(before)
     for tensor in at.tensors:
         if tensor.grad is not None:
             recorder.leave_out(tensor.grad)
-    return started, end
+    return started, end, work

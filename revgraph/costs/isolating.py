@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from revgraph.costs.alone import Situation, backward_of, entered, leave, net_of
 from revgraph.costs.forms import Form, form_of, tensors_of
 from revgraph.costs.recording import Recorder
-from revgraph.courses import Course, Event
+from revgraph.courses import Course, Event, Work
 from revgraph.engine.executable import ReplayStep
 from revgraph.engine.forward import Forward
 from revgraph.engine.module import ReversibleModule
@@ -92,11 +92,12 @@ def record_again(model: nn.Module, at: Situation, graph: Graph, way: Way) -> Rec
 
             leaving = leave(at, recorder, outputs, inputs, before=run) if way == "hold" else None
             del outputs, inputs
-            flops = recorder.flops
+            work = Work()
             if leaving is None:
                 run()
             else:
-                spans += backward_of(recorder, at, *leaving)
+                *span, work = backward_of(recorder, at, *leaving)
+                spans += span
     finally:
         for tensor in at.tensors:
             tensor.grad = None
@@ -104,8 +105,7 @@ def record_again(model: nn.Module, at: Situation, graph: Graph, way: Way) -> Rec
         tuple(event for event in recorder.events(start, end) if event[0] not in ("replay", "done"))
         for start, end in zip(spans[::2], spans[1::2], strict=True)
     ]
-    after = recorder.flops - flops - watching.replay_flops
-    return Recorded(Course(forward, *backward, flops=watching.replay_flops, backward_flops=after))
+    return Recorded(Course(forward, *backward, forward_work=watching.replay_work, backward_work=work))
 
 
 def _run_again(tape: Tape, step: ReplayStep, held: dict[int, Tensor]) -> BackwardPass:
@@ -134,7 +134,7 @@ def record_wiring(model: nn.Module, at: Situation, outputs: Sequence[Form], back
         given = tensors_of(list(outputs if backwards else tensors.values()))
         for index, tensor in enumerate(given):
             recorder.label(tensor, f"{labels[0]}{index}", told=False)
-        start = recorder.now
+        start, before = recorder.now, recorder.work
         if backwards:
             assert operation.rearrangement is not None
             shapes = [torch.Size(form.shape) for form in tensors.values()]
@@ -163,7 +163,7 @@ def record_wiring(model: nn.Module, at: Situation, outputs: Sequence[Form], back
             ("laid", *event[1:]) if event[0] == "born" and event[1] in copies else event
             for event in recorder.events(start, recorder.now)
         )
-    return Recorded(Course(forward=events), forms)
+    return Recorded(Course(forward=events, forward_work=recorder.work.minus(before)), forms)
 
 
 @contextmanager
@@ -186,15 +186,14 @@ class _Watching(Observer):
     def __init__(self, recorder: Recorder, node: Node) -> None:
         self.recorder = recorder
         self.node = node
-        self.flops_before = 0
-        self.replay_flops = 0
+        self.work_before = self.replay_work = Work()
         self.in_backward = False
         self.tapes: list[Tape] = []
 
     def evaluated(self, node: str) -> None:
         if self.in_backward:
             self.recorder.mark("replay")
-            self.flops_before = self.recorder.flops
+            self.work_before = self.recorder.work
 
     def left(self, node: str, tape: Tape) -> None:
         self.tapes.append(tape)
@@ -207,7 +206,7 @@ class _Watching(Observer):
 
     def replayed(self, node: str) -> None:
         self.recorder.mark("done")
-        self.replay_flops += self.recorder.flops - self.flops_before
+        self.replay_work = self.replay_work.plus(self.recorder.work.minus(self.work_before))
 
 
 def _run(
@@ -215,10 +214,10 @@ def _run(
 ) -> Recorded:
     node = at.node
     env, inputs = entered(at, recorder)
-    start = recorder.now
+    start, before = recorder.now, recorder.work
     forward = Forward(net, net._executable, env, watching)
     forward.record(watching.compares)
-    flops, heavy = recorder.flops, tuple(recorder.heavy)
+    forward_work, heavy = recorder.work.minus(before), tuple(recorder.heavy)
     outputs = [forward[name] for name in at.operation.makes]
     env.clear()
     forward.values.clear()
@@ -243,14 +242,15 @@ def _run(
     gone = recorder.now
     watching.in_backward = True
     end = started = turn
+    work = Work()
     if leaving is not None:
-        started, end = backward_of(recorder, at, *leaving)
+        started, end, work = backward_of(recorder, at, *leaving)
     course = Course(
         forward=(*recorder.events(start, turn), *(("drop", label) for label in lent)),
         backward=_with_needs_dropped(recorder.events(started, end)),
-        flops=flops,
-        replay_flops=watching.replay_flops,
-        backward_flops=recorder.flops - flops - watching.replay_flops,
+        forward_work=forward_work,
+        replay_work=watching.replay_work,
+        backward_work=work.minus(watching.replay_work),
         release=tuple(recorder.events(turn, gone)) if leaving is None else (),
     )
     return Recorded(course, forms, dict(recorder.arrivals), heavy)

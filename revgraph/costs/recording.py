@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils.flop_counter import flop_registry
 
 from revgraph.costs.forms import Form, form_of
-from revgraph.courses import Event
+from revgraph.courses import Event, Work
 from revgraph.engine.selective_recompute import is_heavy
 from revgraph.expressions import leaves, map_leaves
 from revgraph.storages import StorageTracker, bytes_of, faked, memory_key, parts_of
@@ -28,8 +28,12 @@ UNLIKE_FAKE = (
 )
 
 
+# Operators that touch no element, besides those whose schema says that they give a view.
+UNTOUCHING = {"_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+
+
 class Recorder(StorageTracker):
-    """A storage tracker that knows storages by labels, sees gradients arrive, and counts FLOPs.
+    """A storage tracker that knows storages by labels, sees gradients arrive, and counts work.
 
     Autograd adds the gradients that reach one tensor as `old + new`; with a known first gradient each of
     these sums is recognized. Sums of gradients are no concern of the node, and are left out. `heavy` lists
@@ -38,7 +42,7 @@ class Recorder(StorageTracker):
 
     def __init__(self, ignored: Iterable[Tensor]) -> None:
         super().__init__(ignored)
-        self.flops = 0
+        self.work = Work()
         self.heavy: list[tuple[int, int]] = []
         self.arrivals: dict[int, list[Form]] = defaultdict(list)
         self._labels: dict[int, list[str]] = defaultdict(list)
@@ -59,12 +63,15 @@ class Recorder(StorageTracker):
         if index is not None:
             self._arrive(index, args[1], result, at)
             return result
-        before = self.flops
-        if (count := flop_registry.get(func._overloadpacket)) is not None:
-            self.flops += count(*args, **(kwargs or {}), out_val=result)
+        if not _touches(func):
+            return result
+        count = flop_registry.get(func._overloadpacket)
+        flops = 0 if count is None else count(*args, **(kwargs or {}), out_val=result)
+        moved = _element_bytes((args, kwargs)) + _element_bytes(result)
+        self.work = self.work.plus(Work(flops, moved, 1))
         if is_heavy(func):
             nbytes = sum(bytes_of(each) for each in leaves(result) if isinstance(each, Tensor))
-            self.heavy.append((self.flops - before, nbytes))
+            self.heavy.append((flops, nbytes))
         return result
 
     def see(self, tensor: Tensor) -> None:
@@ -150,6 +157,24 @@ class Recorder(StorageTracker):
         self.arrivals[index].append(form_of(gradient, label))
         self.leave_out(total)
         self._sums[self.birth_of(total)] = index
+
+
+@cache
+def _touches(func: Any) -> bool:
+    """Whether an operator reads or writes elements; `prim` ones ask for a tensor's device and such."""
+    name = func._schema.name.removeprefix("aten::")
+    return not (func.is_view or func.namespace == "prim" or name in UNTOUCHING)
+
+
+def _element_bytes(thing: Any) -> int:
+    """Bytes of the elements of all tensors in something; of a slice, those of the slice."""
+    return sum(
+        [
+            each.numel() * each.element_size() if each.layout is torch.strided else bytes_of(each)
+            for each in leaves(thing)
+            if isinstance(each, Tensor)
+        ]
+    )
 
 
 def on_zeros(func: Any, mode: FakeTensorMode, *args: Any, **kwargs: Any) -> Any:

@@ -259,8 +259,8 @@ def _signature(model: nn.Module, operation: Operation) -> Hashable:
         )
         for call in operation.expression.calls
     )
-    law = operation.law  # a difference costs more than a sum, for its term's gradient is another tensor
-    joined = type(law) if isinstance(law, CouplingLaw) else repr(law)
+    # A difference costs more than a sum, for its term's gradient is another tensor.
+    joined = operation.law and operation.law.look(model)
     return calls, joined, tuple(looks.look_of(module) for module in _modules(model, operation))
 
 

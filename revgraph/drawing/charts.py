@@ -23,6 +23,7 @@ CHART_SUFFIXES = (".svg", ".png")
 INK = "#808080"
 FRONTIER, KNEE, BUDGET = "#3f86c9", "#2f9a72", "#d9534a"
 MARKS = (("#c77d17", "*", 14), ("#a06fc4", "s", 9), ("#a5754a", "^", 9), ("#c9629b", "v", 9), (INK, "P", 9))
+WORDS = {"time": "estimated time", "flops": "FLOPs"}
 UNITS = (("B", 1), ("KiB", 2**10), ("MiB", 2**20), ("GiB", 2**30), ("TiB", 2**40))
 STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "revgraph", "font.size": 11}
 INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
@@ -120,11 +121,11 @@ def _picture(
         axes = figure.subplots()
 
         def point(plan: Plan, name: str, colour: str, shape: str, **looks: Any) -> None:
-            x, y = plan.peak_bytes / size, plan.flops_ratio
+            x, y = plan.peak_bytes / size, plan.cost_ratio
             axes.plot([x], [y], shape, color=colour, linestyle="none", label=name, **looks)
 
-        ends = [*((plan.peak_bytes / size, plan.flops_ratio) for plan in plans)]
-        ends.append((most * 1.06 / size, plans[-1].flops_ratio))
+        ends = [*((plan.peak_bytes / size, plan.cost_ratio) for plan in plans)]
+        ends.append((most * 1.06 / size, plans[-1].cost_ratio))
         axes.plot(*zip(*ends, strict=True), color=FRONTIER, linewidth=2, drawstyle="steps-post", zorder=1)
         xs, ys = zip(*ends[:-1], strict=True)
         axes.plot(xs, ys, "o", color=FRONTIER, markersize=6, linestyle="none", label="the frontier's plans")
@@ -136,7 +137,7 @@ def _picture(
             axes.axvline(budget / size, color=BUDGET, linestyle="--", linewidth=1.5, label=name)
         axes.set_title(title, color=INK)
         axes.set_xlabel(f"activation bytes at the peak, {unit}")
-        axes.set_ylabel("FLOPs over ordinary autograd's")
+        axes.set_ylabel(f"{WORDS[plans[0].cost]} over ordinary autograd's")
         axes.set_xlim(0, most * 1.06 / size)
         axes.margins(y=0.08)
         axes.grid(alpha=0.35)
@@ -161,7 +162,7 @@ def _description(
 
 
 def _place(plan: Plan) -> str:
-    return f"{human_bytes(plan.peak_bytes)} and x{plan.flops_ratio:.3f} FLOPs"
+    return f"{human_bytes(plan.peak_bytes)} and x{plan.cost_ratio:.3f} {WORDS[plan.cost]}"
 
 
 def _described(svg: bytes, description: str) -> bytes:

@@ -103,7 +103,8 @@ def headline(subject: Subject) -> tuple[Line, ...]:
         return title, Line(_counts(subject), "muted", 11.0)
     peak = f"predicted peak {human_bytes(plan.peak_bytes)}"
     at = f" ({clean(plan.peak_at)})" if plan.peak_at else ""
-    rest = f"held {human_bytes(plan.held_bytes)}, FLOPs {TIMES}{plan.flops_ratio:.3f}"
+    ratios = f"FLOPs {TIMES}{plan.flops_ratio:.3f}, time {TIMES}{plan.time_ratio:.3f}"
+    rest = f"held {human_bytes(plan.held_bytes)}, {ratios}"
     return title, Line(peak + at, "ink", 11.0), Line(rest, "muted", 11.0)
 
 

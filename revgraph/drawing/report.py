@@ -160,7 +160,9 @@ def _frontier(plan: Plan, extras: Extras) -> str:
 def _figures(plan: Plan) -> str:
     return (
         f"Peak {human_bytes(plan.peak_bytes)}, held between forward and backward "
-        f"{human_bytes(plan.held_bytes)}, FLOPs x{plan.flops_ratio:.3f} of ordinary training."
+        f"{human_bytes(plan.held_bytes)}, FLOPs x{plan.flops_ratio:.3f} of ordinary training, "
+        f"estimated time x{plan.time_ratio:.3f} ({plan.profile.name}); ordinary training takes "
+        f"{human_bytes(plan.ordinary_bytes)}."
     )
 
 

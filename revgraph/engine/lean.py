@@ -171,7 +171,8 @@ def _forward_of(
         try:
             if needs_via:
                 kept = tape.kept[index] = KeptCalls()
-                result = run(*inputs, *parameters, Keeping(tape, kept, statistics))
+                with tape.turn:  # batch normalization reads and writes its running statistics
+                    result = run(*inputs, *parameters, Keeping(tape, kept, statistics))
             else:
                 result = run(*inputs, *parameters)
         except Exception as error:

@@ -11,13 +11,17 @@ from revgraph.planning.budgets import (
 )
 from revgraph.planning.deciding import decide, keep_all
 from revgraph.planning.plans import DECISIONS, Decision, Plan, Source, human_bytes
+from revgraph.planning.profiles import GENERIC, PROFILES, DeviceProfile, profile_of
 from revgraph.planning.schedule import EVALUATING
 from revgraph.planning.simulating import Moment, simulate
 
 __all__ = [
     "DECISIONS",
     "EVALUATING",
+    "GENERIC",
+    "PROFILES",
     "Decision",
+    "DeviceProfile",
     "Moment",
     "Plan",
     "Source",
@@ -31,5 +35,6 @@ __all__ = [
     "knee",
     "parse_bytes",
     "plan",
+    "profile_of",
     "simulate",
 ]

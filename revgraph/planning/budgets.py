@@ -12,8 +12,9 @@ from revgraph.graph import Graph
 from revgraph.planning.deciding import decide, keep_all
 from revgraph.planning.drifting import anchors_of, check_estimates
 from revgraph.planning.judging import Judge
-from revgraph.planning.plans import Decision, Plan, human_bytes
+from revgraph.planning.plans import CostKind, Decision, Plan, human_bytes
 from revgraph.planning.posing import pose
+from revgraph.planning.profiles import DeviceProfile, profile_of
 from revgraph.planning.reasons import reasons_of
 from revgraph.planning.solver import TOLERANCE, Effort, Pool, Solution, search, thinned
 
@@ -36,10 +37,11 @@ def plan(
     max_drift: float | None = None,
     anchors: Iterable[str] = (),
     effort: Effort = "normal",
+    cost: str | DeviceProfile = "time",
     *,
     seconds: float | None = None,
 ) -> Plan:
-    """The plan that computes least again within a memory budget.
+    """The plan that takes least time within a memory budget.
 
     `budget` is in activation bytes, or text such as "300 MiB", "1.5 GB" or "50%" (of ordinary training), or
     "least": the least peak that was found. Without one, the plan is the cheapest within a tenth of the least
@@ -47,14 +49,16 @@ def plan(
 
     `anchors` are values to store whatever they cost. `max_drift` bounds the estimated relative error of every
     rebuilt value: as many anchors are placed as that takes, by what `estimate_drift` has measured. Every plan
-    was simulated, so its peak never exceeds the budget. `effort` is how many plans are tried; plans hang on
-    the graph and the effort, and on no clock. `seconds` is out of use, and becomes an effort.
+    was simulated, so its peak never exceeds the budget. `effort` is how many plans are tried. `cost` is what
+    is to be small: "time", estimated seconds on no device in particular; a name in `revgraph.PROFILES`, those
+    on such a device; what `revgraph.profile` gave, those on this machine; or "flops". Plans hang on the
+    graph, the effort and the cost, and on no clock. `seconds` is out of use, and becomes an effort.
 
     Raises:
         BudgetError: no plan that was found fits; the error has the least bytes that do, and the node that
             needs them.
-        PlanError: the budget or the effort cannot be read, an anchor is no value of the graph, or drift is to
-            be bounded and was not estimated.
+        PlanError: the budget, the effort or the cost cannot be read, an anchor is no value of the graph, or
+            drift is to be bounded and was not estimated.
 
     Example:
         >>> import torch, revgraph as rg
@@ -73,7 +77,7 @@ def plan(
     if max_drift is not None:
         anchors = (*anchors, *anchors_of(decide(graph, {}, anchors), max_drift))
     for _ in range(ATTEMPTS):
-        found = _Plans.of(graph, anchors, effort).chosen(wanted)
+        found = _Plans.of(graph, anchors, effort, cost).chosen(wanted)
         more = () if max_drift is None else anchors_of(found, max_drift)
         if not more:
             return found
@@ -85,14 +89,19 @@ def plan(
 
 
 def frontier(
-    graph: Graph, points: int = POINTS, effort: Effort = "normal", *, seconds: float | None = None
+    graph: Graph,
+    points: int = POINTS,
+    effort: Effort = "normal",
+    cost: str | DeviceProfile = "time",
+    *,
+    seconds: float | None = None,
 ) -> list[Plan]:
-    """About so many plans from the least peak to ordinary autograd's speed: bytes rise, FLOPs strictly fall.
+    """About so many plans from the least peak to ordinary autograd's speed: bytes rise, cost strictly falls.
 
     They are those that `plan` chooses from: the first has the least peak, the last computes nothing again.
-    `effort` and `seconds` are those of `plan`.
+    `effort`, `cost` and `seconds` are those of `plan`.
     """
-    return _Plans.of(graph, (), _effort(effort, seconds)).frontier(points)
+    return _Plans.of(graph, (), _effort(effort, seconds), cost).frontier(points)
 
 
 def knee(plans: Sequence[Plan]) -> Plan:
@@ -107,10 +116,10 @@ def knee(plans: Sequence[Plan]) -> Plan:
         raise PlanError("a frontier without plans has no knee")
     first, last = plans[0], plans[-1]
     width = (last.peak_bytes - first.peak_bytes) or 1
-    height = (first.flops_ratio - last.flops_ratio) or 1.0
+    height = (first.cost_ratio - last.cost_ratio) or 1.0
 
     def below(each: Plan) -> float:
-        return (first.flops_ratio - each.flops_ratio) / height - (each.peak_bytes - first.peak_bytes) / width
+        return (first.cost_ratio - each.cost_ratio) / height - (each.peak_bytes - first.peak_bytes) / width
 
     return max(plans, key=below)
 
@@ -173,8 +182,10 @@ class _Known(dict[Hashable, "_Plans"]):
 class _Plans:
     """The pool of a graph under some anchors, and the plans that are chosen from it."""
 
-    def __init__(self, graph: Graph, anchors: tuple[str, ...], effort: Effort) -> None:
-        posed = pose(graph)
+    def __init__(
+        self, graph: Graph, anchors: tuple[str, ...], effort: Effort, cost: CostKind, profile: DeviceProfile
+    ) -> None:
+        posed = pose(graph, cost, profile)
         self.anchors = anchors
         self.judge = Judge(posed, anchors)
         self.pool: Pool = search(posed.problem, self.judge, effort, self._by_hand(graph))
@@ -188,12 +199,14 @@ class _Plans:
             yield self.judge.solution(plan)
 
     @classmethod
-    def of(cls, graph: Graph, anchors: tuple[str, ...], effort: Effort) -> _Plans:
+    def of(cls, graph: Graph, anchors: tuple[str, ...], effort: Effort, cost: str | DeviceProfile) -> _Plans:
         """The same for the same graph, as long as it lives: a pool serves every budget."""
+        kind: CostKind = "flops" if cost == "flops" else "time"
+        key = anchors, effort, kind, profile_of(cost)
         plans: _Known = graph.__dict__.setdefault("_plans", _Known())
-        if (anchors, effort) not in plans:
-            plans[anchors, effort] = cls(graph, anchors, effort)
-        return plans[anchors, effort]
+        if key not in plans:
+            plans[key] = cls(graph, *key)
+        return plans[key]
 
     def chosen(self, budget: int | str | None) -> Plan:
         """Within so many bytes; at the "least" peak; or by default.
@@ -215,7 +228,7 @@ class _Plans:
     def frontier(self, points: int) -> list[Plan]:
         solutions: list[Solution] = []
         for each in self.pool.every:
-            if not solutions or each.flops < solutions[-1].flops:
+            if not solutions or each.cost < solutions[-1].cost:
                 solutions.append(each)
         return [self._planned(each) for each in thinned(solutions, points)]
 

@@ -9,13 +9,14 @@ from typing import cast
 from revgraph.errors import PlanError
 from revgraph.graph import Graph, Node
 from revgraph.planning.plans import DECISIONS, TERM, Decision, Plan
+from revgraph.planning.profiles import GENERIC, DeviceProfile
 from revgraph.planning.simulating import simulate
 from revgraph.planning.sources import sources_from, sources_of
 
 
-def keep_all(graph: Graph) -> Plan:
+def keep_all(graph: Graph, profile: DeviceProfile = GENERIC) -> Plan:
     """The plan of ordinary autograd, the baseline: everything kept."""
-    return decide(graph, dict.fromkeys((node.name for node in graph.planned), "keep"))
+    return decide(graph, dict.fromkeys((node.name for node in graph.planned), "keep"), profile=profile)
 
 
 def decide(
@@ -27,12 +28,13 @@ def decide(
     holds: Mapping[str, str] | None = None,
     drops: Mapping[str, Iterable[str]] | None = None,
     results: Mapping[str, Iterable[int]] | None = None,
+    profile: DeviceProfile = GENERIC,
 ) -> Plan:
     """A plan by hand: `decisions` for any nodes, the others as `plan` would start (invert couplings).
 
     `anchors` are values to store on top of what the decisions need; `stored` are in place of both exactly the
     values to store. `reruns` are nodes whose outputs come back by running them again, where nothing cheaper
-    gives them. `holds`, `drops` and `results` are those of the `Plan`.
+    gives them. `holds`, `drops` and `results` are those of the `Plan`; `profile` is what its time is told by.
 
     Raises:
         PlanError: a name is not in the graph, what is asked for does not fit the node, or a value that a
@@ -89,6 +91,7 @@ def decide(
             results=_checked_results(graph, chosen, holds, results or {}),
             holds=holds,
             drops=_checked_drops(graph, chosen, stored, drops or {}),
+            profile=profile,
         )
     )
 
@@ -206,14 +209,47 @@ def finished(plan: Plan) -> Plan:
         return plan
     top = max(moments, key=lambda moment: moment.peak_bytes)
     turn = next((index for index, moment in enumerate(moments) if moment.step.action == "loss"), -1)
-    plain = sum(node.cost.flops + node.cost.backward_flops for node in plan.graph.nodes)
+    ordinary = Ordinary.of(plan.graph)
     flops = sum(moment.flops for moment in moments)
+    nanoseconds = sum(moment.nanoseconds for moment in moments)
+    plain = ordinary.nanoseconds(plan.graph, plan.profile)
     return plan.noted(
         peak_bytes=top.peak_bytes,
         held_bytes=moments[turn].live_bytes,
         peak_at=f"{top.step.action} of {top.step.node}",
-        flops_ratio=flops / plain if plain else 1.0,
+        flops_ratio=flops / ordinary.flops if ordinary.flops else 1.0,
+        time_ratio=nanoseconds / plain if plain else 1.0,
+        ordinary_bytes=ordinary.peak_bytes,
     )
+
+
+class Ordinary:
+    """A step of ordinary autograd, which plans are compared with; made once for a graph and kept with it."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.flops = sum(node.cost.flops + node.cost.backward_flops for node in graph.nodes)
+        self.peak_bytes = max((each.peak_bytes for each in simulate(_kept(graph, GENERIC))), default=0)
+        self._nanoseconds: dict[DeviceProfile, int] = {}
+
+    @classmethod
+    def of(cls, graph: Graph) -> Ordinary:
+        found: Ordinary | None = graph.__dict__.get("_ordinary")
+        if found is None:
+            found = graph.__dict__["_ordinary"] = cls(graph)
+        return found
+
+    def nanoseconds(self, graph: Graph, profile: DeviceProfile) -> int:
+        """How long it takes by a profile."""
+        if profile not in self._nanoseconds:
+            moments = simulate(_kept(graph, profile))
+            self._nanoseconds[profile] = sum(each.nanoseconds for each in moments)
+        return self._nanoseconds[profile]
+
+
+def _kept(graph: Graph, profile: DeviceProfile) -> Plan:
+    """The plan that keeps everything, without what is told of it."""
+    decisions: dict[str, Decision] = {node.name: "keep" for node in graph.planned}
+    return Plan(graph, decisions, (), {}, {}, 0, 0, "", 1.0, profile=profile)
 
 
 def _natural(node: Node) -> Decision:

@@ -21,16 +21,19 @@ from typing import Any, NoReturn, TypeVar, cast, get_args
 from revgraph.errors import GraphError, PlanError
 from revgraph.graph import Graph
 from revgraph.planning.deciding import decide, finished
-from revgraph.planning.plans import DECISIONS, Decision, How, Plan, Source
+from revgraph.planning.plans import DECISIONS, CostKind, Decision, How, Plan, Source
+from revgraph.planning.profiles import DeviceProfile
 from revgraph.planning.same_graph import fitted
 from revgraph.planning.sources import needs, rule_needs
 
 FORMAT = 1
 KEYS = (
-    "revgraph_plan", "peak_bytes", "held_bytes", "peak_at", "flops_ratio", "decisions", "stored", "anchors",
+    "revgraph_plan", "peak_bytes", "held_bytes", "ordinary_bytes", "peak_at", "flops_ratio", "time_ratio",
+    "cost", "profile", "decisions", "stored", "anchors",
     "results", "holds", "drops", "sources", "reasons", "graph",
 )  # fmt: skip
-PREDICTED = ("peak_bytes", "held_bytes", "peak_at", "flops_ratio")
+PREDICTED = ("peak_bytes", "held_bytes", "ordinary_bytes", "peak_at", "flops_ratio", "time_ratio")
+COSTS: tuple[str, ...] = get_args(CostKind)
 HOWS: tuple[str, ...] = get_args(How)
 
 T = TypeVar("T")
@@ -43,8 +46,12 @@ def written(plan: Plan) -> str:
         "revgraph_plan": FORMAT,
         "peak_bytes": plan.peak_bytes,
         "held_bytes": plan.held_bytes,
+        "ordinary_bytes": plan.ordinary_bytes,
         "peak_at": plan.peak_at,
         "flops_ratio": plan.flops_ratio,
+        "time_ratio": plan.time_ratio,
+        "cost": plan.cost,
+        "profile": plan.profile.to_json(),
         "decisions": _ordered(plan.decisions, nodes),
         "stored": plan.stored,
         "anchors": plan.anchors,
@@ -121,6 +128,7 @@ def _plan(data: Any) -> Plan:
         holds=holds,
         drops=drops,
         results=results,
+        profile=DeviceProfile.from_json(data["profile"]),
     )
     for name, said in {"stored": stored, "results": results, "drops": drops}.items():
         if getattr(found, name) != said:
@@ -134,6 +142,9 @@ def _plan(data: Any) -> Plan:
         held_bytes=_count(data["held_bytes"]),
         peak_at=_text(data["peak_at"]),
         flops_ratio=_ratio(data["flops_ratio"]),
+        ordinary_bytes=_count(data["ordinary_bytes"]),
+        time_ratio=_ratio(data["time_ratio"]),
+        cost=cast("CostKind", _word(COSTS)(data["cost"])),
     )
 
 

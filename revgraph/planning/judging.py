@@ -25,7 +25,7 @@ class Judge:
     """Judges the solutions of a posed problem by their plans, in which `anchors` are stored on top.
 
     Called with a solution, it gives the one that is carried out, without what would be done to no purpose,
-    and with its true peak, FLOPs and runs; None where no plan does that.
+    and with its true peak, cost and runs; None where no plan does that.
     """
 
     def __init__(self, posed: Posed, anchors: Iterable[str] = ()) -> None:
@@ -54,7 +54,7 @@ class Judge:
         values = {name: value for value, name in enumerate(self.values)}
         options: list[int] = []
         for item, courses in zip(self.posed.problem.items, self.posed.courses, strict=True):
-            held = [(each.held_bytes, len(each.pinned), each.flops) for each in item.options]
+            held = [(each.held_bytes, len(each.pinned), each.cost) for each in item.options]
             wanted = plan.decided(item.name)
             stand_in = held.index(min(held)) if held else -1
             options.append(courses.index(wanted) if wanted in courses else stand_in)
@@ -101,13 +101,13 @@ class Judge:
         if len(holds) < len(solution.holds):
             solution = replace(solution, holds=holds)
             plan = self._planned(solution)
-        plain = self.posed.problem.plain_flops
-        flops = round(plan.flops_ratio * plain) - plain  # a whole number of so few digits comes out exactly
+        plain = self.posed.problem.plain_cost
+        cost = round(plan.cost_ratio * plain) - plain  # a whole number of so few digits comes out exactly
         runs = Counter(each.node for each in schedule(plan) if each.action in EVALUATING)
         return replace(
             solution,
             peak_bytes=plan.peak_bytes,
-            flops=flops,
+            cost=cost,
             repeats=runs.total() - len(runs),
             most_runs=max(runs.values(), default=0),
         )
@@ -123,7 +123,8 @@ class Judge:
             holds={nodes[k]: nodes[j] for k, j in solution.holds.items()},
             drops={nodes[j]: [names[v] for v in values] for j, values in solution.drops.items()},
             results={name: map(int, each) for name, each in results.items() if each},
-        )
+            profile=self.posed.profile,
+        ).noted(cost=self.posed.cost)
 
     def _decided(self, solution: Solution) -> dict[str, Decision]:
         courses = self._courses(solution)

@@ -10,9 +10,11 @@ from typing import Any, Literal, get_args
 from revgraph.courses import Course
 from revgraph.errors import PlanError
 from revgraph.graph import Graph, Node, clipped, table
+from revgraph.planning.profiles import GENERIC, DeviceProfile
 
 Decision = Literal["keep", "invert", "recompute"]
 DECISIONS: tuple[str, ...] = get_args(Decision)
+CostKind = Literal["time", "flops"]
 How = Literal["stored", "inverted", "rewired", "wired", "recomputed"]
 TERM = -1  # among kept results: what a coupling's function returns
 
@@ -44,7 +46,9 @@ class Plan:
     `stored` are the values held from forward to backward; `sources` says of every value that the backward
     pass asks for how it comes back. Bytes are activation bytes: live storages without parameters, buffers,
     gradients of parameters and the caller's inputs. `flops_ratio` is a training step's FLOPs over those of
-    ordinary autograd.
+    ordinary autograd, `time_ratio` its seconds over ordinary autograd's by the device profile, and
+    `ordinary_bytes` what ordinary autograd takes at its peak. `cost` is what the plan was chosen to make
+    small: "time" or "flops".
 
     The stage of a node is the time in backward when it is replayed, and what that asks for is derived.
     `holds` names for a node that is rerun the later node in whose stage its rerun captures its internals,
@@ -71,6 +75,10 @@ class Plan:
     holds: Mapping[str, str] = field(default_factory=dict)
     drops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     anchors: tuple[str, ...] = ()
+    time_ratio: float = 1.0
+    ordinary_bytes: int = 0
+    cost: CostKind = "time"
+    profile: DeviceProfile = GENERIC
     schedules: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def noted(self, **facts: Any) -> Plan:
@@ -87,6 +95,11 @@ class Plan:
         """A node's decision, and the results that it keeps besides: `invert+0+2`."""
         decision = self.decisions.get(name, "keep")
         return decision + "".join(f"+{index}" for index in self.results.get(name, ()))
+
+    @property
+    def cost_ratio(self) -> float:
+        """What the plan was chosen to make small, over ordinary autograd's."""
+        return self.time_ratio if self.cost == "time" else self.flops_ratio
 
     @property
     def anchor_bytes(self) -> int:
@@ -140,11 +153,12 @@ class Plan:
         head = (
             f"{self.graph.name}: "
             + ", ".join(f"{count[decision]} {decision}" for decision in DECISIONS)
-            + f"; predicted peak {human_bytes(self.peak_bytes)} ({self.peak_at}), "
-            f"held {human_bytes(self.held_bytes)}, FLOPs x{self.flops_ratio:.3f}"
+            + f"; predicted peak {human_bytes(self.peak_bytes)} ({self.peak_at})\n"
+            f"held {human_bytes(self.held_bytes)}; FLOPs x{self.flops_ratio:.3f}, "
+            f"time x{self.time_ratio:.3f} ({self.profile.name}) of ordinary training, whose peak is {human_bytes(self.ordinary_bytes)}"
         )
         if self.anchors:
-            head += f"; {len(self.anchors)} anchors hold {human_bytes(self.anchor_bytes)}"
+            head += f"\n{len(self.anchors)} anchors hold {human_bytes(self.anchor_bytes)}"
         rows = [
             (
                 clipped(node.name),

@@ -6,17 +6,20 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from revgraph.courses import Course, Event, own_bytes
+from revgraph.courses import Course, Event, Work, own_bytes
 from revgraph.graph import Graph, Node
-from revgraph.planning.deciding import keep_all
+from revgraph.planning.deciding import Ordinary, keep_all
 from revgraph.planning.holding import Storages
-from revgraph.planning.plans import DECISIONS, Decision
+from revgraph.planning.plans import DECISIONS, CostKind, Decision
+from revgraph.planning.profiles import GENERIC, Clock, DeviceProfile
 from revgraph.planning.schedule import schedule
 from revgraph.planning.simulating import Machine
 from revgraph.planning.solver.problem import Item, Option, Problem
 from revgraph.planning.sources import needs
 
-MEASURES = ("held_bytes", "flops", "captured_bytes", "forward_peak", "backward_peak")
+# Into how many parts of a step nanoseconds are rounded.
+TICKS = 2**17
+MEASURES = ("held_bytes", "cost", "captured_bytes", "forward_peak", "backward_peak")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +29,26 @@ class Posed:
     graph: Graph
     problem: Problem
     courses: tuple[tuple[str, ...], ...]
+    cost: CostKind
+    profile: DeviceProfile
 
 
-def pose(graph: Graph) -> Posed:
-    """The planning problem of a graph whose costs are known."""
-    posing = _Posing(graph)
+def pose(graph: Graph, cost: CostKind = "time", profile: DeviceProfile = GENERIC) -> Posed:
+    """The planning problem of a graph whose costs are known, in nanoseconds by a profile or in FLOPs."""
+    posing = _Posing(graph, cost, profile)
     nodes = [node for node in graph.nodes if node.kind not in ("input", "output")]
     options = [posing.options(node) for node in nodes]
-    return Posed(graph, posing.problem(nodes, options), tuple(tuple(each) for each in options))
+    courses = tuple(tuple(each) for each in options)
+    return Posed(graph, posing.problem(nodes, options), courses, cost, profile)
 
 
 class _Posing:
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, cost: CostKind, profile: DeviceProfile) -> None:
         self.graph = graph
+        ordinary = Ordinary.of(graph)
+        self.clock = Clock(graph, profile) if cost == "time" else None
+        self.plain_cost = ordinary.nanoseconds(graph, profile) if cost == "time" else ordinary.flops
+        self.tick = max(1, self.plain_cost // TICKS)
         self.names = [value.name for value in graph.values]
         self.index = {name: index for index, name in enumerate(self.names)}
         self.looks: dict[Hashable, int] = {}
@@ -59,7 +69,7 @@ class _Posing:
             given=self._indices(graph.inputs),
             results=self._indices(dict.fromkeys(graph.outputs)),
             loss_bytes=loss_bytes,
-            plain_flops=sum(node.cost.flops + node.cost.backward_flops for node in graph.nodes),
+            plain_cost=self.plain_cost,
         )
 
     def _fixed_bytes(self) -> tuple[dict[str, int], int]:
@@ -108,7 +118,7 @@ class _Posing:
             inputs=self._indices(node.inputs),
             outputs=self._indices(node.outputs),
             options=options,
-            rerun_flops=keep.flops,
+            rerun_cost=self._cost(node, keep.forward_work),
             rerun_peak=_peak(keep.forward, {}),
             captured_bytes=max(0, own_bytes(keep.forward)),
             gradient_bytes=gradient_bytes,
@@ -130,11 +140,17 @@ class _Posing:
             pinned=tuple(self.index[self.graph.value[value].storage] for value in held),
             needs=self._indices(needs(node, cast("Decision", decision))),
             gives=self._indices((node.target,)) if decision == "invert" and node.target is not None else (),
-            flops=course.replay_flops,
+            cost=self._cost(node, course.replay_work) if course.replays else 0,
             captured_bytes=max(0, own_bytes(replay)),
             forward_peak=_peak(course.forward, {}),
             backward_peak=_peak((*course.before_replay, *replay, *course.after_replay), gradients),
         )
+
+    def _cost(self, node: Node, work: Work) -> int:
+        """What running a node again costs; nanoseconds in ticks, by which a solver can round its bounds."""
+        if self.clock is None:
+            return work.flops
+        return max(1, round((self.clock.forward(node, work) + self.clock.replay) / self.tick)) * self.tick
 
     def _indices(self, names: Any) -> tuple[int, ...]:
         return tuple(self.index[name] for name in names)

@@ -36,9 +36,9 @@ def _reason(plan: Plan, node: Node, chosen: Course) -> str:
 
 
 def _again(node: Node, chosen: Course) -> str:
-    if not chosen.replay_flops:
+    if not chosen.replay_work.flops:
         return "computes no heavy operator again"
-    share = chosen.replay_flops / node.cost.flops if node.cost.flops else 1.0
+    share = chosen.replay_work.flops / node.cost.flops if node.cost.flops else 1.0
     return f"computes {share:.0%} of its {node.cost.flops:,} FLOPs again"
 
 

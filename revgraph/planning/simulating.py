@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from revgraph.courses import Course, Event
+from revgraph.courses import Course, Event, Work
 from revgraph.errors import PlanError
 from revgraph.graph import Graph, Node
 from revgraph.planning.holding import NOWHERE, Storages
 from revgraph.planning.plans import Plan, course_of
+from revgraph.planning.profiles import Clock
 from revgraph.planning.schedule import CAPTURING, Instruction, schedule
 
 # Under which name costs have what happens in an action of a node that is run again by itself.
@@ -23,12 +24,16 @@ COURSES = {
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """An instruction; the activation bytes live after it, the most while it ran, and its FLOPs."""
+    """An instruction; the activation bytes live after it, the most while it ran, its FLOPs and its time.
+
+    The nanoseconds are those of the plan's device profile.
+    """
 
     step: Instruction
     live_bytes: int
     peak_bytes: int
     flops: int
+    nanoseconds: int = 0
 
 
 def simulate(plan: Plan) -> list[Moment]:
@@ -84,6 +89,7 @@ class Machine:
         self.sums: dict[str, int] = {}
         self.same: dict[str, str] = {}
         self.courses = courses_of(plan)
+        self.clock = Clock(plan.graph, plan.profile)
         self.parts = _contributors(self.graph, self.courses)
         self.graphs: dict[
             str, int
@@ -96,21 +102,22 @@ class Machine:
     def take(self, step: Instruction) -> Moment:
         """Take the next step."""
         self.memory.most = self.memory.live
-        if step.action == "run":
-            flops = self._run(step)
-        elif step.action == "loss":
-            flops = self._loss()
-        elif step.action == "free":
-            flops = 0
+        work, nanoseconds = Work(), 0
+        if step.action == "free":
             for name in step.frees:
                 self.memory.release(self.tape.pop(name))
         elif step.action == "backward":
-            flops = self._backward(step)
+            work = self._backward(step)
+            nanoseconds = self.clock.backward(self._node(step.node), work)
+        elif step.action in ("run", "loss"):
+            work = self._run(step) if step.action == "run" else self._loss()
+            nanoseconds = self.clock.forward(self._node(step.node), work)
         else:
-            flops = self._rebuild(step)
-        return Moment(step, self.memory.live, self.memory.most, flops)
+            work = self._rebuild(step)
+            nanoseconds = self.clock.forward(self.graph.node[step.node], work) + self.clock.replay
+        return Moment(step, self.memory.live, self.memory.most, work.flops, nanoseconds)
 
-    def _run(self, step: Instruction) -> int:
+    def _run(self, step: Instruction) -> Work:
         node = self.graph.node[step.node]
         course = self.courses[node.name]
         labels = {f"in{index}": self._held(self.env, name) for index, name in enumerate(node.inputs)}
@@ -127,7 +134,7 @@ class Machine:
         for name in step.frees:
             self.memory.release(self.env.pop(name, NOWHERE))
             self._let_graph_go(self.graph.producer[name].name)
-        return course.flops
+        return course.forward_work
 
     def _makers(self, node: Node) -> set[str]:
         """The nodes before this one whose graphs its own holds, among those that no gradient reaches."""
@@ -152,17 +159,17 @@ class Machine:
                     self.memory.release(number)
                 pending += self._makers(node)
 
-    def _loss(self) -> int:
+    def _loss(self) -> Work:
         node = self.graph.loss
         if node is None:
-            return 0
+            return Work()
         course = self.courses[node.name]
         labels = {f"in{index}": self._held(self.env, name) for index, name in enumerate(node.inputs)}
         self._follow(course.forward, node, labels, node.outputs, self.env)
         self.labels[node.name] = labels
-        return course.flops
+        return course.forward_work
 
-    def _backward(self, step: Instruction) -> int:
+    def _backward(self, step: Instruction) -> Work:
         node = self._node(step.node)
         if node is self.graph.loss:
             root = self.memory.born(self.memory.sizes[self.env[node.outputs[0]]])
@@ -173,7 +180,7 @@ class Machine:
         self._follow(course.after_replay, node, labels)
         for number in labels.values():
             self.memory.release(number)
-        return course.backward_flops
+        return course.backward_work
 
     def _backward_course(self, node: Node) -> Course:
         """The course that tells a node's backward: that of the rerun that captured for it, if one did."""
@@ -192,7 +199,7 @@ class Machine:
                 labels[f"go{index}"] = self.gradients.pop(name)
         self._follow(self._backward_course(node).before_replay, node, labels)
 
-    def _rebuild(self, step: Instruction) -> int:
+    def _rebuild(self, step: Instruction) -> Work:
         self._begin(self._node(step.stage))
         node = self.graph.node[step.node]
         own = self.courses[node.name]
@@ -200,7 +207,7 @@ class Machine:
         replays = captures and step.action != "recompute_and_keep" and own.replays
         name = COURSES.get(step.action, step.action)
         events = own.in_replay if replays else node.cost.courses.get(name, Course()).forward
-        flops = own.replay_flops if replays else node.cost.courses.get(name, Course()).flops
+        work = own.replay_work if replays else node.cost.courses.get(name, Course()).forward_work
         if step.action == "recompute_and_keep":
             self.held_again.add(node.name)
         labels = self.labels.get(node.name, {}) if captures else {}
@@ -221,7 +228,7 @@ class Machine:
         for name in step.frees:
             place = self.rebuilt if name in self.rebuilt else self.tape
             self.memory.release(place.pop(name))
-        return flops
+        return work
 
     def _follow(
         self,

@@ -21,11 +21,12 @@ def as_json(reportable: Reportable) -> dict[str, Any] | list[dict[str, Any]]:
 
     - Graph: the content of `graph.to_json()`: `revgraph` (the format's number), `name`, `nodes`, `values`.
     - Plan: `network`, `decisions` (node to word), `stored` (names), `peak_bytes`, `peak_at`, `held_bytes`,
-      `flops_ratio`, `reasons` (node to text), `results` (node to indices, the term -1),
-      `holds` (node to node), `drops` (node to names), `sources` (value to its `how` and `node`).
+      `ordinary_bytes`, `flops_ratio`, `time_ratio`, `cost` ("time" or "flops"), `profile` (of a device),
+      `reasons` (node to text), `results` (node to indices, the term -1), `holds` (node to node), `drops` (node
+      to names), `sources` (value to its `how` and `node`).
     - A list of plans, a frontier: a list of what is above, and of each whether it is the `knee`.
     - A list of moments, a simulation: a list of `action`, `node`, `stage`, `reads`, `makes`, `stores`,
-      `frees` (names), `live_bytes`, `peak_bytes`, `flops`.
+      `frees` (names), `live_bytes`, `peak_bytes`, `flops`, `nanoseconds`.
     - Measurement: `peak_bytes`, `held_bytes`, `flops`, `flops_ratio`, `calls` (node to number), and `seconds`
       where they were measured.
     - GradientReport: `verdict` ("good", "flipped", "drifted" or "wrong"), `begins_at` (a node, or null),
@@ -72,7 +73,11 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
         "peak_bytes": plan.peak_bytes,
         "peak_at": plan.peak_at,
         "held_bytes": plan.held_bytes,
+        "ordinary_bytes": plan.ordinary_bytes,
         "flops_ratio": plan.flops_ratio,
+        "time_ratio": plan.time_ratio,
+        "cost": plan.cost,
+        "profile": plan.profile.to_json(),
         "reasons": dict(plan.reasons),
         "results": {name: list(indices) for name, indices in plan.results.items()},
         "holds": dict(plan.holds),
@@ -91,6 +96,7 @@ def _moment_json(moment: Moment) -> dict[str, Any]:
         "live_bytes": moment.live_bytes,
         "peak_bytes": moment.peak_bytes,
         "flops": moment.flops,
+        "nanoseconds": moment.nanoseconds,
     }
 
 

@@ -105,7 +105,8 @@ def _of_graph(graph: Graph) -> Report:
 def _of_plan(plan: Plan) -> Report:
     title = (
         f"{plan.graph.name}: {_counts(plan)}; predicted peak {human_bytes(plan.peak_bytes)} "
-        f"({plan.peak_at}), held {human_bytes(plan.held_bytes)}, FLOPs x{plan.flops_ratio:.3f}"
+        f"({plan.peak_at}), held {human_bytes(plan.held_bytes)}, FLOPs x{plan.flops_ratio:.3f}, "
+        f"time x{plan.time_ratio:.3f} ({plan.profile.name})"
     )
     stored, again = set(plan.stored), _reruns(plan)
     nodes = plan.graph.planned
@@ -136,6 +137,7 @@ def _of_frontier(plans: Sequence[Plan]) -> Report:
         (
             human_bytes(plan.peak_bytes),
             f"{plan.flops_ratio:.3f}",
+            f"{plan.time_ratio:.3f}",
             _counts(plan),
             f"{sum(map(len, plan.results.values()))}",
             f"{len(_reruns(plan))}",
@@ -143,9 +145,10 @@ def _of_frontier(plans: Sequence[Plan]) -> Report:
         )
         for plan in plans
     )
-    head = ("peak", "FLOPs over ordinary", "decisions", "kept results", "reruns", "")
-    title = f"{plans[0].graph.name}: the frontier, predicted"
-    return Report(title, head, rows, frozenset({"peak", "FLOPs over ordinary", "kept results", "reruns"}))
+    head = ("peak", "FLOPs over ordinary", "time over ordinary", "decisions", "kept results", "reruns", "")
+    title = f"{plans[0].graph.name}: the frontier, predicted (time by the profile {plans[0].profile.name!r})"
+    numbers = {"peak", "FLOPs over ordinary", "time over ordinary", "kept results", "reruns"}
+    return Report(title, head, rows, frozenset(numbers))
 
 
 def _of_simulation(moments: Sequence[Moment]) -> Report:

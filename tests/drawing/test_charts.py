@@ -19,7 +19,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def frontier() -> list[Plan]:
     points = ((10, 1.5), (12, 1.1), (30, 1.0))
-    return [replace(plan_for(chain(2)), peak_bytes=size << 20, flops_ratio=ratio) for size, ratio in points]
+    return [replace(plan_for(chain(2)), peak_bytes=size << 20, time_ratio=ratio) for size, ratio in points]
 
 
 def drawn(path: Path) -> ElementTree.Element:
@@ -41,9 +41,9 @@ def test_an_svg_has_a_title_and_a_description(tmp_path: Path) -> None:
     assert root.get("role") == "img"
     assert root.findtext(f"{SVG}title") == "chain: computing again against activation memory"
     assert root.findtext(f"{SVG}desc") == (
-        "A frontier of 3 plans from 10.0 MiB and x1.500 FLOPs to 30.0 MiB and x1.000 FLOPs; "
-        "its knee at 12.0 MiB and x1.100 FLOPs; the plan chosen at 10.0 MiB and x1.500 FLOPs; "
-        "ordinary <autograd> at 50.0 MiB and x1.000 FLOPs; the budget of 11.0 MiB."
+        "A frontier of 3 plans from 10.0 MiB and x1.500 estimated time to 30.0 MiB and x1.000 estimated time; "
+        "its knee at 12.0 MiB and x1.100 estimated time; the plan chosen at 10.0 MiB and x1.500 estimated "
+        "time; ordinary <autograd> at 50.0 MiB and x1.000 estimated time; the budget of 11.0 MiB."
     )
 
 

@@ -215,7 +215,7 @@ def test_a_plan_says_its_figures_and_marks_its_peak(tmp_path: Path) -> None:
     root = ElementTree.fromstring(draw(plan, tmp_path / "plan.svg").read_bytes())
     written = texts(root)
     assert "predicted peak 200.0 MiB (backward of stage2.unit1.g)" in written
-    assert any(text.startswith("held ") and text.endswith(", FLOPs \u00d71.250") for text in written)
+    assert any(text.startswith("held ") and ", FLOPs \u00d71.250, time \u00d7" in text for text in written)
     assert sum(text.startswith("stored ") for text in written) == len(plan.stored)
     (peak,) = (group for group in root.iter(f"{SVG}g") if "peak" in group.get("class", "").split())
     assert peak.get("data-node") == "stage2.unit1.g"

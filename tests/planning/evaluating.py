@@ -17,17 +17,17 @@ from revgraph.planning.solver.problem import Problem, Solution
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """A solution's peak, where it is (`item` is -1 at the turn), bytes at the turn, FLOPs computed again."""
+    """A solution's peak, where it is (`item` is -1 at the turn), bytes at the turn, cost of what is computed again."""
 
     peak_bytes: int
-    flops: int
+    cost: int
     item: int
     phase: Literal["forward", "turn", "backward"]
     turn_bytes: int
 
 
 def evaluate(problem: Problem, solution: Solution) -> Evaluation:
-    """Peak bytes and FLOPs of a training step under this solution, by a walk over its forward and backward.
+    """Peak bytes and cost of a training step under this solution, by a walk over its forward and backward.
 
     Raises:
         IllegalSolution: it reads a value that it neither stores nor rebuilds.
@@ -40,7 +40,7 @@ def evaluate(problem: Problem, solution: Solution) -> Evaluation:
     ledger.release_unread()
     for stage in rebuilding.stages:
         ledger.backward(stage)
-    return Evaluation(ledger.peak, ledger.flops, ledger.item, ledger.phase, turn)
+    return Evaluation(ledger.peak, ledger.cost, ledger.item, ledger.phase, turn)
 
 
 def judge_of(problem: Problem) -> Callable[[Solution], Solution | None]:
@@ -52,7 +52,7 @@ def judge_of(problem: Problem) -> Callable[[Solution], Solution | None]:
             found = evaluate(problem, solution)
         except IllegalSolution:
             return None
-        return replace(solution, peak_bytes=found.peak_bytes, flops=found.flops)
+        return replace(solution, peak_bytes=found.peak_bytes, cost=found.cost)
 
     return judge
 
@@ -89,7 +89,7 @@ class _Ledger:
     def __init__(self, problem: Problem, solution: Solution, rebuilding: Rebuilding) -> None:
         self.problem = problem
         self.solution = solution
-        self.live = self.peak = self.flops = 0
+        self.live = self.peak = self.cost = 0
         self.item = -1
         self.phase: Literal["forward", "turn", "backward"] = "turn"
         self.holders = [0] * len(problem.storage_bytes)
@@ -140,13 +140,13 @@ class _Ledger:
                 chosen = replayed.options[self.solution.options[move.item]]
                 own = move.item == j
                 self.note("backward", j, item.gradient_bytes + chosen.backward_peak)
-                self.flops += chosen.flops
+                self.cost += chosen.cost
                 if not own:
                     self._capture(move.item, chosen.captured_bytes)
             elif move.how == "rerun":
                 rerun = self.problem.items[move.item]
                 self.note("backward", j, item.gradient_bytes + rerun.rerun_peak)
-                self.flops += rerun.rerun_flops
+                self.cost += rerun.rerun_cost
                 if move.captures:
                     self._capture(move.item, rerun.captured_bytes)
             for value in self.begins[time]:

@@ -1,4 +1,4 @@
-"""Exhaustive search: the least FLOPs computed again among all schedules of a small planning problem.
+"""Exhaustive search: the least cost of what is computed again among all schedules of a small planning problem.
 
 A shortest path over the states of a machine: which values are in memory, what each item holds, and where the
 training step stands. Written from the meaning of a problem alone; it shares nothing with the planners but
@@ -31,8 +31,8 @@ class State(NamedTuple):
     owed: frozenset[int] = frozenset()
 
 
-def least_flops(problem: Problem, limit: int, below: int | None = None) -> int | None:
-    """The least FLOPs within `limit` bytes; None where no schedule fits, or none costs less than `below`."""
+def least_cost(problem: Problem, limit: int, below: int | None = None) -> int | None:
+    """The least cost within `limit` bytes; None where no schedule fits, or none costs less than `below`."""
     return Machine(problem, limit).search(below)
 
 
@@ -150,7 +150,7 @@ class Machine:
                     yield room - max(0, option.backward_peak - (captured or 0)), 0, after
             elif self.there(state, self.needs[j][c]) and not paid(state.owed, self.needs[j][c]):
                 values = state.values | self.gives[j][c]
-                yield room - option.backward_peak, option.flops, after._replace(values=values)
+                yield room - option.backward_peak, option.cost, after._replace(values=values)
 
     def finishes(self, j: int, code: int) -> list[tuple[int, int | None]]:
         """The options that item j may be differentiated under, each with what is captured for it already."""
@@ -172,16 +172,16 @@ class Machine:
         if state.held[k] < 0 and self.there(state, self.inputs[k]):
             made, owed = self.outputs[k], paid(state.owed, self.inputs[k])
             run = state._replace(values=state.values | made, owed=owed)
-            ways.append((item.rerun_peak, item.rerun_flops, made, run))
+            ways.append((item.rerun_peak, item.rerun_cost, made, run))
             if k < j and state.held[k] == BARE and any(map(bare, item.options)):
-                ways.append((item.rerun_peak, item.rerun_flops, made, captured_by(run, k, CAPTURED, made)))
+                ways.append((item.rerun_peak, item.rerun_cost, made, captured_by(run, k, CAPTURED, made)))
         for c, option in enumerate(item.options):
             made = self.gives[k][c]
             matches = state.held[k] == c or (state.held[k] == BARE and bare(option))
             if k < j and matches and made and self.there(state, self.needs[k][c]):
                 owed = paid(state.owed, self.needs[k][c])
                 run = state._replace(values=state.values | made, owed=owed)
-                ways.append((option.backward_peak, option.flops, made, captured_by(run, k, -3 - c, made)))
+                ways.append((option.backward_peak, option.cost, made, captured_by(run, k, -3 - c, made)))
         return ways
 
     def wire(self, state: State, reads: int, makes: int) -> list[tuple[int, int, int, State]]:
@@ -245,8 +245,8 @@ class Machine:
         return stages
 
     def _least(self, item: Item) -> int:
-        costs = [option.flops for option in item.options if bare(option)]
-        return min([*costs, item.rerun_flops]) if costs else 0
+        costs = [option.cost for option in item.options if bare(option)]
+        return min([*costs, item.rerun_cost]) if costs else 0
 
     def _purpose(self, left: int) -> int:
         """The values that items left to differentiate, or wiring from those, have to do with."""

@@ -47,11 +47,11 @@ def branching(rng: Random, nodes: int) -> Problem:
 
 
 class _Numbers:
-    """What one node takes: internals, FLOPs, and transients of its forward, backward and rerun."""
+    """What one node takes: internals, cost, and transients of its forward, backward and rerun."""
 
     def __init__(self, rng: Random) -> None:
         self.internals = rng.randint(0, 6)
-        self.flops = rng.randint(1, 5)
+        self.cost = rng.randint(1, 5)
         self.forward, self.backward, self.rerun = rng.randint(0, 2), rng.randint(0, 2), rng.randint(0, 1)
         self.gradient = rng.randint(0, 3)
 
@@ -59,7 +59,7 @@ class _Numbers:
         sizes.append(sizes[x])
         held, out = self.internals, sizes[x]
         invert = Option(
-            "invert", (), 0, (), (*others, y), (x,), self.flops, held, out + self.forward,
+            "invert", (), 0, (), (*others, y), (x,), self.cost, held, out + self.forward,
             held + out + self.backward,
         )  # fmt: skip
         more = (self._recompute(others, out),) if others else ()
@@ -76,7 +76,7 @@ class _Numbers:
     def _recompute(self, needs: tuple[int, ...], out: int) -> Option:
         held = self.internals
         return Option(
-            "recompute", (), 0, (), needs, (), self.flops, held, out + self.forward,
+            "recompute", (), 0, (), needs, (), self.cost, held, out + self.forward,
             held + max(self.forward, self.backward),
         )  # fmt: skip
 
@@ -84,11 +84,11 @@ class _Numbers:
         self, name: str, inputs: tuple[int, ...], y: int, options: tuple[Option, ...], out: int
     ) -> Item:
         rerun = out + self.forward + self.rerun
-        return Item(name, inputs, (y,), options, self.flops, rerun, self.internals, self.gradient)
+        return Item(name, inputs, (y,), options, self.cost, rerun, self.internals, self.gradient)
 
 
 def _problem(
     items: list[Item], sizes: list[int], given: tuple[int, ...], results: tuple[int, ...], loss: int
 ) -> Problem:
-    plain = 3 * sum(item.rerun_flops for item in items)
+    plain = 3 * sum(item.rerun_cost for item in items)
     return Problem(tuple(items), tuple(range(len(sizes))), tuple(sizes), given, results, loss, plain)

@@ -62,7 +62,7 @@ def rebuild(problem: Problem, solution: Solution) -> Rebuilding:
 
     A missing value comes over wiring from what is at hand, else from a rerun of its item if that is in
     `reruns`, else from an early replay of the item that inverts it; of several ways the one with the fewest
-    early replays, then with the fewest FLOPs.
+    early replays, then with the least cost.
 
     Raises:
         IllegalSolution: what cannot be rebuilt, and where it is asked for.
@@ -189,7 +189,7 @@ class _Walk:
     def _cost(self, rule: Move) -> tuple[int, int, int]:
         if rule.how == "replay":
             return 1, 0, 1
-        return 0, self.problem.items[rule.item].rerun_flops if rule.how == "rerun" else 0, 1
+        return 0, self.problem.items[rule.item].rerun_cost if rule.how == "rerun" else 0, 1
 
     def _do(self, move: Move, j: int, moves: list[Move]) -> None:
         k = move.item

@@ -13,7 +13,7 @@ from random import Random
 
 import pytest
 from planning.evaluating import evaluate, judge_of
-from planning.oracle import least_flops
+from planning.oracle import least_cost
 from planning.problems import branching, revnet_like
 
 from revgraph.planning.solver import search
@@ -34,14 +34,14 @@ for make in (branching, revnet_like, branching):
     problem = make(rng, 9)
     for each in search(problem, judge_of(problem)).every:
         found.append([each.options, sorted(each.stored), sorted(each.reruns), sorted(each.holds.items()),
-                      sorted(each.drops.items()), each.peak_bytes, each.flops])
+                      sorted(each.drops.items()), each.peak_bytes, each.cost])
 print(json.dumps(found))
 """
 
 
 @pytest.mark.parametrize("kind", PROBLEMS)
 def test_against_all_schedules(kind: str) -> None:
-    """Never better, never over a budget, mostly equal; elsewhere 10 % of a step's FLOPs on average."""
+    """Never better, never over a budget, mostly equal; elsewhere 10 % of a step on average."""
     rng = Random(0)
     seen: Counter[str] = Counter()
     peaks: list[float] = []
@@ -51,20 +51,20 @@ def test_against_all_schedules(kind: str) -> None:
         pool = search(problem, judge_of(problem))
         least, most = pool.every.least.peak_bytes, pool.every.solutions[-1].peak_bytes
         lowest = least
-        while least_flops(problem, lowest - 1) is not None:
+        while least_cost(problem, lowest - 1) is not None:
             lowest -= 1
         peaks.append(least / lowest - 1)
         for budget in {least, (3 * least + most) // 4, (least + most) // 2}:
-            solution, best = pool.every.within(budget), least_flops(problem, budget)
+            solution, best = pool.every.within(budget), least_cost(problem, budget)
             assert solution is not None
             assert best is not None
             found = evaluate(problem, solution)
-            assert (found.peak_bytes, found.flops) == (solution.peak_bytes, solution.flops)
+            assert (found.peak_bytes, found.cost) == (solution.peak_bytes, solution.cost)
             assert solution.peak_bytes <= budget
-            assert solution.flops >= best
-            seen["equal" if solution.flops == best else "dearer"] += 1
-            if solution.flops > best:
-                excess.append((solution.flops - best) / (problem.plain_flops + best))
+            assert solution.cost >= best
+            seen["equal" if solution.cost == best else "dearer"] += 1
+            if solution.cost > best:
+                excess.append((solution.cost - best) / (problem.plain_cost + best))
     assert seen["equal"] >= 0.95 * seen.total()
     assert sum(excess) <= 0.1 * len(excess)
     assert sum(peaks) <= 0.02 * len(peaks)
@@ -81,13 +81,13 @@ def test_more_memory_never_costs_more_and_books_never_beat_it(kind: str, number:
         for before, after in pairwise(pool.every):
             assert before.peak_bytes < after.peak_bytes
             assert before.cost > after.cost
-        assert pool.every.solutions[-1].flops == 0
+        assert pool.every.solutions[-1].cost == 0
         for known in (keep_all(problem), *textbook_segments(Line(problem))):
             judged = judge(known)
             if judged is not None:
                 found = pool.every.within(judged.peak_bytes)
                 assert found is not None
-                assert found.flops <= judged.flops
+                assert found.cost <= judged.cost
 
 
 def test_a_pool_is_the_same_in_every_process() -> None:

@@ -70,7 +70,11 @@ def test_the_keys_of_a_plan_are_stable() -> None:
         "peak_bytes": plan.peak_bytes,
         "peak_at": "blocks.1.f",
         "held_bytes": plan.held_bytes,
+        "ordinary_bytes": plan.ordinary_bytes,
         "flops_ratio": 1.25,
+        "time_ratio": plan.time_ratio,
+        "cost": "time",
+        "profile": plan.profile.to_json(),
         "reasons": dict.fromkeys(plan.decisions, "decided by hand for a test"),
         "results": {},
         "holds": {},
@@ -109,7 +113,9 @@ def test_finer_options_have_columns_where_there_are_any() -> None:
 
 def frontier() -> list[Plan]:
     points = ((10, 1.5), (12, 1.1), (30, 1.0))
-    return [replace(finer(), peak_bytes=size << 20, flops_ratio=ratio) for size, ratio in points]
+    return [
+        replace(finer(), peak_bytes=size << 20, flops_ratio=ratio, time_ratio=ratio) for size, ratio in points
+    ]
 
 
 def test_a_frontier_is_a_table_of_its_plans_with_the_knee() -> None:
@@ -119,7 +125,7 @@ def test_a_frontier_is_a_table_of_its_plans_with_the_knee() -> None:
         ("12.0 MiB", "1.100"),
         ("30.0 MiB", "1.000"),
     ]
-    assert made.rows[0][2:5] == ("1 keep, 5 invert, 0 recompute", "2", "1")
+    assert made.rows[0][3:6] == ("1 keep, 5 invert, 0 recompute", "2", "1")
     assert [row[-1] for row in made.rows] == ["", "knee", ""]
     found = as_json(frontier())
     assert [each["knee"] for each in found] == [False, True, False]
@@ -128,7 +134,7 @@ def test_a_frontier_is_a_table_of_its_plans_with_the_knee() -> None:
 
 def moments() -> list[Moment]:
     run = Instruction("run", "f", "", ("x",), ("y",), ("y",), ("x",))
-    return [Moment(run, 2048, 4096, 1_000), Moment(Instruction("rerun", "f", "g"), 1024, 1024, 500)]
+    return [Moment(run, 2048, 4096, 1_000, 7), Moment(Instruction("rerun", "f", "g"), 1024, 1024, 500)]
 
 
 def test_a_simulation_is_a_table_of_its_steps() -> None:
@@ -149,6 +155,7 @@ def test_a_simulation_is_a_table_of_its_steps() -> None:
         "live_bytes": 2048,
         "peak_bytes": 4096,
         "flops": 1_000,
+        "nanoseconds": 7,
     }
 
 

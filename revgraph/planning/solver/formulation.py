@@ -29,7 +29,7 @@ class Formulation:
         self.events = Events(problem, depth)
         self.programme = LinearModel()
         self.peak = self.programme.column(0, float("inf"))
-        self.cost = self.programme.column(0, float("inf"), whole=True)
+        self.total = self.programme.column(0, float("inf"), whole=True)
         self.option: dict[tuple[int, int], int] = {}
         self.captured: dict[tuple[int, int], int] = {}
         self.rerun: dict[tuple[int, int], int] = {}
@@ -45,10 +45,10 @@ class Formulation:
 
     @cached_property
     def unit(self) -> int:
-        """FLOPs in whole numbers of these let HiGHS round its bound."""
+        """Costs in whole numbers of these let HiGHS round its bound."""
         items = self.problem.items
-        found = gcd(*(option.flops for item in items for option in item.options))
-        return max(1, gcd(found, *(item.rerun_flops for item in items if item.options)))
+        found = gcd(*(option.cost for item in items for option in item.options))
+        return max(1, gcd(found, *(item.rerun_cost for item in items if item.options)))
 
     def hold_stored(self, value: int) -> bool:
         """Have the value, if it is stored, stay to the last stage that reads it; False if it does already."""
@@ -79,12 +79,12 @@ class Formulation:
         return bool(columns)
 
     def _costs(self) -> None:
-        """The column `cost` is what is computed again, in units of `unit`."""
-        terms = [(self.cost, -1.0)]
+        """The column `total` is what is computed again, in units of `unit`."""
+        terms = [(self.total, -1.0)]
         for (k, c), column in self.option.items():
-            terms.append((column, self.problem.items[k].options[c].flops / self.unit))
+            terms.append((column, self.problem.items[k].options[c].cost / self.unit))
         for (k, _), column in self.rerun.items():
-            terms.append((column, self.problem.items[k].rerun_flops / self.unit))
+            terms.append((column, self.problem.items[k].rerun_cost / self.unit))
         self.programme.row(terms, 0, 0)
 
     def _decisions(self) -> None:

@@ -44,11 +44,11 @@ class Improver:
     def improve(self, budget: int) -> None:
         """Look for a solution of less cost than the pool's best within a budget."""
         best = self.pool.every.within(budget)
-        if best is not None and not best.flops:
+        if best is not None and not best.cost:
             return
         allowed = round(budget * self.slack)
         for _ in range(ATTEMPTS):
-            found = self._solved(self.formulation.cost, allowed, None if best is None else best.flops)
+            found = self._solved(self.formulation.total, allowed, None if best is None else best.cost)
             if found is None:
                 return
             solution, foreseen = found
@@ -72,8 +72,8 @@ class Improver:
         formulation = self.formulation
         upper = {formulation.peak: budget / self.scale}
         if below is not None:
-            upper[formulation.cost] = min(below / formulation.unit - 1, below / formulation.unit * (1 - GAP))
-            if upper[formulation.cost] < 0:
+            upper[formulation.total] = min(below / formulation.unit - 1, below / formulation.unit * (1 - GAP))
+            if upper[formulation.total] < 0:
                 return None
         for _ in range(ATTEMPTS):
             values = formulation.programme.minimise({column: 1.0}, upper=upper, nodes=self.nodes, gap=GAP)

@@ -23,14 +23,14 @@ class Way:
     """One option of a node, as a walk along the line takes it.
 
     Held from its forward to its backward are `own_bytes` of internals and the storages `pins`; of these,
-    `stores` are values that the plan must store. Peaks and FLOPs are the option's.
+    `stores` are values that the plan must store. Peaks and cost are the option's.
     """
 
     option: int
     own_bytes: int
     pins: Storages
     stores: tuple[int, ...]
-    flops: int
+    cost: int
     forward_peak: int
     backward_peak: int
 
@@ -144,7 +144,7 @@ class Line:
             own_bytes=option.held_bytes,
             pins=(pinned - self.free) | self._storages_of(stores),
             stores=tuple(stores),
-            flops=option.flops,
+            cost=option.cost,
             forward_peak=option.forward_peak,
             backward_peak=option.backward_peak,
         )

@@ -51,7 +51,7 @@ class OnceProgramme(Counted):
 
     @property
     def costs(self) -> Row:
-        """FLOPs computed again in the whole step, for each number of slots."""
+        """What is computed again in the whole step costs, for each number of slots."""
         return self.lent[0]
 
     def schedule(self, slots: int) -> list[Step]:
@@ -110,7 +110,7 @@ class OnceProgramme(Counted):
         below = self.line.storages[i]
         for number, whole in enumerate(self.segments[i].storing):
             held = self.held(whole.own_bytes, whole.pins - below, i + 1)
-            costs = entries(self.owned[i + 1], at - held) + np.float32(whole.flops)
+            costs = entries(self.owned[i + 1], at - held) + np.float32(whole.cost)
             yield (
                 self.within(costs, at, max(whole.forward_beyond, whole.backward_beyond)),
                 ("store", number, held),
@@ -127,7 +127,7 @@ class OnceProgramme(Counted):
             return
         k0, k1 = i + 1, i + 1 + len(jumps.peaks)
         needed = (jumps.peaks / self.unit + 0.5).astype(np.int64)
-        costs = np.where(at[None, :] >= needed[:, None], jumps.flops[:, None], INFINITE)
+        costs = np.where(at[None, :] >= needed[:, None], jumps.cost[:, None], INFINITE)
         yield 0, self.released[k0:k1][:, at] + costs
         for rank, (held, saved) in enumerate(self.kept, start=1):
             left = at - held[i : k1 - 1, None]
@@ -137,23 +137,23 @@ class OnceProgramme(Counted):
         yield entries(self.lent[i], at - self.state[i]), ("lend",)
         for number, whole in enumerate(self.segments[i].undoing):
             held = self.held(whole.own_bytes, whole.pins, i + 1)
-            costs = entries(self.returned[i + 1], at - held) + np.float32(whole.flops)
+            costs = entries(self.returned[i + 1], at - held) + np.float32(whole.cost)
             yield self.within(costs, at, max(whole.forward, whole.backward)), ("invert", number, held)
 
     def _released(self, i: int, at: Slots) -> Iterator[tuple[Row, Step]]:
         yield entries(self.lent[i], at - self.state[i]), ("lend",)
         for number, whole in enumerate(self.segments[i].storing):
             held = self.held(whole.own_bytes, whole.pins, i + 1)
-            costs = entries(self.owned[i + 1], at - held) + np.float32(whole.flops)
+            costs = entries(self.owned[i + 1], at - held) + np.float32(whole.cost)
             yield self.within(costs, at, max(whole.forward, whole.backward)), ("store", number, held)
 
 
 class _Jumps:
-    """By length, for stretches from a position on: peaks beyond its state, FLOPs of runs in the backward."""
+    """By length, for stretches from a position on: peaks beyond its state, cost of runs in the backward."""
 
     def __init__(self, line: Line, segments: Sequence[Segment], i: int, longest: int) -> None:
         peaks: list[int] = []
-        flops: list[int] = []
+        cost: list[int] = []
         size, before = line.size, line.storages[i]
         own_bytes, pins, again = 0, set[int](), 0
         most = 0
@@ -173,7 +173,7 @@ class _Jumps:
             back = size(pins - before) + own_bytes + item.gradient_bytes + differentiated
             most = max(most, size(line.storages[n] - before) + first, alive + run, back)
             peaks.append(most)
-            flops.append(again + item.options[replay].flops)
-            again += item.rerun_flops
+            cost.append(again + item.options[replay].cost)
+            again += item.rerun_cost
         self.peaks = np.array(peaks, np.int64)
-        self.flops = np.array(flops, np.float32)
+        self.cost = np.array(cost, np.float32)

@@ -59,11 +59,11 @@ class Front:
     def add(self, solution: Solution) -> None:
         """Keep a solution, unless one with no more bytes costs no more; those that it beats go."""
         cheapest = self.within(solution.peak_bytes)
-        if cheapest is not None and cheapest.cost <= solution.cost:
+        if cheapest is not None and cheapest.rank <= solution.rank:
             return
         below = [each for each in self.solutions if each.peak_bytes < solution.peak_bytes]
         above = [each for each in self.solutions if each.peak_bytes >= solution.peak_bytes]
-        self.solutions = [*below, solution, *(each for each in above if each.cost < solution.cost)]
+        self.solutions = [*below, solution, *(each for each in above if each.rank < solution.rank)]
 
 
 def thinned(found: Sequence[T], count: int) -> list[T]:

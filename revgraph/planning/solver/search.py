@@ -137,7 +137,7 @@ class _Search:
 
     def _spread(self, count: int) -> None:
         """Judge schedules of every size, of the programmes that foresee the least for it."""
-        close = CLOSE * self.problem.plain_flops
+        close = CLOSE * self.problem.plain_cost
         for ours in self.kinds:
             foreseen = sorted(
                 (size, cost, n, slots) for n, each in enumerate(ours) for size, cost, slots in each.falls()

@@ -1,4 +1,4 @@
-"""The programme over segments: the least FLOPs for every stretch of a line within every number of bytes.
+"""The programme over segments: the least cost for every stretch of a line within every number of bytes.
 
 The recurrence of checkpointing on a chain (Griewank and Walther 2000, "Algorithm 799: revolve"; Beaumont et
 al. 2021, "Efficient combination of rematerialization and offloading", their Rotor), with what revgraph can do
@@ -44,7 +44,7 @@ class SegmentProgramme(Counted):
         states = [line.storages[cut] for cut in self.cuts]
         self.state = [self.in_slots(line.size(each)) for each in states]
         self.beside = np.array([[self.in_slots(line.size(q - p)) for q in states] for p in states])
-        self.flops = np.concatenate([[0.0], np.cumsum([float(each.flops) for each in segments])])
+        self.cost = np.concatenate([[0.0], np.cumsum([float(each.cost) for each in segments])])
         self.shared = [[line.size(p & q) for q in states] for p in states]
         self.run_peaks = [self._run_peaks(i, first=False) for i in range(self.count)]
         self.first_run_peaks = [self._run_peaks(i, first=True) for i in range(self.count)]
@@ -80,7 +80,7 @@ class SegmentProgramme(Counted):
 
     @property
     def costs(self) -> Row:
-        """FLOPs computed again in the whole step, for each number of slots."""
+        """What is computed again in the whole step costs, for each number of slots."""
         return self.lent[0, self.count]
 
     def schedule(self, slots: int) -> list[Step]:
@@ -127,18 +127,18 @@ class SegmentProgramme(Counted):
         segment = self.segments[i]
         below = self.line.storages[segment.start]
         if i == j and segment.at_once is not None:
-            flops, peak = segment.at_once
-            yield self.within(np.full(len(at), flops, np.float32), at, peak), ("at once", i)
+            cost, peak = segment.at_once
+            yield self.within(np.full(len(at), cost, np.float32), at, peak), ("at once", i)
         if j == self.count:
             for number, whole in enumerate(segment.storing):
                 held = self.held(whole.own_bytes, whole.pins - below, segment.stop)
-                row = entries(self.owned_to[j, i + 1], at - held) + np.float32(whole.flops)
+                row = entries(self.owned_to[j, i + 1], at - held) + np.float32(whole.cost)
                 peak = max(whole.forward_beyond, whole.backward_beyond)
                 yield self.within(row, at, peak), ("store", i, number, held)
         elif i < j and segment.captured is not None:
             whole = segment.captured
             held = self.held(whole.own_bytes, whole.pins - below, segment.stop)
-            row = entries(self.owned_to[j, i + 1], at - held) + np.float32(segment.flops)
+            row = entries(self.owned_to[j, i + 1], at - held) + np.float32(segment.cost)
             peak = max(whole.forward_beyond + self._gradient_bytes(j), whole.backward_beyond)
             yield self.within(row, at, peak), ("capture", i, held)
 
@@ -155,7 +155,7 @@ class SegmentProgramme(Counted):
         k0, k1 = i + 1, i + 1 + len(peaks)
         needed = ((peaks + self._gradient_bytes(j)) / self.unit + 0.5).astype(np.int64)
         enough = at[None, :] >= needed[:, None]
-        runs = np.zeros(len(peaks)) if first else self.flops[k0:k1] - self.flops[i]
+        runs = np.zeros(len(peaks)) if first else self.cost[k0:k1] - self.cost[i]
         costs = np.where(enough, runs.astype(np.float32)[:, None], INFINITE)
         beside = self.beside[i, k0:k1, None]
         lent = self.lent[i, k0 - 1 : k1 - 1][:, at]
@@ -188,7 +188,7 @@ class SegmentProgramme(Counted):
                 shared = self.shared[i][j + 1]
                 peak = max(self.line.size(after) - shared, whole.backward - shared)
                 rest = self.at_hand[i, j - 1][at] if i < j else np.zeros(len(at), np.float32)
-                yield self.within(rest + np.float32(whole.flops), at, peak), ("undo", j, number)
+                yield self.within(rest + np.float32(whole.cost), at, peak), ("undo", j, number)
 
     def _returned(self, i: int, j: int, at: Slots) -> Iterator[tuple[Row, Step]]:
         yield entries(self.lent[i, j], at - self.state[i]), ("lend",)
@@ -199,8 +199,8 @@ class SegmentProgramme(Counted):
             if not first and (whole.own_bytes or not self._replays(i, number)):
                 continue
             held = self.held(whole.own_bytes, whole.pins, segment.stop)
-            again = 0 if first else segment.flops
-            row = entries(self.returned_to[j, i + 1], at - held) + np.float32(whole.flops + again)
+            again = 0 if first else segment.cost
+            row = entries(self.returned_to[j, i + 1], at - held) + np.float32(whole.cost + again)
             peak = whole.forward + (0 if first else self._gradient_bytes(j))
             yield self.within(row, at, max(peak, whole.backward)), ("invert", i, number, held)
 
@@ -223,13 +223,13 @@ class SegmentProgramme(Counted):
         if j == self.count:
             for number, whole in enumerate(segment.storing):
                 held = self.held(whole.own_bytes, whole.pins, segment.stop)
-                row = entries(self.owned_to[j, i + 1], at - held) + np.float32(whole.flops)
+                row = entries(self.owned_to[j, i + 1], at - held) + np.float32(whole.cost)
                 peak = max(whole.forward, whole.backward)
                 yield self.within(row, at, peak), ("store", i, number, held)
         elif i < j and segment.captured is not None:
             whole = segment.captured
             held = self.held(whole.own_bytes, whole.pins, segment.stop)
-            row = entries(self.owned_to[j, i + 1], at - held) + np.float32(segment.flops)
+            row = entries(self.owned_to[j, i + 1], at - held) + np.float32(segment.cost)
             peak = max(whole.forward + self._gradient_bytes(j), whole.backward)
             yield self.within(row, at, peak), ("capture", i, held)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from revgraph.planning.solver.line import Line, Storages, Way
 
-# What a byte costs within a segment, in FLOPs of its nodes over bytes of their internals.
+# What a byte costs within a segment, in the cost of its nodes over bytes of their internals.
 PRICES = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 1e9)
 # Options of a segment's last node that keep results, of which a plain run may choose one.
 RESULTS = 4
@@ -33,7 +33,7 @@ class Whole:
     ways: tuple[Way, ...]
     own_bytes: int
     pins: Storages
-    flops: int
+    cost: int
     forward: int
     forward_beyond: int
     backward: int
@@ -42,26 +42,26 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """An option of a segment's last node that keeps results: bytes it holds, FLOPs its replay then saves."""
+    """An option of a segment's last node that keeps results: bytes it holds, cost its replay then saves."""
 
     option: int
     held_bytes: int
-    saved_flops: int
+    saved_cost: int
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
     """Nodes from position `start` to `stop`.
 
-    `flops` are those of running it, `run_peak` and `first_run_peak` what a plain run takes in the backward
+    `cost` is that of running it, `run_peak` and `first_run_peak` what a plain run takes in the backward
     and in the forward pass, with the state before it; `gradient_bytes` are alive at the stage of its last
     node. Where it `reruns`, `captured` is a run that captures all internals for a backward without replays,
-    and `at_once` (FLOPs, peak beyond the state before) such a run with that backward right behind it.
+    and `at_once` (cost, peak beyond the state before) such a run with that backward right behind it.
     """
 
     start: int
     stop: int
-    flops: int
+    cost: int
     run_peak: int
     first_run_peak: int
     gradient_bytes: int
@@ -125,13 +125,13 @@ def _segment(line: Line, start: int, stop: int) -> Segment:
     if reruns and last is not None:
         captured = _captured(line, nodes)
         at_once = (
-            sum(item.rerun_flops for item in items[:-1]) + items[-1].options[last].flops,
+            sum(item.rerun_cost for item in items[:-1]) + items[-1].options[last].cost,
             max(captured.backward_beyond, captured.forward_beyond + items[-1].gradient_bytes),
         )
     return Segment(
         start=start,
         stop=stop,
-        flops=sum(item.rerun_flops for item in items),
+        cost=sum(item.rerun_cost for item in items),
         run_peak=run_peak,
         first_run_peak=first_run_peak,
         gradient_bytes=items[-1].gradient_bytes,
@@ -152,10 +152,10 @@ def _choices(line: Line, nodes: range, ways: list[list[Way]]) -> list[tuple[Way,
         return []
     if len(nodes) == 1:
         return [(way,) for way in ways[nodes[0]]]
-    flops = sum(line.item(n).rerun_flops for n in nodes) or 1
-    unit = flops / (sum(line.item(n).captured_bytes for n in nodes) or 1)
+    cost = sum(line.item(n).rerun_cost for n in nodes) or 1
+    unit = cost / (sum(line.item(n).captured_bytes for n in nodes) or 1)
     costs = [
-        [(way.flops, way.own_bytes + line.charged(way.pins, n + 1), way) for way in ways[n]] for n in nodes
+        [(way.cost, way.own_bytes + line.charged(way.pins, n + 1), way) for way in ways[n]] for n in nodes
     ]
     found = [
         tuple(min(each, key=lambda cost: cost[0] + price * unit * cost[1])[2] for each in costs)
@@ -180,8 +180,8 @@ def _whole(line: Line, nodes: range, ways: tuple[Way, ...], *, undoes: bool) -> 
         most = own_bytes + line.item(n).gradient_bytes + way.backward_peak
         backward = max(backward, size(alive) + most)
         backward_beyond = max(backward_beyond, size(alive - before) + most)
-    flops = sum(way.flops for way in ways)
-    return Whole(ways, own_bytes, pins, flops, forward, forward_beyond, backward, backward_beyond)
+    cost = sum(way.cost for way in ways)
+    return Whole(ways, own_bytes, pins, cost, forward, forward_beyond, backward, backward_beyond)
 
 
 def _captured(line: Line, nodes: range) -> Whole:
@@ -212,26 +212,26 @@ def _results(line: Line, n: int) -> tuple[Kept, ...]:
     assert replay is not None
     plain = options[replay]
     found = [
-        Kept(number, option.held_bytes, plain.flops - option.flops)
+        Kept(number, option.held_bytes, plain.cost - option.cost)
         for number, option in enumerate(options)
         if option.name == plain.name == "recompute"
         and option.held_bytes
         and not option.pinned
-        and option.flops < plain.flops
+        and option.cost < plain.cost
     ]
-    return tuple(sorted(found, key=lambda kept: (-kept.saved_flops, kept.held_bytes))[:RESULTS])
+    return tuple(sorted(found, key=lambda kept: (-kept.saved_cost, kept.held_bytes))[:RESULTS])
 
 
 def kept_results(
     segments: Sequence[Segment], nothing: int
 ) -> list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
-    """By rank, for each segment: bytes that its kept results hold (or `nothing`), FLOPs they save."""
+    """By rank, for each segment: bytes that its kept results hold (or `nothing`), cost they save."""
     ranks = range(max(len(segment.results) for segment in segments))
     return [
         (
             np.array([each.results[n].held_bytes if n < len(each.results) else nothing for each in segments]),
             np.array(
-                [each.results[n].saved_flops if n < len(each.results) else 0 for each in segments], np.float32
+                [each.results[n].saved_cost if n < len(each.results) else 0 for each in segments], np.float32
             ),
         )
         for n in ranks

@@ -1,0 +1,135 @@
+"""Profiling: how long each node of a net takes on this machine, to plan by."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from revgraph.engine.executable import PlannedOperation
+from revgraph.engine.forward import Forward
+from revgraph.engine.module import ReversibleModule
+from revgraph.errors import PlanError
+from revgraph.expressions import module_at
+from revgraph.isolation import out_of_inference_mode, random_kept
+from revgraph.planning.profiles import GENERIC, PROFILES, DeviceProfile
+from revgraph.tracing.arguments import bind, read_form
+
+REPEATS = 5
+WARMUP = 2
+
+
+def profile(net: ReversibleModule, *inputs: Any, repeats: int = REPEATS, **extras: Any) -> DeviceProfile:
+    """How long every node of the net takes here on these inputs: a profile to give to `plan` as its `cost`.
+
+    Each node runs forward and backward by itself, a few times, of which the fastest counts, on the device
+    and with the threads that the inputs and torch have. What cannot be timed node by node (parts of nodes,
+    kept results, what a replay takes besides) is foreseen by general rates, scaled to the node. A profile is
+    a measurement: made twice, it differs a little, and plans may. It is kept with the plan that is made by
+    it, in its JSON form, too. The net, its buffers and the random state are left as they were.
+
+    Raises:
+        PlanError: `repeats` is not above 0, or an input has another shape than the graph was made for.
+
+    Example:
+        >>> import torch, revgraph as rg
+        >>> net = rg.load("revnet-38", batch=2)
+        >>> here = rg.profile(net, torch.randn(2, 3, 32, 32), repeats=1)
+        >>> rg.plan(net.graph, "50%", cost=here).profile.name
+        'measured on cpu'
+    """
+    if not isinstance(repeats, int) or isinstance(repeats, bool) or repeats < 1:
+        raise PlanError(f"repeats is a whole number above 0, not {repeats!r:.60}")
+    env: dict[str, Any] = {}
+    read_form(net._program.arguments, bind(net._program.signature, inputs, extras), "the call", env)
+    for name, thing in env.items():
+        if isinstance(thing, Tensor) and name in net.graph.value:
+            expected = net.graph.value[name].shape
+            if tuple(thing.shape) != tuple(expected):
+                raise PlanError(
+                    f"input {name!r} has the shape {tuple(thing.shape)}, and the graph is made for "
+                    f"{tuple(expected)}: profile the net with inputs of the graph's shapes"
+                )
+    devices = {each.device for each in env.values() if isinstance(each, Tensor)}
+    gpus = [device for device in devices if device.type == "cuda"]
+    rates = GENERIC if gpus else PROFILES["cpu-core"]
+    trial = copy.deepcopy(net)  # its buffers may change
+    nodes: list[tuple[str, float, float]] = []
+    with (
+        out_of_inference_mode(),
+        random_kept(),
+        torch.enable_grad(),
+        torch.random.fork_rng([device.index or 0 for device in gpus]),
+    ):
+        forward = Forward(trial, trial._executable, {name: _cut(each) for name, each in env.items()})
+        for operation in trial._executable.operations:
+            if operation.node and net.graph.node[operation.node].cost.courses:
+                timing = _Timing(trial, forward, operation, gpus)
+                nodes.append((operation.node, *timing.seconds(repeats)))
+            forward.evaluate(operation)
+            for number in operation.makes:
+                forward.values[number] = _cut(forward.values[number])
+            forward.free(operation)
+    where = ", ".join(sorted({device.type for device in devices})) or "cpu"
+    return replace(rates, name=f"measured on {where}", nodes=tuple(nodes))
+
+
+class _Timing:
+    """Times one operation of a net, on the values that are there now."""
+
+    def __init__(
+        self, net: ReversibleModule, forward: Forward, operation: PlannedOperation, gpus: list[torch.device]
+    ) -> None:
+        self.forward = forward
+        self.operation = operation
+        self.gpus = gpus
+        target = () if operation.target is None else (operation.target,)
+        self.read = {number: forward.values[number] for number in (*operation.reads, *target)}
+        modules = [module_at(net, path) for path in operation.expression.module_paths]
+        self.parameters = [each for module in modules for each in module.parameters() if each.requires_grad]
+
+    def seconds(self, repeats: int) -> tuple[float, float]:
+        """The least seconds of forward and backward in so many runs, after a few to warm up."""
+        runs = [self._run() for _ in range(WARMUP + repeats)][WARMUP:]
+        forward, backward = zip(*runs, strict=True)
+        return min(forward), min(backward)
+
+    def _run(self) -> tuple[float, float]:
+        values = self.forward.values
+        leaves: list[Tensor] = list(self.parameters)
+        for number, value in self.read.items():
+            if isinstance(value, Tensor) and value.requires_grad:
+                leaves.append(value)
+                values[number] = value.clone()  # which the function may edit
+        try:
+            forward = self._timed(lambda: self.forward.evaluate(self.operation))
+            made = [values[number] for number in self.operation.makes]
+        finally:
+            for number, value in self.read.items():
+                values[number] = value
+        roots = [each for each in made if isinstance(each, Tensor) and each.requires_grad]
+        if not roots or not leaves:
+            return forward, 0.0
+        gradients = [torch.ones_like(root) for root in roots]
+        return forward, self._timed(lambda: torch.autograd.grad(roots, leaves, gradients, allow_unused=True))
+
+    def _timed(self, run: Callable[[], Any]) -> float:
+        self._wait()
+        start = time.perf_counter()
+        run()
+        self._wait()
+        return time.perf_counter() - start
+
+    def _wait(self) -> None:
+        for device in self.gpus:
+            torch.cuda.synchronize(device)
+
+
+def _cut(value: Any) -> Any:
+    """A value without what autograd knows of how it was made."""
+    return value.detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
