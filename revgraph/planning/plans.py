@@ -155,7 +155,8 @@ class Plan:
             + ", ".join(f"{count[decision]} {decision}" for decision in DECISIONS)
             + f"; predicted peak {human_bytes(self.peak_bytes)} ({self.peak_at})\n"
             f"held {human_bytes(self.held_bytes)}; FLOPs x{self.flops_ratio:.3f}, "
-            f"time x{self.time_ratio:.3f} ({self.profile.name}) of ordinary training, whose peak is {human_bytes(self.ordinary_bytes)}"
+            f"time x{self.time_ratio:.3f} ({self.profile.name}) of ordinary training, "
+            f"whose peak is {human_bytes(self.ordinary_bytes)}"
         )
         if self.anchors:
             head += f"\n{len(self.anchors)} anchors hold {human_bytes(self.anchor_bytes)}"

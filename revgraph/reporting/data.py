@@ -22,8 +22,8 @@ def as_json(reportable: Reportable) -> dict[str, Any] | list[dict[str, Any]]:
     - Graph: the content of `graph.to_json()`: `revgraph` (the format's number), `name`, `nodes`, `values`.
     - Plan: `network`, `decisions` (node to word), `stored` (names), `peak_bytes`, `peak_at`, `held_bytes`,
       `ordinary_bytes`, `flops_ratio`, `time_ratio`, `cost` ("time" or "flops"), `profile` (of a device),
-      `reasons` (node to text), `results` (node to indices, the term -1), `holds` (node to node), `drops` (node
-      to names), `sources` (value to its `how` and `node`).
+      `reasons` (node to text), `results` (node to indices, the term -1), `holds` (node to node),
+      `drops` (node to names), `sources` (value to its `how` and `node`).
     - A list of plans, a frontier: a list of what is above, and of each whether it is the `knee`.
     - A list of moments, a simulation: a list of `action`, `node`, `stage`, `reads`, `makes`, `stores`,
       `frees` (names), `live_bytes`, `peak_bytes`, `flops`, `nanoseconds`.

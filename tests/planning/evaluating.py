@@ -17,7 +17,7 @@ from revgraph.planning.solver.problem import Problem, Solution
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """A solution's peak, where it is (`item` is -1 at the turn), bytes at the turn, cost of what is computed again."""
+    """A solution's peak, where it is (`item` is -1 at the turn), bytes at the turn, cost of reruns."""
 
     peak_bytes: int
     cost: int

@@ -1,4 +1,4 @@
-"""Exhaustive search: the least cost of what is computed again among all schedules of a small planning problem.
+"""Exhaustive search: the least cost of reruns among all schedules of a small planning problem.
 
 A shortest path over the states of a machine: which values are in memory, what each item holds, and where the
 training step stands. Written from the meaning of a problem alone; it shares nothing with the planners but

@@ -189,7 +189,7 @@ def test_profiles_without_sense_are_refused(change: dict[str, Any], message: str
 
 @pytest.mark.parametrize("cost", ["speed", "", "A100"])
 def test_unknown_costs_are_refused_and_the_known_ones_named(net: rg.ReversibleModule, cost: str) -> None:
-    with pytest.raises(rg.PlanError, match="is no cost; costs are 'time', 'flops', .*'a100'"):
+    with pytest.raises(rg.PlanError, match=r"is no cost; costs are 'time', 'flops', .*'a100'"):
         rg.plan(net.graph, cost=cost)
 
 
