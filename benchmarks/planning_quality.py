@@ -1,7 +1,8 @@
 """`python -m benchmarks.planning_quality`: what plans compute again in shares of ordinary training's bytes.
 
-Everything is counted, nothing is timed, so runs give the same table. Textbook segments within the same bytes
-stand beside. Prints the table, and writes planning_quality.json and planning_quality.md.
+Plans are chosen by FLOPs, so that figures compare with those of others. Everything is counted, so runs give the
+same table. Textbook segments within the same bytes stand beside. Prints the table, and writes
+planning_quality.json and planning_quality.md.
 """
 
 from __future__ import annotations
@@ -9,19 +10,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import random
 import sys
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 import revgraph as rg
+from benchmarks.planning_networks import NETWORKS
 from benchmarks.shared import markdown_table, write_json, write_text
-from benchmarks.tradeoff.networks import Fold, random_moves
 from revgraph.planning.judging import Judge
 from revgraph.planning.posing import pose
 from revgraph.planning.solver.line import Line
@@ -55,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def quality(name: str, graph: rg.Graph) -> dict[str, Any]:
     """FLOPs within each share of ordinary training's peak, ours and textbook segments' (None: no plan)."""
     kept = rg.keep_all(graph)
-    plans = rg.frontier(graph, points=10**6)
+    plans = rg.frontier(graph, points=10**6, cost="flops")
     textbook = list(_textbook(graph))
     digest = hashlib.sha256(repr([_decided(plan) for plan in plans]).encode()).hexdigest()[:12]
     return {
@@ -76,7 +72,7 @@ def _cheapest(plans: Sequence[rg.Plan], budget: float) -> float | None:
 
 
 def _textbook(graph: rg.Graph) -> Any:
-    posed = pose(graph)
+    posed = pose(graph, "flops")
     judge = Judge(posed)
     for solution in textbook_segments(Line(posed.problem)):
         judged = judge(solution)
@@ -87,38 +83,6 @@ def _textbook(graph: rg.Graph) -> Any:
 def _decided(plan: rg.Plan) -> Any:
     chosen = plan.decisions, plan.stored, plan.results, plan.holds, plan.drops
     return *chosen, plan.peak_bytes, plan.flops_ratio
-
-
-def _unequal(layers: int) -> rg.Graph:
-    """Layers of different widths, of which no two are alike."""
-    rng = random.Random(1)
-    widths = [rng.randrange(16, 64) for _ in range(layers + 1)]
-    model = nn.Sequential(*(nn.Sequential(nn.Linear(*pair), nn.GELU()) for pair in pairwise(widths)))
-    return rg.trace(model, torch.zeros(64, widths[0])).graph
-
-
-def _equal(layers: int) -> rg.Graph:
-    model = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.GELU()) for _ in range(layers)))
-    return rg.trace(model, torch.zeros(64, 64)).graph
-
-
-def _random(moves: int) -> rg.Graph:
-    model = Fold(random_moves(moves, 4, 8, random.Random(0)))
-    return rg.trace(model, *(torch.zeros(4, 8) for _ in range(4))).graph
-
-
-NETWORKS: dict[str, Callable[[], rg.Graph]] = {
-    "24 equal layers": lambda: _equal(24),
-    "24 unequal layers": lambda: _unequal(24),
-    "48 equal layers": lambda: _equal(48),
-    "100 unequal layers": lambda: _unequal(100),
-    "300 unequal layers": lambda: _unequal(300),
-    "revnet-38, batch 32": lambda: rg.load("revnet-38", batch=32).graph,
-    "revnet-110, batch 100": lambda: rg.load("revnet-110", batch=100).graph,
-    "resnet-32, batch 100": lambda: rg.load("resnet-32", batch=100).graph,
-    "reversible-lm": lambda: rg.load("reversible-lm", batch=4).graph,
-    "random graph of 100 moves": lambda: _random(100),
-}
 
 
 def _page(rows: Sequence[dict[str, Any]]) -> str:

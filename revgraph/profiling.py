@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,10 +16,12 @@ from revgraph.engine.executable import PlannedOperation
 from revgraph.engine.forward import Forward
 from revgraph.engine.module import ReversibleModule
 from revgraph.errors import PlanError
-from revgraph.expressions import module_at
+from revgraph.expressions import map_leaves, module_at
 from revgraph.isolation import out_of_inference_mode, random_kept
-from revgraph.planning.profiles import GENERIC, PROFILES, DeviceProfile
+from revgraph.planning import GENERIC, PROFILES, DeviceProfile, decide, keep_all, simulate
+from revgraph.planning.schedule import schedule
 from revgraph.tracing.arguments import bind, read_form
+from revgraph.trials import loss_of
 
 REPEATS = 5
 WARMUP = 2
@@ -28,10 +31,11 @@ def profile(net: ReversibleModule, *inputs: Any, repeats: int = REPEATS, **extra
     """How long every node of the net takes here on these inputs: a profile to give to `plan` as its `cost`.
 
     Each node runs forward and backward by itself, a few times, of which the fastest counts, on the device
-    and with the threads that the inputs and torch have. What cannot be timed node by node (parts of nodes,
-    kept results, what a replay takes besides) is foreseen by general rates, scaled to the node. A profile is
-    a measurement: made twice, it differs a little, and plans may. It is kept with the plan that is made by
-    it, in its JSON form, too. The net, its buffers and the random state are left as they were.
+    and with the threads that the inputs and torch have. Parts of nodes, where results are kept, are foreseen
+    by general rates, scaled to the node. What a replay takes besides is what a step that replays everything
+    takes longer than one that keeps everything. A profile is a measurement: made twice, it differs a little,
+    and plans may. It is kept with the plan that is made by it, in its JSON form, too. The net, its buffers
+    and the random state are left as they were.
 
     Raises:
         PlanError: `repeats` is not above 0, or an input has another shape than the graph was made for.
@@ -75,8 +79,37 @@ def profile(net: ReversibleModule, *inputs: Any, repeats: int = REPEATS, **extra
             for number in operation.makes:
                 forward.values[number] = _cut(forward.values[number])
             forward.free(operation)
-    where = ", ".join(sorted({device.type for device in devices})) or "cpu"
-    return replace(rates, name=f"measured on {where}", nodes=tuple(nodes))
+        where = ", ".join(sorted({device.type for device in devices})) or "cpu"
+        found = replace(rates, name=f"measured on {where}", nodes=tuple(nodes))
+        given = map_leaves(_cut, (inputs, extras))
+
+        def step() -> None:
+            loss_of(trial(*given[0], **given[1])).backward()
+
+        return replace(found, seconds_per_replay=_seconds_per_replay(trial, found, step, gpus, repeats))
+
+
+def _seconds_per_replay(
+    net: ReversibleModule,
+    found: DeviceProfile,
+    step: Callable[[], None],
+    gpus: list[torch.device],
+    repeats: int,
+) -> float:
+    """What a replay takes besides its node's operators, on average over all of a step that keeps nothing."""
+    graph, bare = net.graph, replace(found, seconds_per_replay=0.0)
+    boundaries = [node.name for node in graph.planned if node.kind == "boundary"]
+    replaying = decide(graph, dict.fromkeys(boundaries, "recompute"), profile=bare)
+    count = len(schedule(replaying).replays)
+    if not count:
+        return found.seconds_per_replay
+    measured, foreseen = [], []
+    for plan in (keep_all(graph, bare), replaying):
+        net.plan = plan
+        measured.append(min([_timed(step, gpus) for _ in range(WARMUP + repeats)][WARMUP:]))
+        foreseen.append(sum(moment.nanoseconds for moment in simulate(plan)) / 1e9)
+    more = (measured[1] - measured[0]) - (foreseen[1] - foreseen[0])
+    return max(0.0, more / count)
 
 
 class _Timing:
@@ -107,7 +140,7 @@ class _Timing:
                 leaves.append(value)
                 values[number] = value.clone()  # which the function may edit
         try:
-            forward = self._timed(lambda: self.forward.evaluate(self.operation))
+            forward = _timed(lambda: self.forward.evaluate(self.operation), self.gpus)
             made = [values[number] for number in self.operation.makes]
         finally:
             for number, value in self.read.items():
@@ -116,18 +149,19 @@ class _Timing:
         if not roots or not leaves:
             return forward, 0.0
         gradients = [torch.ones_like(root) for root in roots]
-        return forward, self._timed(lambda: torch.autograd.grad(roots, leaves, gradients, allow_unused=True))
+        run = partial(torch.autograd.grad, roots, leaves, gradients, allow_unused=True)
+        return forward, _timed(run, self.gpus)
 
-    def _timed(self, run: Callable[[], Any]) -> float:
-        self._wait()
-        start = time.perf_counter()
-        run()
-        self._wait()
-        return time.perf_counter() - start
 
-    def _wait(self) -> None:
-        for device in self.gpus:
-            torch.cuda.synchronize(device)
+def _timed(run: Callable[[], Any], gpus: list[torch.device]) -> float:
+    """Seconds until the run and what it has begun on these GPUs are done."""
+    for device in gpus:
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    run()
+    for device in gpus:
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 def _cut(value: Any) -> Any:
