@@ -1,7 +1,7 @@
 """`python -m benchmarks.planning_quality`: what plans compute again in shares of ordinary training's bytes.
 
-Plans are chosen by FLOPs, so that figures compare with those of others. Everything is counted, so runs give the
-same table. Textbook segments within the same bytes stand beside. Prints the table, and writes
+Plans are chosen by FLOPs, so that figures compare with those of others. Everything is counted, and runs give
+the same table. Textbook segments within the same bytes stand beside. Prints the table, and writes
 planning_quality.json and planning_quality.md.
 """
 
