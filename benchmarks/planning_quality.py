@@ -25,6 +25,7 @@ from revgraph.planning.solver.textbook import textbook_segments
 
 RESULTS = Path(__file__).parent / "results"
 SHARES = (0.1, 0.2, 0.3, 0.5, 0.7)
+BUDGETS = 25
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,8 +64,32 @@ def quality(name: str, graph: rg.Graph) -> dict[str, Any]:
         "free_bytes": next(plan.peak_bytes for plan in plans if plan.flops_ratio == 1.0),
         "within": [_cheapest(plans, share * kept.peak_bytes) for share in SHARES],
         "textbook": [_cheapest(textbook, share * kept.peak_bytes) for share in SHARES],
+        "broken": broken_promises(graph, plans, textbook),
         "plans": digest,
     }
+
+
+def broken_promises(graph: rg.Graph, plans: Sequence[rg.Plan], textbook: Sequence[rg.Plan]) -> list[str]:
+    """What does not hold of plans by FLOPs: what fits is not refused, more bytes never cost more, and nothing
+    that is known is cheaper in the same bytes (the frontier, textbook segments, plans of one decision)."""
+    broken: list[str] = []
+    low, high = plans[0].peak_bytes, rg.keep_all(graph).peak_bytes
+    budgets = [low + (high - low) * step // (BUDGETS - 1) for step in range(BUDGETS)]
+    found = [rg.plan(graph, budget, cost="flops") for budget in budgets]
+    for budget, plan, before in zip(budgets, found, [None, *found], strict=False):
+        if plan.peak_bytes > budget:
+            broken.append(f"{plan.peak_bytes:,} bytes in a budget of {budget:,}")
+        if before is not None and plan.flops_ratio > before.flops_ratio:
+            broken.append(f"x{plan.flops_ratio} at {budget:,} bytes, x{before.flops_ratio} with less")
+    everything = (
+        dict.fromkeys((node.name for node in graph.planned), each) for each in ("keep", "recompute")
+    )
+    known = [*plans, *textbook, rg.decide(graph, {}), *(rg.decide(graph, each) for each in everything)]
+    for each in known:
+        cheapest = _cheapest(plans, each.peak_bytes)
+        if cheapest is None or cheapest > each.flops_ratio:
+            broken.append(f"x{cheapest} at {each.peak_bytes:,} bytes, where x{each.flops_ratio} is known")
+    return broken
 
 
 def _cheapest(plans: Sequence[rg.Plan], budget: float) -> float | None:
@@ -86,12 +111,15 @@ def _decided(plan: rg.Plan) -> Any:
 
 
 def _page(rows: Sequence[dict[str, Any]]) -> str:
-    head = ["", "nodes", "least", "FLOPs", "free", *(f"at {share:.1f}" for share in SHARES), "plans"]
+    shares = [f"at {share:.1f}" for share in SHARES]
+    head = ["", "nodes", "least", "FLOPs", "free", *shares, "broken", "plans"]
     return (
         "Shares are of ordinary training's peak. *Least* is the least peak and *FLOPs* what it takes, *free* "
         "the least peak without a FLOP more. *At 0.3* are the FLOPs of the cheapest plan within that share, "
-        "and of textbook segments. *Plans* is a digest of all plans of the frontier, which is the same on "
-        "every run.\n\n" + markdown_table(head, [_cells(row) for row in rows]) + "\n"
+        f"and of textbook segments. *Broken* is how many promises are: at {BUDGETS} budgets nothing that "
+        "fits is refused, more bytes never cost more, and no plan of the frontier, of textbook segments or "
+        "of one decision is cheaper in the same bytes. *Plans* is a digest of all plans of the frontier, "
+        "which is the same on every run.\n\n" + markdown_table(head, [_cells(row) for row in rows]) + "\n"
     )
 
 
@@ -105,6 +133,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"x{row['least_flops']:.3f}",
         f"{row['free_bytes'] / whole:.3f}",
         *(f"{_ratio(ours)} / {_ratio(theirs)}" for ours, theirs in pairs),
+        str(len(row["broken"])),
         row["plans"],
     ]
 

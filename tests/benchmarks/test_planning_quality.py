@@ -11,7 +11,7 @@ from torch import nn
 
 import revgraph as rg
 from benchmarks import planning_quality
-from benchmarks.planning_quality import SHARES, quality
+from benchmarks.planning_quality import SHARES, broken_promises, quality
 
 
 def graph() -> rg.Graph:
@@ -28,6 +28,15 @@ def test_plans_are_no_dearer_than_textbook_segments_and_the_same_every_time() ->
     assert len(pairs) == len(SHARES)
     assert any(textbook is not None for _, textbook in pairs)
     assert all(ours <= textbook for ours, textbook in pairs if textbook is not None)
+    assert row["broken"] == []
+
+
+def test_broken_promises_are_found() -> None:
+    eight = graph()
+    plans = rg.frontier(eight, points=1000, cost="flops")
+    assert broken_promises(eight, plans, []) == []
+    dear = broken_promises(eight, plans[:1], plans[1:])
+    assert len(dear) >= len(plans) - 1 and all(" is known" in each for each in dear)
 
 
 def test_the_program_writes_what_it_prints(

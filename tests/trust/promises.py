@@ -225,6 +225,12 @@ PROMISES = (
         ),
     ),
     Promise(
+        "The same graph gives the same plan in every process, whatever else the machine does; cost never "
+        "rises with the budget, nothing that fits is refused, and no plan of the frontier, of textbook "
+        "segments or of one decision is cheaper in the same bytes",
+        ("trust/test_planner.py", "planning/test_budgets.py", "planning/test_search.py"),
+    ),
+    Promise(
         "A plan comes back from its file equal, and files that are edited, broken or for another network are "
         "refused; processes that train together have one plan",
         ("planning/test_plan_files.py", "trust/test_sharing_plans.py"),

@@ -27,9 +27,9 @@ class Formulation:
         self.problem = problem
         self.scale = scale
         self.events = Events(problem, depth)
-        self.programme = LinearModel()
-        self.peak = self.programme.column(0, float("inf"))
-        self.total = self.programme.column(0, float("inf"), whole=True)
+        self.model = LinearModel()
+        self.peak = self.model.column(0, float("inf"))
+        self.total = self.model.column(0, float("inf"), whole=True)
         self.option: dict[tuple[int, int], int] = {}
         self.captured: dict[tuple[int, int], int] = {}
         self.rerun: dict[tuple[int, int], int] = {}
@@ -59,11 +59,11 @@ class Formulation:
         self.held.add(lead)
         later: int | None = None
         for n in reversed(range(1, len(stages))):
-            column = self.programme.column()
-            self.programme.implies(self.at[value, stages[n]], [column])
+            column = self.model.column()
+            self.model.implies(self.at[value, stages[n]], [column])
             if later is not None:
-                self.programme.implies(later, [column])
-            self.programme.at_most([(lead, 1.0), (column, 1.0), (self.carried[value, n], -1.0)], 1)
+                self.model.implies(later, [column])
+            self.model.at_most([(lead, 1.0), (column, 1.0), (self.carried[value, n], -1.0)], 1)
             later = column
         return True
 
@@ -72,10 +72,10 @@ class Formulation:
         columns = [
             column
             for (value, _), column in (*self.at.items(), *self.carried.items())
-            if len(self.events.relatives(value)) > 1 and not self.programme.whole[column]
+            if len(self.events.relatives(value)) > 1 and not self.model.whole[column]
         ]
         for column in columns:
-            self.programme.whole[column] = True
+            self.model.whole[column] = True
         return bool(columns)
 
     def _costs(self) -> None:
@@ -85,26 +85,26 @@ class Formulation:
             terms.append((column, self.problem.items[k].options[c].cost / self.unit))
         for (k, _), column in self.rerun.items():
             terms.append((column, self.problem.items[k].rerun_cost / self.unit))
-        self.programme.row(terms, 0, 0)
+        self.model.row(terms, 0, 0)
 
     def _decisions(self) -> None:
-        programme, items = self.programme, self.problem.items
+        model, items = self.model, self.problem.items
         for k in sorted(self.events.stages):
             capturable = any(map(is_plain, items[k].options))
             for c in range(len(items[k].options)):
-                self.option[k, c] = programme.column(whole=True)
+                self.option[k, c] = model.column(whole=True)
             for j in self.events.reruns[k]:
-                self.rerun[k, j] = programme.column(whole=True)
+                self.rerun[k, j] = model.column(whole=True)
                 if capturable:
-                    self.captured[k, j] = programme.column(whole=True)
-                    programme.implies(self.captured[k, j], [self.rerun[k, j]])
+                    self.captured[k, j] = model.column(whole=True)
+                    model.implies(self.captured[k, j], [self.rerun[k, j]])
             choices = [self.option[k, c] for c in range(len(items[k].options))]
             choices += [self.captured[k, j] for j in self.events.reruns[k] if (k, j) in self.captured]
-            programme.row([(choice, 1.0) for choice in choices], 1, 1)
+            model.row([(choice, 1.0) for choice in choices], 1, 1)
             # The engine runs nothing again that holds something from its forward on.
             holding = [self.option[k, c] for c, each in enumerate(items[k].options) if not is_plain(each)]
             for j in self.events.reruns[k]:
-                programme.at_most([(each, 1.0) for each in (*holding, self.rerun[k, j])], 1)
+                model.at_most([(each, 1.0) for each in (*holding, self.rerun[k, j])], 1)
 
     def _values(self) -> None:
         for value, stages in self.events.of.items():
@@ -114,8 +114,8 @@ class Formulation:
             ways = {k for each in relatives for k in self.events.neighbours[each]}
             tangled = len(ways.intersection(self.events.wirings)) > 1
             for n, j in enumerate(stages):
-                self.carried[value, n] = self.programme.column(whole=tangled or (wired and n == 0))
-                self.at[value, j] = self.programme.column(whole=tangled)
+                self.carried[value, n] = self.model.column(whole=tangled or (wired and n == 0))
+                self.at[value, j] = self.model.column(whole=tangled)
 
     def _availability(self) -> None:
         """A value is at hand where it was carried to, is rerun, or comes over wiring from what is at hand."""
@@ -134,7 +134,7 @@ class Formulation:
                     sources.append(self.rerun[producer[value], j])
                 before[value, j] = sources
                 if n + 1 < len(stages):
-                    self.programme.implies(self.carried[value, n + 1], [self.at[value, j], *gives[value, j]])
+                    self.model.implies(self.carried[value, n + 1], [self.at[value, j], *gives[value, j]])
         wired = [value for value in self.events.of if len(self.events.relatives(value)) > 1]
         sweep = _Sweep(self, before)
         for value in wired:
@@ -150,11 +150,11 @@ class Formulation:
         for value, stages in self.events.of.items():
             if len(self.events.relatives(value)) == 1:
                 for j in stages:
-                    self.programme.implies(self.at[value, j], before[value, j])
+                    self.model.implies(self.at[value, j], before[value, j])
 
     def _uses(self) -> None:
         """What a replay or a rerun reads is at hand in its stage."""
-        problem, programme, given = self.problem, self.programme, self.events.given
+        problem, model, given = self.problem, self.model, self.events.given
         users: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
         for (k, c), column in self.option.items():
             for value in problem.items[k].options[c].needs:
@@ -170,18 +170,18 @@ class Formulation:
                     if value not in given:
                         readers[value].append(self.option[k, c])
             for value, columns in readers.items():
-                programme.at_most([*((each, 1.0) for each in columns), (self.at[value, k], -1.0)], 0)
+                model.at_most([*((each, 1.0) for each in columns), (self.at[value, k], -1.0)], 0)
             for j in self.events.reruns[k]:
                 for value in item.inputs:
                     if value not in given:
-                        programme.implies(self.rerun[k, j], [self.at[value, j]])
+                        model.implies(self.rerun[k, j], [self.at[value, j]])
                 outputs = [value for value in item.outputs if (value, j) in self.at]
                 carried = [(self.carried[value, self.events.of[value].index(j)], 1.0) for value in outputs]
                 count = float(len(carried))
                 together = {each for value in outputs for each in self.events.relatives(value)}
                 by = dict.fromkeys(each for value in sorted(together) for each in users.get((value, j), ()))
-                programme.implies(self.rerun[k, j], by)
-                programme.at_most([*carried, (self.rerun[k, j], 1.0)], count)
+                model.implies(self.rerun[k, j], by)
+                model.at_most([*carried, (self.rerun[k, j], 1.0)], count)
 
 
 class _Sweep:
@@ -195,32 +195,32 @@ class _Sweep:
         self.sources: dict[tuple[int, int], list[int]] = {}
 
     def start(self, value: int, j: int) -> None:
-        column = self.formulation.programme.column()
-        self.formulation.programme.implies(column, self.before[value, j])
-        self.formulation.programme.implies(column, [self.formulation.at[value, j]])
+        column = self.formulation.model.column()
+        self.formulation.model.implies(column, self.before[value, j])
+        self.formulation.model.implies(column, [self.formulation.at[value, j]])
         self.now[value, j] = column
 
     def pass_on(self, sources: tuple[int, ...], targets: tuple[int, ...], given: set[int]) -> None:
         """Wherever all `sources` are at hand, so may the `targets` be."""
-        programme, formulation = self.formulation.programme, self.formulation
+        model, formulation = self.formulation.model, self.formulation
         needed = [value for value in sources if value not in given]
         for target in targets:
             for j in formulation.events.of.get(target, ()):
                 if not needed:
-                    programme.low[self.now[target, j]] = 0
-                    free = programme.column()
-                    programme.implies(free, [formulation.at[target, j]])
+                    model.low[self.now[target, j]] = 0
+                    free = model.column()
+                    model.implies(free, [formulation.at[target, j]])
                     self.now[target, j] = free
                     continue
-                way = self.now[needed[0], j] if len(needed) == 1 else programme.column()
+                way = self.now[needed[0], j] if len(needed) == 1 else model.column()
                 if len(needed) > 1:
                     for value in needed:
-                        programme.implies(way, [self.now[value, j]])
-                after = programme.column()
-                programme.implies(after, [self.now[target, j], way])
-                programme.implies(after, [formulation.at[target, j]])
+                        model.implies(way, [self.now[value, j]])
+                after = model.column()
+                model.implies(after, [self.now[target, j], way])
+                model.implies(after, [formulation.at[target, j]])
                 self.now[target, j] = after
 
     def finish(self) -> None:
         for (value, j), column in self.now.items():
-            self.formulation.programme.implies(self.formulation.at[value, j], [column])
+            self.formulation.model.implies(self.formulation.at[value, j], [column])

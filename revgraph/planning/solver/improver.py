@@ -76,10 +76,10 @@ class Improver:
             if upper[formulation.total] < 0:
                 return None
         for _ in range(ATTEMPTS):
-            values = formulation.programme.minimise({column: 1.0}, upper=upper, nodes=self.nodes, gap=GAP)
+            values = formulation.model.minimise({column: 1.0}, upper=upper, nodes=self.nodes, gap=GAP)
             if values is None:
                 return None
-            foreseen = round(formulation.programme.least(formulation.peak, values) * self.scale)
+            foreseen = round(formulation.model.least(formulation.peak, values) * self.scale)
             tightened = self._hold_stored(values)
             solution = self.pool.add(self._read(values))
             if solution is not None:

@@ -26,7 +26,7 @@ class Memory:
     def __init__(self, formulation: Formulation) -> None:
         self.f = formulation
         self.problem = formulation.problem
-        self.programme = formulation.programme
+        self.model = formulation.model
         self.position = {k: t for t, k in enumerate(formulation.events.stages)}
         self.count = len(self.position)
         self.size = [each / formulation.scale for each in self.problem.storage_bytes]
@@ -134,11 +134,11 @@ class Memory:
             return next(iter(each))
         key = together, each
         if key not in self.known:
-            self.known[key] = column = self.programme.column()
+            self.known[key] = column = self.model.column()
             if together:
-                self.programme.at_most([*((part, 1.0) for part in together), (column, -1.0)], 0)
+                self.model.at_most([*((part, 1.0) for part in together), (column, -1.0)], 0)
             for part in each:
-                self.programme.implies(part, [column])
+                self.model.implies(part, [column])
         return self.known[key]
 
     def _internals(self) -> None:
@@ -163,7 +163,7 @@ class Memory:
             base, peaks = steps[i]
             if base + max(peaks.values(), default=0.0) > beyond:
                 own = [(self.f.option[i, c], peak) for c, peak in peaks.items()]
-                self.programme.at_most([*columns[: held[i]], *own, (self.f.peak, -1.0)], -base)
+                self.model.at_most([*columns[: held[i]], *own, (self.f.peak, -1.0)], -base)
                 beyond = max(beyond, base + min(peaks.values(), default=0.0))
 
     def _forward_steps(self, results: set[int]) -> list[tuple[float, dict[int, float]]]:
@@ -189,7 +189,7 @@ class Memory:
 
     def _turn(self) -> None:
         base = self.constant + self.problem.loss_bytes / self.f.scale
-        self.programme.at_most([*self.at_turn, (self.f.peak, -1.0)], -base)
+        self.model.at_most([*self.at_turn, (self.f.peak, -1.0)], -base)
 
     def _backward(self) -> None:
         held: defaultdict[int, float] = defaultdict(float)
@@ -211,7 +211,7 @@ class Memory:
         own += [(self.f.captured[j, i], after) for i in self.f.events.reruns[j] if (j, i) in self.f.captured]
         for at, after, size in self.passing[j]:
             own += [(at, -size), *([] if after is None else [(after, size)])]
-        self.programme.at_most([*terms, *own], -base)
+        self.model.at_most([*terms, *own], -base)
         for k, column in self.reruns_in[j]:
             rerun = self.problem.items[k]
             outputs = [self.problem.storage_of[value] for value in rerun.outputs]
@@ -219,4 +219,4 @@ class Memory:
             peak = [(column, max(0.0, rerun.rerun_peak / scale - counted))]
             if (k, j) in self.f.captured:
                 peak.append((self.f.captured[k, j], -rerun.captured_bytes / scale))
-            self.programme.at_most([*terms, *peak], -base)
+            self.model.at_most([*terms, *peak], -base)
