@@ -30,12 +30,16 @@ SMALL, DEPTH, DEPTH_BEYOND = 6, 3, 1
 
 
 class Improver:
-    """A problem's formulation, solved under any budget; what it finds goes to the pool."""
+    """A problem's formulation, solved under any budget; what it finds goes to the pool.
 
-    def __init__(self, merged: Merged, pool: Pool, scale: float, nodes: int) -> None:
+    A solve takes `nodes` of branch and bound at most, and all of them together programmes of this `size`.
+    """
+
+    def __init__(self, merged: Merged, pool: Pool, scale: float, nodes: int, size: int) -> None:
         self.merged = merged
         self.pool = pool
         self.nodes = nodes
+        self.size = size
         self.scale = float(max(1.0, scale))
         items = sum(bool(item.options) for item in merged.problem.items)
         self.slack = SLACK if items <= SMALL else 1.0
@@ -76,6 +80,9 @@ class Improver:
             if upper[formulation.total] < 0:
                 return None
         for _ in range(ATTEMPTS):
+            self.size -= formulation.model.size
+            if self.size < 0:
+                return None
             values = formulation.model.minimise({column: 1.0}, upper=upper, nodes=self.nodes, gap=GAP)
             if values is None:
                 return None

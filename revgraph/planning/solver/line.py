@@ -71,6 +71,11 @@ class Line:
         self.undoing = [list(self._undoing(n)) for n in range(self.count)]
         self.replay = [replay_option(self.item(n)) for n in range(self.count)]
 
+    @property
+    def is_chain(self) -> bool:
+        """Whether one value leads from each node to the next, and no other passes by."""
+        return all(len(state) <= 1 for state in self.states[:-1])
+
     def item(self, n: int) -> Item:
         return self.problem.items[self.nodes[n]]
 

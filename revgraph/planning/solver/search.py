@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Literal
 
 import numpy as np
@@ -33,8 +34,9 @@ class Limits:
     to, and in how many slots. `segments` are those with: into how many segments the line is cut, the share,
     and the slots. Of all their schedules `judged` are judged first; then, at each of `budgets` from the least
     peak to ordinary autograd, those of as many programmes as `aims` that foresee the least for it come close
-    below it. In `improved` of them, besides the least ones, the improver looks for less, with so many
-    `branches`. Lines of more than `large` nodes have fewer schedules judged, in proportion, but `fewest`.
+    below it. Then the improver looks for less at up to `improved` budgets, with so many `branches`, until
+    programmes of this `size` were solved in all. Lines of more than `large` nodes have fewer schedules
+    judged, in proportion, but `fewest`.
     """
 
     once: tuple[tuple[float, int], ...]
@@ -44,6 +46,7 @@ class Limits:
     aims: int
     improved: int
     branches: int
+    size: int
     large: int = 100
     fewest: int = 10
 
@@ -57,6 +60,7 @@ LIMITS: dict[Effort, Limits] = {
         aims=1,
         improved=0,
         branches=1,
+        size=0,
     ),
     "normal": Limits(
         once=((1.0, 3000), (0.3, 1500)),
@@ -64,8 +68,9 @@ LIMITS: dict[Effort, Limits] = {
         judged=90,
         budgets=20,
         aims=2,
-        improved=4,
+        improved=8,
         branches=1,
+        size=4_000_000,
     ),
     "thorough": Limits(
         once=((1.0, 6000), (0.3, 3000)),
@@ -73,14 +78,17 @@ LIMITS: dict[Effort, Limits] = {
         judged=400,
         budgets=40,
         aims=4,
-        improved=20,
+        improved=24,
         branches=20,
+        size=2_000_000_000,
     ),
 }
 # Schedules this much dearer than another programme's in the same bytes, as a share of a step, are not judged.
 CLOSE = 0.01
 # Beyond so many nodes nothing is improved.
 LARGEST = 250
+# Chains of more nodes are not improved either: there it never found anything.
+SHORT = 12
 # The default plan may take this much more than the least peak without repeated reruns, as a share.
 TOLERANCE = 0.1
 # How often a schedule of other size is tried to come close to a budget.
@@ -111,6 +119,7 @@ class _Search:
         share = min(1.0, limits.large / self.line.count)
         self._spread(max(limits.fewest, round(limits.judged * share)))
         self._refine(max(limits.fewest, round(limits.budgets * share)))
+        self._improve()
 
     def _once(self) -> list[_Schedules]:
         """Programmes without repeated reruns."""
@@ -151,29 +160,41 @@ class _Search:
                 self.pool.add(ours[n].solution(slots))
 
     def _refine(self, count: int) -> None:
-        """Come close below budgets on a fixed grid, from low to high, and improve what fits some of them."""
-        limits, pool = self.limits, self.pool
-        improver = None
-        if self.line.count <= LARGEST:
-            improver = Improver(self.line.merged, pool, self.top, limits.branches)
-            improver.shrink()
-        low = pool.every.least.peak_bytes
-        once = pool.once.least.peak_bytes if pool.once.solutions else low
-        improved = {
-            low,
-            once,
-            int(once * (1 + TOLERANCE)),
-            *(int(share * self.top) for share in np.arange(1, limits.improved) / limits.improved),
-        }
+        """Come close below budgets on a fixed grid, from low to high."""
+        low = self.pool.every.least.peak_bytes
         shares = np.arange(1, count) / count
-        budgets = {int(share * self.top) for share in shares} | improved
+        budgets = {low, self._default_budget(), *(int(share * self.top) for share in shares)}
         budgets |= {int(low * (self.top / low) ** share) for share in shares} if low else set()
         for budget in sorted(each for each in budgets if each >= low):
             for ours in self.kinds:
-                for schedules in sorted(ours, key=lambda each: each.foreseen(budget))[: limits.aims]:
-                    schedules.aim(budget, pool.add)
-            if improver is not None and budget in improved:
-                improver.improve(budget)
+                for schedules in sorted(ours, key=lambda each: each.foreseen(budget))[: self.limits.aims]:
+                    schedules.aim(budget, self.pool.add)
+
+    def _improve(self) -> None:
+        """Look for less where it matters most first: by default, at the least peak, at half, in between."""
+        limits = self.limits
+        solved = self.line.is_chain and self.line.count > SHORT  # by the programmes
+        if solved or not limits.improved or self.line.count > LARGEST:
+            return
+        improver = Improver(self.line.merged, self.pool, self.top, limits.branches, limits.size)
+        improver.improve(self._default_budget())
+        improver.shrink()
+        shares = (int(share * self.top) for share in halvings())
+        for budget in islice(chain([self.pool.every.least.peak_bytes], shares), limits.improved):
+            improver.improve(budget)
+
+    def _default_budget(self) -> int:
+        """The most that the default plan may take."""
+        front = self.pool.once if self.pool.once.solutions else self.pool.every
+        return int(front.least.peak_bytes * (1 + TOLERANCE))
+
+
+def halvings() -> Iterator[float]:
+    """1/2, then 1/4 and 3/4, then the odd eighths, and so on."""
+    parts = 2
+    while True:
+        yield from (part / parts for part in range(1, parts, 2))
+        parts *= 2
 
 
 class _Schedules:
