@@ -101,7 +101,7 @@ def study(network: Network, budgets: Sequence[float], tell: Callable[[str], None
     base = measure_step(network.model, network.model, network.inputs)
     plain = _point(PLAIN, "", base, base)
     tell(f"{network.name}: revgraph's frontier")
-    plans = rg.frontier(network.net.graph)
+    plans = rg.frontier(network.net.graph, cost="flops")
     frontier = tuple(_planned(network, plan, base) for plan in plans)
     others = []
     for contender, setting, build in _others(network, budgets):
@@ -169,7 +169,7 @@ def _planned(network: Network, plan: rg.Plan, base: Step) -> PlannedPoint:
 
 def _duel(network: Network, other: Point, budget: int, base: Step) -> Duel:
     try:
-        plan = rg.plan(network.net.graph, budget=budget)
+        plan = rg.plan(network.net.graph, budget=budget, cost="flops")
     except rg.BudgetError as error:
         return Duel(other, budget, problem=_reason(error))
     ours = _planned(network, plan, base)

@@ -24,6 +24,10 @@ OVERHEADS = ("seconds_per_operator", "seconds_per_replay")
 MOST_RATE, MOST_SECONDS = 1e18, 1e4
 
 
+def _is_within(number: Any, least: float, most: float) -> bool:
+    return isinstance(number, (int, float)) and not isinstance(number, bool) and least <= number <= most
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceProfile:
     """How long work takes on a device.
@@ -45,7 +49,7 @@ class DeviceProfile:
 
     def __post_init__(self) -> None:
         for what in RATES:
-            if not 1 <= getattr(self, what) <= MOST_RATE:
+            if not _is_within(getattr(self, what), 1, MOST_RATE):
                 raise PlanError(
                     f"{what} of profile {self.name!r:.60} is {getattr(self, what)!r:.60}: a rate is a number "
                     f"from 1 to {MOST_RATE:.0e}"
@@ -53,7 +57,7 @@ class DeviceProfile:
         times = [(what, getattr(self, what)) for what in OVERHEADS]
         times += [(f"a time of node {name!r:.60}", each) for name, *both in self.nodes for each in both]
         for what, seconds in times:
-            if not 0 <= seconds <= MOST_SECONDS:
+            if not _is_within(seconds, 0, MOST_SECONDS):
                 raise PlanError(
                     f"{what} of profile {self.name!r:.60} is {seconds!r:.60}: seconds are a number from 0 to "
                     f"{MOST_SECONDS:.0e}"
@@ -148,7 +152,7 @@ def profile_of(cost: str | DeviceProfile) -> DeviceProfile:
         return cost
     if cost in ("time", "flops"):
         return GENERIC
-    if cost not in PROFILES:
+    if not isinstance(cost, str) or cost not in PROFILES:
         raise PlanError(
             f"{cost!r:.60} is no cost; costs are 'time', 'flops', a profile that `revgraph.profile` has "
             f"measured, or one of {', '.join(map(repr, PROFILES))}"

@@ -176,6 +176,8 @@ def test_a_profile_of_another_net_is_refused(net: rg.ReversibleModule) -> None:
     ("change", "message"),
     [
         ({"flops_per_second": 0.0}, "flops_per_second of profile 'generic' is 0.0: a rate is a number"),
+        ({"flops_per_second": "fast"}, "flops_per_second of profile 'generic' is 'fast': a rate is a number"),
+        ({"seconds_per_replay": None}, "seconds_per_replay of profile 'generic' is None"),
         ({"bytes_per_second": float("nan")}, "bytes_per_second of profile 'generic' is nan"),
         ({"seconds_per_operator": -1.0}, "seconds_per_operator of profile 'generic' is -1.0"),
         ({"seconds_per_replay": float("inf")}, "seconds_per_replay of profile 'generic' is inf"),
@@ -187,8 +189,8 @@ def test_profiles_without_sense_are_refused(change: dict[str, Any], message: str
         replace(GENERIC, **change)
 
 
-@pytest.mark.parametrize("cost", ["speed", "", "A100"])
-def test_unknown_costs_are_refused_and_the_known_ones_named(net: rg.ReversibleModule, cost: str) -> None:
+@pytest.mark.parametrize("cost", ["speed", "", "A100", 3, None, ["time"]])
+def test_unknown_costs_are_refused_and_the_known_ones_named(net: rg.ReversibleModule, cost: Any) -> None:
     with pytest.raises(rg.PlanError, match=r"is no cost; costs are 'time', 'flops', .*'a100'"):
         rg.plan(net.graph, cost=cost)
 
