@@ -71,7 +71,7 @@ def planned(name: str, batch: int, frontier: bool = False) -> list[Row]:
     if any(node.kind == "coupling" for node in graph.nodes):
         plans.insert(1, (INVERTED, rg.decide(graph, {})))
     if frontier:
-        plans += [(FRONTIER, plan) for plan in rg.frontier(graph)]
+        plans += [(FRONTIER, plan) for plan in rg.frontier(graph, cost="flops")]
     return [
         Row(Path(name).stem, batch, label, plan.peak_bytes, plan.held_bytes, plan.flops_ratio)
         for label, plan in plans

@@ -54,10 +54,11 @@ def _comparison(plans: dict[str, rg.Plan]) -> str:
             plan.peak_at,
             human_bytes(plan.held_bytes),
             f"x{plan.flops_ratio:.3f}",
+            f"x{plan.time_ratio:.3f}",
         ]
         for name, plan in plans.items()
     ]
-    table = markdown_table(["plan", "peak", "where", "held at the turn", "FLOPs"], rows)
+    table = markdown_table(["plan", "peak", "where", "held at the turn", "FLOPs", "time"], rows)
     on = f"Python {machine()['python']} and torch {version('torch')}"
     return f"{table}\n\n{NETWORK}, batch {BATCH}; predicted with {on}.\n"
 

@@ -15,7 +15,7 @@ import revgraph as rg
 
 EXACT = dict(rtol=1e-12, atol=1e-12)
 SETTINGS = settings(
-    max_examples=80,
+    max_examples=40,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),

@@ -32,7 +32,7 @@ from revgraph.planning.sources import sources_of
 from revgraph.storages import StorageTracker
 
 SETTINGS = settings(
-    max_examples=60,
+    max_examples=30,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),
@@ -480,7 +480,7 @@ def test_partial_and_repeated_gradients_under_random_plans(recipe: Any, seed: in
     assert_close(found, expected, tolerance=1e-11)
 
 
-@settings(SETTINGS, max_examples=30)
+@settings(SETTINGS, max_examples=15)
 @given(recipes(most_moves=6), st.integers(0, 10**6))
 def test_second_gradients_under_random_plans(recipe: Any, seed: int) -> None:
     net, model, inputs, leaves = net_under_a_random_plan(recipe, random.Random(seed))
@@ -497,7 +497,7 @@ def test_second_gradients_under_random_plans(recipe: Any, seed: int) -> None:
     assert_close(*second, tolerance=1e-9)
 
 
-@settings(SETTINGS, max_examples=30)
+@settings(SETTINGS, max_examples=15)
 @given(recipes(), st.integers(0, 10**6))
 def test_random_plans_leave_nothing_behind(recipe: Any, seed: int) -> None:
     net, model, inputs, leaves = net_under_a_random_plan(recipe, random.Random(seed))

@@ -91,7 +91,9 @@ def test_the_corpus_is_large_and_of_many_kinds() -> None:
 def test_plans_measure_what_they_predict(name: str) -> None:
     net, inputs = traced(NETS[name])
     plans = whole_plans(net.graph)
-    plans.update((f"frontier {index}", plan) for index, plan in enumerate(rg.frontier(net.graph, points=4)))
+    for cost in ("time", "flops"):
+        found = rg.frontier(net.graph, points=3, effort="quick", cost=cost)
+        plans.update((f"frontier by {cost}, {index}", plan) for index, plan in enumerate(found))
     agree(net, inputs, plans)
 
 

@@ -24,7 +24,7 @@ import revgraph as rg
 from revgraph.cli.baselines import checkpoint_blocks
 
 SETTINGS = settings(
-    max_examples=40,
+    max_examples=20,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),

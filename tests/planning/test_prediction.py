@@ -18,7 +18,7 @@ from revgraph.specs import example_inputs
 
 # Eight runs of twenty-five graphs each, so that they spread over test processes.
 GRAPHS = settings(
-    max_examples=25,
+    max_examples=12,
     deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),

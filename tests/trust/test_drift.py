@@ -83,7 +83,7 @@ def test_max_drift_bounds_the_error_of_the_gradient(doubled: rg.ReversibleModule
     assert max(report.drift.values()) < 1e-2
     assert 0 < len(plan.anchors) < 2 * BLOCKS
     assert plan.anchor_bytes == sum(graph.value[name].nbytes for name in plan.anchors if name in plan.stored)
-    assert f"; {len(plan.anchors)} anchors hold " in str(plan).splitlines()[0]
+    assert f"{len(plan.anchors)} anchors hold " in str(plan).splitlines()[2]
     assert plan.peak_bytes < rg.keep_all(graph).peak_bytes
     inputs = streams()
     reference = copy.deepcopy(doubled._model)
@@ -100,7 +100,7 @@ def test_a_smaller_bound_takes_more_anchors(doubled: rg.ReversibleModule) -> Non
     graph = rg.estimate_drift(doubled, *streams())
     counts = []
     for bound in (1e-1, 1e-3, 1e-5):
-        plan = rg.plan(graph, max_drift=bound)
+        plan = rg.plan(graph, max_drift=bound, effort="quick")
         assert max(drift_of(plan).values()) <= bound
         counts.append(len(plan.anchors))
     assert counts[0] < counts[1] < counts[2]

@@ -72,7 +72,7 @@ def test_misspelt_specifications_are_refused_or_built() -> None:
 
 def test_valid_specifications_with_a_place_spoilt_are_refused_or_built() -> None:
     # Most places matter, so that valid ones beside them show that not everything is refused.
-    tally = fuzzed(refused_or_built, st.one_of(valid(), spoilt()), 80)
+    tally = fuzzed(refused_or_built, st.one_of(valid(), spoilt()), 40)
     assert tally.kinds["SpecError"] and tally.kinds["done"]
 
 

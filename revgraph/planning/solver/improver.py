@@ -32,7 +32,8 @@ SMALL, DEPTH, DEPTH_BEYOND = 6, 3, 1
 class Improver:
     """A problem's formulation, solved under any budget; what it finds goes to the pool.
 
-    A solve takes `nodes` of branch and bound at most, and all of them together programmes of this `size`.
+    A solve takes `nodes` of branch and bound at most, and the programmes of all solves are together no
+    larger than `size`.
     """
 
     def __init__(self, merged: Merged, pool: Pool, scale: float, nodes: int, size: int) -> None:

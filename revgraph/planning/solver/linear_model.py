@@ -33,8 +33,8 @@ class LinearModel:
 
     @property
     def size(self) -> int:
-        """Terms of the rows times columns: about proportional to the steps that solving takes."""
-        return len(self._values) * len(self.low)
+        """Rows times columns, which tells best of what was tried how long a solver is at it."""
+        return len(self.row_low) * len(self.low)
 
     def column(self, low: float = 0, high: float = 1, *, whole: bool = False) -> int:
         """A new column's index."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -34,8 +34,8 @@ class Limits:
     to, and in how many slots. `segments` are those with: into how many segments the line is cut, the share,
     and the slots. Of all their schedules `judged` are judged first; then, at each of `budgets` from the least
     peak to ordinary autograd, those of as many programmes as `aims` that foresee the least for it come close
-    below it. Then the improver looks for less at up to `improved` budgets, with so many `branches`, until
-    programmes of this `size` were solved in all. Lines of more than `large` nodes have fewer schedules
+    below it. Then the improver looks for less at up to `improved` budgets, with so many `branches`, in
+    programmes that together are no larger than `size`. Lines of more than `large` nodes have fewer schedules
     judged, in proportion, but `fewest`.
     """
 
@@ -70,7 +70,7 @@ LIMITS: dict[Effort, Limits] = {
         aims=2,
         improved=8,
         branches=1,
-        size=4_000_000,
+        size=1_600_000,
     ),
     "thorough": Limits(
         once=((1.0, 6000), (0.3, 3000)),
@@ -163,25 +163,27 @@ class _Search:
         """Come close below budgets on a fixed grid, from low to high."""
         low = self.pool.every.least.peak_bytes
         shares = np.arange(1, count) / count
-        budgets = {low, self._default_budget(), *(int(share * self.top) for share in shares)}
+        often = {low, self._default_budget()}
+        budgets = often | {int(share * self.top) for share in shares}
         budgets |= {int(low * (self.top / low) ** share) for share in shares} if low else set()
         for budget in sorted(each for each in budgets if each >= low):
+            aims = None if budget in often else self.limits.aims
             for ours in self.kinds:
-                for schedules in sorted(ours, key=lambda each: each.foreseen(budget))[: self.limits.aims]:
+                for schedules in sorted(ours, key=lambda each: each.foreseen(budget))[:aims]:
                     schedules.aim(budget, self.pool.add)
 
     def _improve(self) -> None:
-        """Look for less where it matters most first: by default, at the least peak, at half, in between."""
+        """Look for less where it matters most first: at the least peak, by default, at half, in between."""
         limits = self.limits
         solved = self.line.is_chain and self.line.count > SHORT  # by the programmes
         if solved or not limits.improved or self.line.count > LARGEST:
             return
         improver = Improver(self.line.merged, self.pool, self.top, limits.branches, limits.size)
+        improver.improve(self.pool.every.least.peak_bytes)
         improver.improve(self._default_budget())
         improver.shrink()
-        shares = (int(share * self.top) for share in halvings())
-        for budget in islice(chain([self.pool.every.least.peak_bytes], shares), limits.improved):
-            improver.improve(budget)
+        for share in islice(halvings(), limits.improved):
+            improver.improve(int(share * self.top))
 
     def _default_budget(self) -> int:
         """The most that the default plan may take."""
@@ -229,10 +231,14 @@ class _Schedules:
     def aim(self, budget: int, add: Callable[[Solution], Solution | None]) -> None:
         """Add a few solutions whose true peaks come closer and closer to a budget from below."""
         unit, costs = self.programme.unit, self.programme.costs
-        slots = int((budget - self.line.results_bytes) / unit)
+        if not np.isfinite(costs[-1]):
+            return
+        # What is foreseen may be more than what is true: the least schedule is tried below that, too.
+        fewest = int(np.argmax(np.isfinite(costs)))
+        slots = max(fewest, int((budget - self.line.results_bytes) / unit))
         for _ in range(STEPS):
             slots = min(slots, self.programme.slots)
-            if slots < 0 or not np.isfinite(costs[slots]):
+            if slots < fewest:
                 return
             first = int(np.argmax(costs == costs[slots]))  # the fewest slots that foresee the same
             judged = add(self.solution(first))
