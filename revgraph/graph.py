@@ -18,7 +18,7 @@ from revgraph.parts import KINDS, Cost, CourseTable, Kind, Node, Value, value_fr
 
 __all__ = ["KINDS", "Cost", "Graph", "Kind", "Node", "Value", "clipped", "table", "verify"]
 
-FORMAT = 1
+FORMAT = 2
 WIDEST_CELL = 48
 
 

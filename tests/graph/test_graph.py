@@ -109,7 +109,7 @@ def test_json_both_ways_on_traced_nets(recipe: Any, seed: int) -> None:
 
 def test_json_is_plain() -> None:
     data = json.loads(sample().to_json())
-    assert data["revgraph"] == 1
+    assert data["revgraph"] == 2
     assert [node["name"] for node in data["nodes"]] == [node.name for node in sample().nodes]
 
 
@@ -128,7 +128,7 @@ MALFORMED: dict[str, str] = {
     "string": '"x"',
     "empty object": "{}",
     "unknown format": '{"revgraph": 99}',
-    "no nodes": '{"revgraph": 1, "name": "a"}',
+    "no nodes": '{"revgraph": 2, "name": "a"}',
     "deep": "[" * 100_000,
     "nodes null": broken(lambda data: data.update(nodes=None)),
     "nodes number": broken(lambda data: data.update(nodes=3)),
