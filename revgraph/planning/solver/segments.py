@@ -108,6 +108,23 @@ def segments_of(line: Line, cuts: Sequence[int]) -> list[Segment]:
     return [_segment(line, start, stop) for start, stop in pairwise(cuts)]
 
 
+def bare_segments(line: Line, cuts: Sequence[int]) -> list[Segment]:
+    """Segments without figures, in which nodes are stored as costs least, or not at all where one cannot be.
+
+    For schedules that are made by hand: what whole segments come to takes the square of their length to find.
+    """
+    found: list[Segment] = []
+    for start, stop in pairwise(cuts):
+        nodes = range(start, stop)
+        storing: tuple[Whole, ...] = ()
+        if all(line.storing[n] for n in nodes):
+            ways = tuple(min(line.storing[n], key=lambda way: way.cost) for n in nodes)
+            storing = (Whole(ways, 0, Storages(), 0, 0, 0, 0, 0),)
+        reruns = all(line.replay[n] is not None for n in nodes)
+        found.append(Segment(start, stop, 0, 0, 0, 0, reruns, storing, (), None, None, ()))
+    return found
+
+
 def _segment(line: Line, start: int, stop: int) -> Segment:
     nodes = range(start, stop)
     items = [line.item(n) for n in nodes]

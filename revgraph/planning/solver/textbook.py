@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from revgraph.planning.solver.line import Line
 from revgraph.planning.solver.problem import Problem, Solution
 from revgraph.planning.solver.segment_programme import Step
-from revgraph.planning.solver.segments import segments_of
+from revgraph.planning.solver.segments import bare_segments
 from revgraph.planning.solver.unrolling import solution_of
 
 # In lines of at most so many nodes every count of segments is tried, in longer ones every count up to another
@@ -33,7 +33,7 @@ def textbook_segments(line: Line) -> Iterator[Solution]:
     """A solution for each count of segments."""
     for count in _counts(line.count):
         cuts = sorted({round(place * line.count / count) for place in range(count + 1)})
-        segments = segments_of(line, cuts)
+        segments = bare_segments(line, cuts)
         if not all(segment.storing for segment in segments):
             continue
         ways: list[tuple[Step, Step]] = [
