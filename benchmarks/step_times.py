@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import revgraph as rg
 from benchmarks.comparison.tables import describe
 from benchmarks.shared import machine, markdown_table, write_json, write_text
 from benchmarks.tradeoff.networks import transformer
+from revgraph.planning.deciding import finished
 
 RESULTS = Path(__file__).parent / "results"
 WARM_UP = 2
@@ -94,27 +95,18 @@ def order_differs(rows: Sequence[dict[str, Any]], estimate: str) -> tuple[int, i
 
 def _plans(graph: rg.Graph) -> list[rg.Plan]:
     """Ordinary autograd, then plans along both frontiers, each once."""
-    found = [rg.keep_all(graph)]
-    for cost, points in POINTS.items():
-        for plan in rg.frontier(graph, points=points, cost=cost):
-            plan = _under(plan, rg.PROFILES["generic"])
-            if plan not in found:
-                found.append(plan)
+    frontiers = (rg.frontier(graph, points=points, cost=cost) for cost, points in POINTS.items())
+    found: list[rg.Plan] = []
+    for plan in chain([rg.keep_all(graph)], *frontiers):
+        generic = _under(plan, rg.PROFILES["generic"])
+        if generic not in found:
+            found.append(generic)
     return found
 
 
 def _under(plan: rg.Plan, profile: rg.DeviceProfile) -> rg.Plan:
     """The same plan, its time told by a profile."""
-    return rg.decide(
-        plan.graph,
-        plan.decisions,
-        stored=plan.stored,
-        reruns=[source.node for source in plan.sources.values() if source.how == "recomputed"],
-        holds=plan.holds,
-        drops=plan.drops,
-        results=plan.results,
-        profile=profile,
-    )
+    return finished(plan.noted(profile=profile, cost="time", reasons={}))
 
 
 def _step(net: rg.ReversibleModule, inputs: tuple[Tensor, ...]) -> float:

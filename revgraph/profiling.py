@@ -16,7 +16,7 @@ from revgraph.engine.executable import PlannedOperation
 from revgraph.engine.forward import Forward
 from revgraph.engine.module import ReversibleModule
 from revgraph.errors import PlanError
-from revgraph.expressions import map_leaves, module_at
+from revgraph.expressions import map_leaves
 from revgraph.isolation import out_of_inference_mode, random_kept
 from revgraph.planning import GENERIC, PROFILES, DeviceProfile, decide, keep_all, simulate
 from revgraph.planning.schedule import schedule
@@ -73,7 +73,7 @@ def profile(net: ReversibleModule, *inputs: Any, repeats: int = REPEATS, **extra
         forward = Forward(trial, trial._executable, {name: _cut(each) for name, each in env.items()})
         for operation in trial._executable.operations:
             if operation.node and net.graph.node[operation.node].cost.courses:
-                timing = _Timing(trial, forward, operation, gpus)
+                timing = _Timing(forward, operation, gpus)
                 nodes.append((operation.node, *timing.seconds(repeats)))
             forward.evaluate(operation)
             for number in operation.makes:
@@ -115,16 +115,14 @@ def _seconds_per_replay(
 class _Timing:
     """Times one operation of a net, on the values that are there now."""
 
-    def __init__(
-        self, net: ReversibleModule, forward: Forward, operation: PlannedOperation, gpus: list[torch.device]
-    ) -> None:
+    def __init__(self, forward: Forward, operation: PlannedOperation, gpus: list[torch.device]) -> None:
         self.forward = forward
         self.operation = operation
         self.gpus = gpus
         target = () if operation.target is None else (operation.target,)
         self.read = {number: forward.values[number] for number in (*operation.reads, *target)}
-        modules = [module_at(net, path) for path in operation.expression.module_paths]
-        self.parameters = [each for module in modules for each in module.parameters() if each.requires_grad]
+        found = (module._parameters.get(name) for module, name in operation.modules.parameters)
+        self.parameters = [*dict.fromkeys(each for each in found if each is not None and each.requires_grad)]
 
     def seconds(self, repeats: int) -> tuple[float, float]:
         """The least seconds of forward and backward in so many runs, after a few to warm up."""

@@ -15,11 +15,10 @@ from revgraph.costs.recording import Recorder
 from revgraph.courses import Work
 from revgraph.engine.executable import Executable
 from revgraph.engine.module import ReversibleModule
-from revgraph.expressions import module_at
 from revgraph.graph import Graph, Node, Value
 from revgraph.planning.plans import Decision, Plan, Source
 from revgraph.planning.sources import sources_of
-from revgraph.program import CouplingLaw, Named, Operation, Program
+from revgraph.program import Named, Operation, Program
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +67,9 @@ def net_of(
     )
     plan = _plan_of(alone, node, decision, results, again)
     net = ReversibleModule(model, program, plan)
-    # By itself it would watch the whole model, which takes long where there are many nodes.
-    net._made = Executable(model, program, plan, _modules_of(model, at.operation))
+    # Watching the whole model, too, would take long where there are many nodes.
+    net._made = Executable(model, program, plan, whole=False)
     return net
-
-
-def _modules_of(model: nn.Module, operation: Operation) -> list[nn.Module]:
-    """The modules that an operation uses, each once."""
-    paths = [*operation.expression.module_paths]
-    paths += [path.rpartition(".")[0] for path in operation.expression.attribute_paths]
-    if isinstance(operation.law, CouplingLaw):
-        paths.append(operation.law.path)
-    own = [module_at(model, path) for path in dict.fromkeys(paths)]
-    return [*dict.fromkeys(each for module in own if module is not model for each in module.modules())]
 
 
 def _plan_of(alone: Graph, node: Node, decision: Decision, results: tuple[int, ...], again: bool) -> Plan:

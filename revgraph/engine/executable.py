@@ -129,12 +129,9 @@ class Executable:
     ones twice.
     """
 
-    def __init__(
-        self, model: nn.Module, program: Program, plan: Plan, modules: Sequence[nn.Module] | None = None
-    ) -> None:
-        """Of `modules`, those that the program uses, only these are watched; otherwise the whole model is."""
+    def __init__(self, model: nn.Module, program: Program, plan: Plan, whole: bool = True) -> None:
+        """The `whole` model is watched for changes, or only the modules that the program's nodes use."""
         graph = program.graph
-        modules = [*model.modules()] if modules is None else modules
         self.plan = plan
         self.program = program
         self.names = [value.name for value in graph.values]
@@ -146,12 +143,14 @@ class Executable:
         self._devices = {value.device.partition(":")[0] for value in graph.values}
         self.drifts: Counter[int] = Counter()
         self._replays: dict[tuple[frozenset[str], frozenset[int]], Replays] = {}
+        self.operations = _Planning(self.number, model, program, plan).operations()
+        used = chain.from_iterable(each.modules.modules for each in self.operations)
+        modules = [*model.modules()] if whole else [*dict.fromkeys(used)]
         self._tables = [module._modules for module in modules]
         self._children = [*chain.from_iterable(map(dict.values, self._tables))]
         self._parameters = [module._parameters for module in modules]
         self._slots = [*self._parameters, *(module._buffers for module in modules)]
         self._slot_count = sum(map(len, self._slots))
-        self.operations = _Planning(self.number, model, program, plan).operations()
         self.inputs = [self.number[name] for name in graph.inputs if name in plan.sources]
         self.lean: LeanNodes | None = None
         # On a grid (exact mode) inversion gives back the forward's values to the bit.

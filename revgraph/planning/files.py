@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, NoReturn, TypeVar, cast, get_args
 
 from revgraph.errors import GraphError, PlanError
 from revgraph.graph import Graph
 from revgraph.planning.deciding import decide, finished
 from revgraph.planning.plans import DECISIONS, CostKind, Decision, How, Plan, Source
-from revgraph.planning.profiles import DeviceProfile
+from revgraph.planning.profiles import OVERHEADS, RATES, DeviceProfile
 from revgraph.planning.same_graph import fitted
 from revgraph.planning.sources import needs, rule_needs
 
@@ -51,7 +51,7 @@ def written(plan: Plan) -> str:
         "flops_ratio": plan.flops_ratio,
         "time_ratio": plan.time_ratio,
         "cost": plan.cost,
-        "profile": plan.profile.to_json(),
+        "profile": plan.profile.as_json(),
         "decisions": _ordered(plan.decisions, nodes),
         "stored": plan.stored,
         "anchors": plan.anchors,
@@ -128,7 +128,7 @@ def _plan(data: Any) -> Plan:
         holds=holds,
         drops=drops,
         results=results,
-        profile=DeviceProfile.from_json(data["profile"]),
+        profile=_profile(data["profile"]),
     )
     for name, said in {"stored": stored, "results": results, "drops": drops}.items():
         if getattr(found, name) != said:
@@ -255,6 +255,20 @@ def _source(item: Any) -> Source:
         raise ValueError(f"{item!r:.60} should be a list of a source and its node")
     how = cast("How", _word(HOWS)(item[0]))
     return Source(how, *map(_text, item[1:]))
+
+
+def _profile(item: Any) -> DeviceProfile:
+    names = [each.name for each in fields(DeviceProfile)]
+    if not isinstance(item, dict) or set(item) != set(names):
+        raise ValueError(f"a device profile is an object with {', '.join(names)}, not {item!r:.60}")
+    numbers = {name: _ratio(item[name]) for name in (*RATES, *OVERHEADS)}
+    return DeviceProfile(name=_text(item["name"]), nodes=_several(_times)(item["nodes"]), **numbers)
+
+
+def _times(item: Any) -> tuple[str, float, float]:
+    if not isinstance(item, list) or len(item) != 3:
+        raise ValueError(f"{item!r:.60} should be a list of a node and two times")
+    return _text(item[0]), _ratio(item[1]), _ratio(item[2])
 
 
 def _text(item: Any) -> str:

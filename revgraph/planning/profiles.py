@@ -11,7 +11,7 @@ No profile is chosen by looking at the machine: plans come out alike everywhere.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from revgraph.courses import Course, Work
@@ -20,7 +20,7 @@ from revgraph.graph import Graph, Node
 
 RATES = ("flops_per_second", "bytes_per_second")
 OVERHEADS = ("seconds_per_operator", "seconds_per_replay")
-# Beyond these, sums of nanoseconds would not be whole numbers that a float holds exactly.
+# Numbers beyond these are mistakes.
 MOST_RATE, MOST_SECONDS = 1e18, 1e4
 
 
@@ -71,33 +71,13 @@ class DeviceProfile:
             + work.operators * self.seconds_per_operator
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """The profile as data for JSON."""
-        names = ("name", *RATES, *OVERHEADS)
-        return {**{name: getattr(self, name) for name in names}, "nodes": [list(each) for each in self.nodes]}
-
-    @staticmethod
-    def from_json(data: Any) -> DeviceProfile:
-        """The profile that `to_json` wrote.
-
-        Raises:
-            PlanError: it is none.
-        """
-        names = ("name", *RATES, *OVERHEADS, "nodes")
-        if not isinstance(data, dict) or set(data) != set(names) or not isinstance(data["nodes"], list):
-            raise PlanError(f"a device profile is an object with {', '.join(names)}, not {data!r:.60}")
-        nodes: list[tuple[str, float, float]] = []
-        for each in data["nodes"]:
-            if not isinstance(each, list) or len(each) != 3:
-                raise PlanError(f"a measured node is a list of its name and two times, not {each!r:.60}")
-            name, forward, backward = each
-            nodes.append((_text(name), _number(forward), _number(backward)))
-        numbers = {name: _number(data[name]) for name in (*RATES, *OVERHEADS)}
-        return DeviceProfile(name=_text(data["name"]), nodes=tuple(nodes), **numbers)
+    def as_json(self) -> dict[str, Any]:
+        """The profile in types that `json` writes; a plan's file has it so."""
+        return {**asdict(self), "nodes": [list(each) for each in self.nodes]}
 
 
 GENERIC = DeviceProfile("generic", 1e13, 1e12, 2e-6, 1e-5)
-"""No device in particular: 10 FLOPs in the time of a byte, as in float32 on many a processor and GPU."""
+"""No device in particular: 10 FLOPs in the time of a byte."""
 # Of GPUs, the dense rates in bfloat16 (float16 on a T4) and the bandwidths in NVIDIA's data sheets, by two.
 PROFILES: Mapping[str, DeviceProfile] = {
     each.name: each
@@ -158,15 +138,3 @@ def profile_of(cost: str | DeviceProfile) -> DeviceProfile:
             f"measured, or one of {', '.join(map(repr, PROFILES))}"
         )
     return PROFILES[cost]
-
-
-def _text(item: Any) -> str:
-    if not isinstance(item, str):
-        raise PlanError(f"{item!r:.60} should be text")
-    return item
-
-
-def _number(item: Any) -> float:
-    if isinstance(item, bool) or not isinstance(item, (int, float)):
-        raise PlanError(f"{item!r:.60} should be a number")
-    return float(item)

@@ -77,7 +77,7 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
         "flops_ratio": plan.flops_ratio,
         "time_ratio": plan.time_ratio,
         "cost": plan.cost,
-        "profile": plan.profile.to_json(),
+        "profile": plan.profile.as_json(),
         "reasons": dict(plan.reasons),
         "results": {name: list(indices) for name, indices in plan.results.items()},
         "holds": dict(plan.holds),

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 import revgraph as rg
 from revgraph.planning import GENERIC
+from revgraph.planning.deciding import finished
 
 FREE = {"_unsafe_view", "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "zeros"}
 
@@ -82,19 +83,7 @@ def test_time_is_the_sum_of_what_runs(net: rg.ReversibleModule) -> None:
         replace(counted, seconds_per_replay=5e-3),
         replace(counted, seconds_per_operator=0.0, bytes_per_second=1e6, seconds_per_replay=0.0),
     ):
-        timed, ordinary = (
-            rg.decide(
-                net.graph,
-                each.decisions,
-                stored=each.stored,
-                reruns=[name for name, source in each.sources.items() if source.how == "recomputed"],
-                holds=each.holds,
-                drops=each.drops,
-                results=each.results,
-                profile=profile,
-            )
-            for each in (plan, kept)
-        )
+        timed, ordinary = (finished(each.noted(profile=profile)) for each in (plan, kept))
         seconds = [sum(moment.nanoseconds for moment in rg.simulate(each)) for each in (timed, ordinary)]
         assert timed.time_ratio == seconds[0] / seconds[1]
         assert timed.flops_ratio == plan.flops_ratio

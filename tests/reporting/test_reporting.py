@@ -74,7 +74,7 @@ def test_the_keys_of_a_plan_are_stable() -> None:
         "flops_ratio": 1.25,
         "time_ratio": plan.time_ratio,
         "cost": "time",
-        "profile": plan.profile.to_json(),
+        "profile": plan.profile.as_json(),
         "reasons": dict.fromkeys(plan.decisions, "decided by hand for a test"),
         "results": {},
         "holds": {},

@@ -33,7 +33,7 @@ class LinearModel:
 
     @property
     def size(self) -> int:
-        """Rows times columns, which tells best of what was tried how long a solver is at it."""
+        """Rows times columns: what solving is counted by."""
         return len(self.row_low) * len(self.low)
 
     def column(self, low: float = 0, high: float = 1, *, whole: bool = False) -> int:

@@ -87,7 +87,7 @@ LIMITS: dict[Effort, Limits] = {
 CLOSE = 0.01
 # Beyond so many nodes nothing is improved.
 LARGEST = 250
-# Chains of more nodes are not improved either: there it never found anything.
+# Chains of more nodes are left to the programmes.
 SHORT = 12
 # The default plan may take this much more than the least peak without repeated reruns, as a share.
 TOLERANCE = 0.1
