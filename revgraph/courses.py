@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, NamedTuple
 
 # What an event says; the words after it are its operands.
@@ -56,7 +57,7 @@ class Work(NamedTuple):
 NOTHING = Work()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Course:
     """The events of a node's forward and backward under one decision, with their work.
 
@@ -74,27 +75,30 @@ class Course:
     backward_work: Work = NOTHING
     release: tuple[Event, ...] = ()
 
-    @property
+    @cached_property
     def replays(self) -> bool:
         """Whether the backward asks for a replay by itself."""
         return REPLAY in self.backward
 
-    @property
+    @cached_property
     def before_replay(self) -> tuple[Event, ...]:
         """The backward's events up to the replay; none where there is no replay."""
         return self.backward[: self.backward.index(REPLAY)] if self.replays else ()
 
-    @property
+    @cached_property
     def in_replay(self) -> tuple[Event, ...]:
         """The events of the replay."""
         if not self.replays:
             return ()
         return self.backward[self.backward.index(REPLAY) + 1 : self.backward.index(DONE)]
 
-    @property
+    @cached_property
     def after_replay(self) -> tuple[Event, ...]:
         """The backward's events after the replay, all of them where there is none."""
         return self.backward[self.backward.index(DONE) + 1 :] if self.replays else self.backward
+
+
+FIELDS = tuple(each.name for each in fields(Course))
 
 
 def own_bytes(events: Iterable[Event]) -> int:
@@ -137,8 +141,8 @@ def course_from(item: Any) -> Course:
     Raises:
         ValueError: a field is missing, unknown or of the wrong type.
     """
-    if not isinstance(item, dict) or {*item, "release"} != set(Course.__slots__):
-        raise ValueError(f"a Course is an object with {', '.join(Course.__slots__)}, not {item!r:.60}")
+    if not isinstance(item, dict) or {*item, "release"} != set(FIELDS):
+        raise ValueError(f"a Course is an object with {', '.join(FIELDS)}, not {item!r:.60}")
     work = [_work(item[key]) for key in ("forward_work", "replay_work", "backward_work")]
     release = _events(item.get("release", []))
     return Course(_events(item["forward"]), _events(item["backward"]), *work, release=release)

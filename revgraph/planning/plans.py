@@ -93,8 +93,8 @@ class Plan:
 
     def decided(self, name: str) -> str:
         """A node's decision, and the results that it keeps besides: `invert+0+2`."""
-        decision = self.decisions.get(name, "keep")
-        return decision + "".join(f"+{index}" for index in self.results.get(name, ()))
+        decision, results = self.decisions.get(name, "keep"), self.results.get(name)
+        return decision + "".join(f"+{index}" for index in results) if results else decision
 
     @property
     def cost_ratio(self) -> float:

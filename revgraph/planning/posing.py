@@ -150,7 +150,9 @@ class _Posing:
         """What running a node again costs; nanoseconds in ticks, by which a solver can round its bounds."""
         if self.clock is None:
             return work.flops
-        return max(1, round((self.clock.forward(node, work) + self.clock.replay) / self.tick)) * self.tick
+        return (
+            max(1, round((self.clock.forward(node.name, work) + self.clock.replay) / self.tick)) * self.tick
+        )
 
     def _indices(self, names: Any) -> tuple[int, ...]:
         return tuple(self.index[name] for name in names)

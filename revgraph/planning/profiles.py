@@ -16,7 +16,7 @@ from typing import Any
 
 from revgraph.courses import Course, Work
 from revgraph.errors import PlanError
-from revgraph.graph import Graph, Node
+from revgraph.graph import Graph
 
 RATES = ("flops_per_second", "bytes_per_second")
 OVERHEADS = ("seconds_per_operator", "seconds_per_replay")
@@ -111,14 +111,15 @@ class Clock:
             )
             self._scale[name] = forward, backward
 
-    def forward(self, node: Node, work: Work) -> int:
+    def forward(self, node: str, work: Work) -> int:
         """Of a node's function, in the forward pass or run again."""
-        scale, _ = self._scale.get(node.name, (1.0, 1.0))
-        return round(self.profile.seconds(work) * scale * 1e9)
+        return self._nanoseconds(work, self._scale[node][0] if node in self._scale else 1.0)
 
-    def backward(self, node: Node, work: Work) -> int:
+    def backward(self, node: str, work: Work) -> int:
         """Of a node's backward."""
-        _, scale = self._scale.get(node.name, (1.0, 1.0))
+        return self._nanoseconds(work, self._scale[node][1] if node in self._scale else 1.0)
+
+    def _nanoseconds(self, work: Work, scale: float) -> int:
         return round(self.profile.seconds(work) * scale * 1e9)
 
 

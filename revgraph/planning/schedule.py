@@ -205,6 +205,11 @@ def schedule(
     Of the nodes `silent` autograd asks for nothing; without them, of those that costs say so of. Of the
     inputs `gone` the caller has let go; they are rebuilt like any other value.
     """
+    if silent is None and not gone:  # what is asked for most, without looking at every node each time
+        usual = plan.schedules.get(None)
+        if usual is None:
+            usual = plan.schedules[None] = schedule(plan, silent_nodes(plan))
+        return usual
     key = frozenset(silent_nodes(plan) if silent is None else silent), frozenset(gone)
     made = plan.schedules.get(key)
     if made is None:
@@ -373,7 +378,8 @@ def _with_lifetimes(plan: Plan, found: list[Instruction]) -> list[Instruction]:
             frees = tuple(name for name in dict.fromkeys(each.reads) if name not in live)
             live.difference_update(makes)
             live.update(each.reads)
-            each = replace(each, makes=makes, frees=frees)
+            if makes != each.makes or frees:
+                each = replace(each, makes=makes, frees=frees)
         done.append(each)
     done.reverse()
     if unread := tuple(name for name in _held(plan) if name not in live):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from revgraph.courses import Course, Event, Work
+from revgraph.courses import NOTHING, Course, Event, Work
 from revgraph.errors import PlanError
 from revgraph.graph import Graph, Node
 from revgraph.planning.holding import NOWHERE, Storages
@@ -90,6 +90,9 @@ class Machine:
         self.same: dict[str, str] = {}
         self.courses = courses_of(plan)
         self.clock = Clock(plan.graph, plan.profile)
+        self.node = dict(self.graph.node)
+        if self.graph.loss is not None:
+            self.node[self.graph.loss.name] = self.graph.loss
         self.parts = _contributors(self.graph, self.courses)
         self.graphs: dict[
             str, int
@@ -102,25 +105,29 @@ class Machine:
     def take(self, step: Instruction) -> Moment:
         """Take the next step."""
         self.memory.most = self.memory.live
-        work, nanoseconds = Work(), 0
-        if step.action == "free":
-            for name in step.frees:
-                self.memory.release(self.tape.pop(name))
-        elif step.action == "backward":
-            work = self._backward(step)
-            nanoseconds = self.clock.backward(self._node(step.node), work)
-        elif step.action in ("run", "loss"):
-            work = self._run(step) if step.action == "run" else self._loss()
-            nanoseconds = self.clock.forward(self._node(step.node), work)
-        else:
-            work = self._rebuild(step)
-            nanoseconds = self.clock.forward(self.graph.node[step.node], work) + self.clock.replay
+        work, nanoseconds = NOTHING, 0
+        match step.action:
+            case "free":
+                for name in step.frees:
+                    self.memory.release(self.tape.pop(name))
+            case "backward":
+                work = self._backward(step)
+                nanoseconds = self.clock.backward(step.node, work)
+            case "run":
+                work = self._run(step)
+                nanoseconds = self.clock.forward(step.node, work)
+            case "loss":
+                work = self._loss()
+                nanoseconds = self.clock.forward(step.node, work)
+            case _:
+                work = self._rebuild(step)
+                nanoseconds = self.clock.forward(step.node, work) + self.clock.replay
         return Moment(step, self.memory.live, self.memory.most, work.flops, nanoseconds)
 
     def _run(self, step: Instruction) -> Work:
         node = self.graph.node[step.node]
         course = self.courses[node.name]
-        labels = {f"in{index}": self._held(self.env, name) for index, name in enumerate(node.inputs)}
+        labels = self._inputs(node)
         self._follow(course.forward, node, labels, node.outputs, self.env)
         for name in node.outputs:
             self.env.setdefault(name, NOWHERE)
@@ -135,6 +142,11 @@ class Machine:
             self.memory.release(self.env.pop(name, NOWHERE))
             self._let_graph_go(self.graph.producer[name].name)
         return course.forward_work
+
+    def _inputs(self, node: Node) -> dict[str, int]:
+        """The storages of a node's inputs in the forward pass, which it holds from now on."""
+        env, hold = self.env, self.memory.hold
+        return {f"in{index}": hold(env[name]) for index, name in enumerate(node.inputs)}
 
     def _makers(self, node: Node) -> set[str]:
         """The nodes before this one whose graphs its own holds, among those that no gradient reaches."""
@@ -152,7 +164,7 @@ class Machine:
             self.graphs[name] -= 1
             if not self.graphs[name]:
                 del self.graphs[name]
-                node = self._node(name)
+                node = self.node[name]
                 labels = self.labels.pop(name)
                 self._follow(self.courses[node.name].release, node, labels)
                 for number in labels.values():
@@ -164,13 +176,13 @@ class Machine:
         if node is None:
             return Work()
         course = self.courses[node.name]
-        labels = {f"in{index}": self._held(self.env, name) for index, name in enumerate(node.inputs)}
+        labels = self._inputs(node)
         self._follow(course.forward, node, labels, node.outputs, self.env)
         self.labels[node.name] = labels
         return course.forward_work
 
     def _backward(self, step: Instruction) -> Work:
-        node = self._node(step.node)
+        node = self.node[step.node]
         if node is self.graph.loss:
             root = self.memory.born(self.memory.sizes[self.env[node.outputs[0]]])
             self.gradients[node.outputs[0]] = self.memory.hold(root)  # the caller of backward holds one, too
@@ -200,7 +212,7 @@ class Machine:
         self._follow(self._backward_course(node).before_replay, node, labels)
 
     def _rebuild(self, step: Instruction) -> Work:
-        self._begin(self._node(step.stage))
+        self._begin(self.node[step.stage])
         node = self.graph.node[step.node]
         own = self.courses[node.name]
         captures = step.action in CAPTURING
@@ -232,20 +244,30 @@ class Machine:
 
     def _follow(
         self,
-        events: Iterable[Event],
+        events: tuple[Event, ...],
         node: Node,
         labels: dict[str, int],
         makes: Collection[str] = (),
         place: dict[str, int] | None = None,
     ) -> None:
         """Take a node's events; storages of the values it makes are held at `place`, too."""
-        events = tuple(events)
+        memory = self.memory
         for position, event in enumerate(events):
             what = event[0]
             if what == "use":
-                self.memory.use(event[1], event[2])
+                memory.use(event[1], event[2])
             elif what == "drop":
-                self.memory.release(labels.pop(event[1], NOWHERE))
+                memory.release(labels.pop(event[1], NOWHERE))
+            elif what in ("born", "laid", "same"):
+                label = event[1]
+                name = None if place is None else _name_of(label, node)
+                held_on = name is not None and name in makes
+                if what == "laid" and not held_on:
+                    continue
+                number = memory.hold(labels[event[2]]) if what == "same" else memory.born(event[2])
+                labels[label] = number
+                if place is not None and name is not None and held_on:
+                    place[name] = memory.hold(number)
             elif what == "grad":
                 follows = events[position + 1] if position + 1 < len(events) else None
                 passed_on = event[2].startswith("go") and follows != ("drop", event[2])
@@ -257,14 +279,6 @@ class Machine:
             elif what == "identity":
                 source: str = node.inputs[event[2]]
                 self.same[node.outputs[event[1]]] = self.same.get(source, source)
-            elif what in ("born", "laid", "same"):
-                name = _name_of(event[1], node)
-                if what == "laid" and name not in makes:
-                    continue
-                number = self.memory.hold(labels[event[2]]) if what == "same" else self.memory.born(event[2])
-                labels[event[1]] = number
-                if place is not None and name is not None and name in makes:
-                    place[name] = self.memory.hold(number)
 
     def _gradient(self, name: str, number: int, passed_on: bool) -> None:
         """A gradient arrives for a value: the first is held as it is, a further one is added to a new sum."""
@@ -307,17 +321,14 @@ class Machine:
             f"{name!r}, which is neither stored nor rebuilt by then"
         )
 
-    def _node(self, name: str) -> Node:
-        loss = self.graph.loss
-        return loss if loss is not None and loss.name == name else self.graph.node[name]
-
 
 def _name_of(label: str, node: Node) -> str | None:
     """The value that a label of something rebuilt stands for."""
     if label == "target":
         return node.target
-    names = node.inputs if label.startswith("in") else node.outputs if label.startswith("out") else ()
-    return names[int(label.lstrip("inout"))] if names else None
+    if label.startswith("out"):
+        return node.outputs[int(label[3:])]
+    return node.inputs[int(label[2:])] if label.startswith("in") else None
 
 
 def _contributors(graph: Graph, courses: Mapping[str, Course]) -> Counter[str]:

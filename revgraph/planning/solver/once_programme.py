@@ -9,44 +9,75 @@ it shares.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
 from revgraph.planning.solver.line import Line
 from revgraph.planning.solver.segment_programme import Step
 from revgraph.planning.solver.segments import Segment, kept_results
-from revgraph.planning.solver.slots import INFINITE, Counted, Row, Slots, entries, entries_of, least_of
+from revgraph.planning.solver.slots import (
+    INFINITE,
+    Counted,
+    Row,
+    Slots,
+    entries,
+    from_slots,
+    least_of,
+    single,
+)
 
-# Entries that all jumps may take together; each goes over at most so many nodes.
-ENTRIES, LONGEST = 300_000_000, 100
+# A plain run goes over at most so many nodes.
+LONGEST = 100
+
+
+class Stretch(NamedTuple):
+    """Nodes that are run plainly: the peak beyond the state before them, the cost of runs in the backward."""
+
+    peak: int
+    cost: int
 
 
 class OnceProgramme(Counted):
-    """Costs and schedules of a line within `top` bytes; `segments` are its nodes, one by one."""
+    """Costs and schedules of a line within `top` bytes.
 
-    def __init__(self, line: Line, segments: Sequence[Segment], top: float, slots: int) -> None:
+    `segments` are its nodes, one by one, and `stretches` what plain runs from each come to.
+    """
+
+    def __init__(
+        self,
+        line: Line,
+        segments: Sequence[Segment],
+        stretches: Sequence[Sequence[Stretch]],
+        top: float,
+        slots: int,
+    ) -> None:
         super().__init__(line, top, slots)
         self.segments = segments
         self.count = count = line.count
         self.state = [self.in_slots(line.size(storages)) for storages in line.storages]
-        longest = max(4, min(LONGEST, ENTRIES // (count * slots)))
+        self.storing = [self.passages(each.storing, each.stop) for each in segments]
+        self.storing_lent = [
+            self.passages(each.storing, each.stop, line.storages[each.start]) for each in segments
+        ]
+        self.undoing = [self.passages(each.undoing, each.stop) for each in segments]
         kept = kept_results(segments, nothing=round(top) * 2)
-        self.kept = [((held / self.unit + 0.5).astype(np.int64), saved) for held, saved in kept]
-        self.jumps = [_Jumps(line, segments, i, longest) for i in range(count)]
+        self.kept = [(self.rows_in_slots(held).tolist(), saved) for held, saved in kept]
+        self.runs = [self._runs(i, stretches[i]) for i in range(count)]
         shape = (count + 1, slots + 1)
         self.lent, self.owned, self.released, self.returned = (
             np.full(shape, INFINITE, np.float32) for _ in range(4)
         )
         turn = self.in_slots(line.problem.loss_bytes) + self.state[count]
-        self.owned[count] = self.released[count] = self.returned[count] = np.where(
-            self.every >= turn, np.float32(0), INFINITE
-        )
+        for table in (self.owned, self.released, self.returned):
+            table[count, turn:] = 0
+        every, length = self.every, slots + 1
         for i in range(count - 1, -1, -1):
-            rows = [costs for costs, _ in self._lent(i, self.every)]
-            rows += [table.min(0) for _, table in self._jumps(i, self.every)]
-            self.lent[i] = least_of(rows, slots + 1)
-            self.returned[i] = least_of([costs for costs, _ in self._returned(i, self.every)], slots + 1)
-            self.released[i] = least_of([costs for costs, _ in self._released(i, self.every)], slots + 1)
+            rows = [costs for costs, _ in self._lent(i, every)]
+            self.lent[i] = least_of([*rows, self._run_cost(i)], length)
+            self.returned[i] = least_of([costs for costs, _ in self._returned(i, every)], length)
+            self.released[i] = least_of([costs for costs, _ in self._released(i, every)], length)
             self.owned[i] = np.minimum(self.released[i], self.returned[i])
 
     @property
@@ -90,90 +121,114 @@ class OnceProgramme(Counted):
         return [*there, ("turn",), *reversed(back)]
 
     def _chosen(self, kind: str, i: int, slots: int) -> Step:
-        at = np.array([slots])
         if kind == "owned":
             return ("return",) if self.returned[i, slots] <= self.released[i, slots] else ("release",)
         ways = {"lent": self._lent, "released": self._released, "returned": self._returned}[kind]
         least, chosen = INFINITE, None
-        for costs, how in ways(i, at):
+        for costs, how in ways(i, single(slots)):
             if costs[0] < least:
                 least, chosen = costs[0], how
         if kind == "lent":
-            for rank, table in self._jumps(i, at):
-                place = int(table[:, 0].argmin())
-                if table[place, 0] < least:
-                    least, chosen = table[place, 0], ("jump", i + 1 + place, rank)
+            runs = self.runs[i]
+            left = slots - runs.held
+            costs = np.where(slots >= runs.least, self.released[runs.stop, left] + runs.cost, INFINITE)
+            if len(costs) and costs.min() < least:
+                place = int(costs.argmin())
+                chosen = ("jump", int(runs.stop[place]), int(runs.rank[place]))
         assert chosen is not None
         return chosen
 
-    def _lent(self, i: int, at: Slots) -> Iterator[tuple[Row, Step]]:
-        below = self.line.storages[i]
-        for number, whole in enumerate(self.segments[i].storing):
-            held = self.held(whole.own_bytes, whole.pins - below, i + 1)
-            costs = entries(self.owned[i + 1], at - held) + np.float32(whole.cost)
-            yield (
-                self.within(costs, at, max(whole.forward_beyond, whole.backward_beyond)),
-                ("store", number, held),
-            )
+    def _lent(self, i: int, at: slice) -> Iterator[tuple[Row, Step]]:
+        for number, held, cost, least in self.storing_lent[i]:
+            costs = entries(self.owned[i + 1], at, held) + cost
+            yield from_slots(costs, at, least), ("store", number, held)
 
-    def _jumps(self, i: int, at: Slots) -> Iterator[tuple[int, Row]]:
-        """Plain runs from i on, which are captured when their backward comes: costs by how far they go.
+    def _runs(self, i: int, stretches: Sequence[Stretch]) -> _Runs:
+        """Plain runs from i to a position, which are captured when their backward comes.
 
         The state behind them must not come back by inversion: a plan then has its values from there, and runs
-        nothing again for them. By the rank of the results that the last of them keeps.
+        nothing again for them. The last of them may keep results.
         """
-        jumps = self.jumps[i]
-        if not len(jumps.peaks):
-            return
-        k0, k1 = i + 1, i + 1 + len(jumps.peaks)
-        needed = (jumps.peaks / self.unit + 0.5).astype(np.int64)
-        costs = np.where(at[None, :] >= needed[:, None], jumps.cost[:, None], INFINITE)
-        yield 0, self.released[k0:k1][:, at] + costs
-        for rank, (held, saved) in enumerate(self.kept, start=1):
-            left = at - held[i : k1 - 1, None]
-            yield rank, entries_of(self.released[k0:k1], left) + costs - saved[i : k1 - 1, None]
+        found: list[tuple[int, int, np.float32, int, int]] = []
+        for k, (peak, cost) in enumerate(stretches, start=i + 1):
+            needed = self.in_slots(peak)
+            if needed > self.slots:
+                break  # longer ones take no less
+            found.append((k, 0, np.float32(cost), needed, 0))
+            for rank, (held, saved) in enumerate(self.kept, start=1):
+                if held[k - 1] <= self.slots:
+                    found.append(
+                        (k, rank, np.float32(cost) - saved[k - 1], max(needed, held[k - 1]), held[k - 1])
+                    )
+        stop, rank, cost, least, held = zip(*found, strict=True) if found else ((),) * 5
+        whole = partial(np.array, dtype=np.int64)
+        return _Runs(whole(stop), whole(rank), np.array(cost, np.float32), whole(least), whole(held))
 
-    def _returned(self, i: int, at: Slots) -> Iterator[tuple[Row, Step]]:
-        yield entries(self.lent[i], at - self.state[i]), ("lend",)
-        for number, whole in enumerate(self.segments[i].undoing):
-            held = self.held(whole.own_bytes, whole.pins, i + 1)
-            costs = entries(self.returned[i + 1], at - held) + np.float32(whole.cost)
-            yield self.within(costs, at, max(whole.forward, whole.backward)), ("invert", number, held)
+    def _run_cost(self, i: int) -> Row:
+        """The least cost with such a run, for each number of slots."""
+        best, end = np.full(self.slots + 1, INFINITE, np.float32), self.slots + 1
+        runs = self.runs[i]
+        for k, cost, least, held in zip(
+            runs.stop.tolist(), runs.cost, runs.least.tolist(), runs.held.tolist(), strict=True
+        ):
+            costs = self.released[k, least - held : end - held] + cost
+            np.minimum(best[least:], costs, out=best[least:])
+        return best
 
-    def _released(self, i: int, at: Slots) -> Iterator[tuple[Row, Step]]:
-        yield entries(self.lent[i], at - self.state[i]), ("lend",)
-        for number, whole in enumerate(self.segments[i].storing):
-            held = self.held(whole.own_bytes, whole.pins, i + 1)
-            costs = entries(self.owned[i + 1], at - held) + np.float32(whole.cost)
-            yield self.within(costs, at, max(whole.forward, whole.backward)), ("store", number, held)
+    def _returned(self, i: int, at: slice) -> Iterator[tuple[Row, Step]]:
+        yield entries(self.lent[i], at, self.state[i]), ("lend",)
+        for number, held, cost, least in self.undoing[i]:
+            costs = entries(self.returned[i + 1], at, held) + cost
+            yield from_slots(costs, at, least), ("invert", number, held)
+
+    def _released(self, i: int, at: slice) -> Iterator[tuple[Row, Step]]:
+        yield entries(self.lent[i], at, self.state[i]), ("lend",)
+        for number, held, cost, least in self.storing[i]:
+            costs = entries(self.owned[i + 1], at, held) + cost
+            yield from_slots(costs, at, least), ("store", number, held)
 
 
-class _Jumps:
-    """By length, for stretches from a position on: peaks beyond its state, cost of runs in the backward."""
+class _Runs(NamedTuple):
+    """Plain runs from a position, each with a number in every row.
 
-    def __init__(self, line: Line, segments: Sequence[Segment], i: int, longest: int) -> None:
-        peaks: list[int] = []
-        cost: list[int] = []
-        size, before = line.size, line.storages[i]
-        own_bytes, pins, again = 0, set[int](), 0
-        most = 0
-        for n in range(i, min(i + longest, line.count)):
-            segment, replay = segments[n], line.replay[n]
-            if replay is None:
-                break
-            item, captured = line.item(n), segment.captured
-            assert captured is not None
-            alive = size((line.storages[n] | pins) - before)
-            made = size(line.storages[n + 1] - line.storages[n] - pins)
-            first = max(item.options[replay].forward_peak, made)
-            run = own_bytes + max(item.rerun_peak, made + item.captured_bytes) + item.gradient_bytes
-            own_bytes += item.captured_bytes
-            pins |= captured.pins
-            differentiated = max(0, item.options[replay].backward_peak - item.captured_bytes)
-            back = size(pins - before) + own_bytes + item.gradient_bytes + differentiated
-            most = max(most, size(line.storages[n] - before) + first, alive + run, back)
-            peaks.append(most)
-            cost.append(again + item.options[replay].cost)
-            again += item.rerun_cost
-        self.peaks = np.array(peaks, np.int64)
-        self.cost = np.array(cost, np.float32)
+    Where they stop, the rank of the results that the last of them keeps (0 for none), their cost, and the
+    slots that they take at least and hold.
+    """
+
+    stop: Slots
+    rank: Slots
+    cost: Row
+    least: Slots
+    held: Slots
+
+
+def stretches_of(line: Line, segments: Sequence[Segment]) -> list[list[Stretch]]:
+    """By where they begin, and by length: what stretches of nodes come to that are run plainly."""
+    return [_stretches(line, segments, i) for i in range(line.count)]
+
+
+def _stretches(line: Line, segments: Sequence[Segment], i: int) -> list[Stretch]:
+    size, before = line.size, line.storages[i]
+    own_bytes, pins, pinned_bytes, again = 0, set[int](), 0, 0
+    most = 0
+    found: list[Stretch] = []
+    for n in range(i, min(i + LONGEST, line.count)):
+        segment, replay = segments[n], line.replay[n]
+        if replay is None:
+            break
+        item, captured = line.item(n), segment.captured
+        assert captured is not None
+        here = line.storages[n] - before
+        alive = pinned_bytes + size(here - pins)
+        made = size(line.storages[n + 1] - line.storages[n] - pins)
+        first = max(item.options[replay].forward_peak, made)
+        run = own_bytes + max(item.rerun_peak, made + item.captured_bytes) + item.gradient_bytes
+        own_bytes += item.captured_bytes
+        pinned_bytes += size(captured.pins - pins - before)
+        pins |= captured.pins
+        differentiated = max(0, item.options[replay].backward_peak - item.captured_bytes)
+        back = pinned_bytes + own_bytes + item.gradient_bytes + differentiated
+        most = max(most, size(here) + first, alive + run, back)
+        found.append(Stretch(most, again + item.options[replay].cost))
+        again += item.rerun_cost
+    return found

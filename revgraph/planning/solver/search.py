@@ -15,7 +15,7 @@ import numpy as np
 
 from revgraph.planning.solver.improver import Improver
 from revgraph.planning.solver.line import Line
-from revgraph.planning.solver.once_programme import OnceProgramme
+from revgraph.planning.solver.once_programme import OnceProgramme, stretches_of
 from revgraph.planning.solver.pool import Pool, thinned
 from revgraph.planning.solver.problem import Judging, Problem, Solution
 from revgraph.planning.solver.segment_programme import SegmentProgramme
@@ -125,8 +125,9 @@ class _Search:
         """Programmes without repeated reruns."""
         line = self.line
         nodes = segments_of(line, range(line.count + 1))
+        stretches = stretches_of(line, nodes)
         return [
-            _Schedules(line, nodes, OnceProgramme(line, nodes, self._bytes(share), slots))
+            _Schedules(line, nodes, OnceProgramme(line, nodes, stretches, self._bytes(share), slots))
             for share, slots in self.limits.once
         ]
 

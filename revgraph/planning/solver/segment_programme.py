@@ -24,9 +24,20 @@ from typing import Any
 
 import numpy as np
 
-from revgraph.planning.solver.line import Line
+from revgraph.planning.solver.line import Line, Storages
 from revgraph.planning.solver.segments import Segment, Whole, kept_results
-from revgraph.planning.solver.slots import INFINITE, Counted, Row, Slots, entries, entries_of, least_of
+from revgraph.planning.solver.slots import (
+    INFINITE,
+    Counted,
+    Passage,
+    Row,
+    Slots,
+    entries,
+    entries_of,
+    from_slots,
+    least_of,
+    single,
+)
 
 # A task (its kind, i, j, slots), or an action: what is done to a segment, and with which of its ways.
 Step = tuple[Any, ...]
@@ -48,8 +59,19 @@ class SegmentProgramme(Counted):
         self.shared = [[line.size(p & q) for q in states] for p in states]
         self.run_peaks = [self._run_peaks(i, first=False) for i in range(self.count)]
         self.first_run_peaks = [self._run_peaks(i, first=True) for i in range(self.count)]
+        self.storing = [self.passages(each.storing, each.stop) for each in segments]
+        self.storing_lent = [
+            self.passages(each.storing, each.stop, state)
+            for each, state in zip(segments, states, strict=False)
+        ]
+        self.undoing = [self.passages(each.undoing, each.stop) for each in segments]
+        self.captured = [self._captured_way(each) for each in segments]
+        self.captured_lent = [
+            self._captured_way(each, state) for each, state in zip(segments, states, strict=False)
+        ]
+        self.rerun_cost = np.array([each.cost for each in segments], np.float32)
         kept = kept_results(segments, nothing=round(top) * 2)
-        self.kept = [((held / self.unit + 0.5).astype(np.int64), saved) for held, saved in kept]
+        self.kept = [(self.rows_in_slots(held), saved) for held, saved in kept]
         # Where no segment gives its state before back for nothing, a state at hand is of no use.
         self.undoes = any(
             _is_free(whole) for n, segment in enumerate(segments) if states[n] for whole in segment.undoing
@@ -78,6 +100,10 @@ class SegmentProgramme(Counted):
             peaks.append(max(peak, peaks[-1] if peaks else 0))
         return np.array(peaks, np.int64)
 
+    def _captured_way(self, segment: Segment, before: Storages | None = None) -> Passage:
+        found = self.passages([segment.captured] if segment.captured else [], segment.stop, before)
+        return found[0] if found else Passage(0, 0, INFINITE, 0)
+
     @property
     def costs(self) -> Row:
         """What is computed again in the whole step costs, for each number of slots."""
@@ -101,108 +127,107 @@ class SegmentProgramme(Counted):
             for i in range(j, -1, -1):
                 self._fill(i, j)
         turn = self.in_slots(self.line.problem.loss_bytes) + self.state[count]
-        self.owned_to[count, count] = np.where(self.every >= turn, np.float32(0), INFINITE)
-        self.released_to[count, count] = self.returned_to[count, count] = self.owned_to[count, count]
+        for table in (self.owned_to, self.released_to, self.returned_to):
+            table[count, count, turn:] = 0
         for i in range(count - 1, -1, -1):
             self._fill(i, count)
 
     def _fill(self, i: int, j: int) -> None:
-        every = self.every
+        every, length = self.every, self.slots + 1
         rows = [row for row, _ in self._lent(i, j, every)]
         rows += [table.min(0) for _, _, _, table in self._jumps(i, j, every)]
-        self.lent[i, j] = self.lent_to[j, i] = least_of(rows, len(every))
+        self.lent[i, j] = self.lent_to[j, i] = least_of(rows, length)
         if j < self.count and self.undoes:
-            self.at_hand[i, j] = least_of([row for row, _ in self._at_hand(i, j, every)], len(every))
-        self.returned_to[j, i] = least_of([row for row, _ in self._returned(i, j, every)], len(every))
-        self.released_to[j, i] = least_of([row for row, _ in self._released(i, j, every)], len(every))
+            self.at_hand[i, j] = least_of([row for row, _ in self._at_hand(i, j, every)], length)
+        self.returned_to[j, i] = least_of([row for row, _ in self._returned(i, j, every)], length)
+        self.released_to[j, i] = least_of([row for row, _ in self._released(i, j, every)], length)
         self.owned_to[j, i] = np.minimum(self.released_to[j, i], self.returned_to[j, i])
 
-    # What follows gives for a task every way to do it: its costs at the numbers of slots `at`, and the way.
+    # What follows gives for a task every way to do it: its costs for a range of slots, and the way.
 
     def _gradient_bytes(self, j: int) -> int:
         """What is alive beside a rerun before the backward of segment j."""
         return self.segments[j].gradient_bytes if j < self.count else 0
 
-    def _lent(self, i: int, j: int, at: Slots) -> Iterator[tuple[Row, Step]]:
+    def _lent(self, i: int, j: int, at: slice) -> Iterator[tuple[Row, Step]]:
         segment = self.segments[i]
-        below = self.line.storages[segment.start]
         if i == j and segment.at_once is not None:
             cost, peak = segment.at_once
-            yield self.within(np.full(len(at), cost, np.float32), at, peak), ("at once", i)
+            costs = np.full(at.stop - at.start, cost, np.float32)
+            yield from_slots(costs, at, self.in_slots(peak)), ("at once", i)
         if j == self.count:
-            for number, whole in enumerate(segment.storing):
-                held = self.held(whole.own_bytes, whole.pins - below, segment.stop)
-                row = entries(self.owned_to[j, i + 1], at - held) + np.float32(whole.cost)
-                peak = max(whole.forward_beyond, whole.backward_beyond)
-                yield self.within(row, at, peak), ("store", i, number, held)
+            for number, held, cost, least in self.storing_lent[i]:
+                costs = entries(self.owned_to[j, i + 1], at, held) + cost
+                yield from_slots(costs, at, least), ("store", i, number, held)
         elif i < j and segment.captured is not None:
-            whole = segment.captured
-            held = self.held(whole.own_bytes, whole.pins - below, segment.stop)
-            row = entries(self.owned_to[j, i + 1], at - held) + np.float32(segment.cost)
-            peak = max(whole.forward_beyond + self._gradient_bytes(j), whole.backward_beyond)
-            yield self.within(row, at, peak), ("capture", i, held)
+            yield self._captured(i, j, at, self.captured_lent[i], segment.captured.forward_beyond)
 
-    def _jumps(self, i: int, j: int, at: Slots) -> Iterator[tuple[tuple[str, str], int, int, Row]]:
+    def _captured(self, i: int, j: int, at: slice, way: Passage, forward: int) -> tuple[Row, Step]:
+        """A rerun that captures what segment i needs, which takes so many bytes itself."""
+        costs = entries(self.owned_to[j, i + 1], at, way.held) + self.rerun_cost[i]
+        least = max(way.least, self.in_slots(forward + self._gradient_bytes(j)))
+        return from_slots(costs, at, least), ("capture", i, way.held)
+
+    def _jumps(self, i: int, j: int, at: slice) -> Iterator[tuple[tuple[str, str], int, int, Row]]:
         """Plain runs from i to a position k, the backward from k to j, and then the one from i to k.
 
         By the two tasks: costs for each k from the number given on, and each number of slots. In the forward
         pass the node before k may keep results (the option of that rank), which its replay then has.
         """
         first = j == self.count
-        peaks = (self.first_run_peaks if first else self.run_peaks)[i][: j - i]
-        if not len(peaks):
+        needed = self.rows_in_slots(
+            (self.first_run_peaks if first else self.run_peaks)[i][: j - i] + self._gradient_bytes(j)
+        )
+        # Longer runs take no less.
+        reached = int(np.searchsorted(needed, self.slots, "right"))
+        if not reached:
             return
-        k0, k1 = i + 1, i + 1 + len(peaks)
-        needed = ((peaks + self._gradient_bytes(j)) / self.unit + 0.5).astype(np.int64)
-        enough = at[None, :] >= needed[:, None]
-        runs = np.zeros(len(peaks)) if first else self.cost[k0:k1] - self.cost[i]
+        k0, k1 = i + 1, i + 1 + reached
+        enough = np.arange(at.start, at.stop) >= needed[:reached, None]
+        runs = np.zeros(reached) if first else self.cost[k0:k1] - self.cost[i]
         costs = np.where(enough, runs.astype(np.float32)[:, None], INFINITE)
-        beside = self.beside[i, k0:k1, None]
-        lent = self.lent[i, k0 - 1 : k1 - 1][:, at]
-        yield ("released", "lent"), 0, k0, self.released_to[j, k0:k1][:, at] + lent + costs
+        beside = self.beside[i, k0:k1]
+        then = self.lent[i, k0 - 1 : k1 - 1, at] + costs
+        yield ("released", "lent"), 0, k0, self.released_to[j, k0:k1, at] + then
         if self.undoes:
-            at_hand = self.at_hand[i, k0 - 1 : k1 - 1][:, at]
-            returned, staying = (
-                self.returned_to[j, k0:k1][:, at],
-                entries_of(self.lent_to[j, k0:k1], at - beside),
-            )
-            yield ("returned", "at hand"), 0, k0, returned + at_hand + costs
-            yield ("lent", "at hand"), 0, k0, staying + at_hand + costs
+            back = self.at_hand[i, k0 - 1 : k1 - 1, at] + costs
+            yield ("returned", "at hand"), 0, k0, self.returned_to[j, k0:k1, at] + back
+            yield ("lent", "at hand"), 0, k0, entries_of(self.lent_to[j, k0:k1], at, beside) + back
         if not first:
             return
         for rank, (held, saved) in enumerate(self.kept, start=1):
-            left = at - held[i : k1 - 1, None]
-            for tasks, table, slots in (
-                (("released", "lent"), self.released_to, left),
-                (("lent", "lent"), self.lent_to, left - beside),
-            ):
-                rest = entries_of(table[j, k0:k1], slots)
-                yield tasks, rank, k0, rest + lent + costs - saved[i : k1 - 1, None]
+            less, rest = held[i : k1 - 1], then - saved[i : k1 - 1, None]
+            released = entries_of(self.released_to[j, k0:k1], at, less)
+            yield ("released", "lent"), rank, k0, released + rest
+            staying = entries_of(self.lent_to[j, k0:k1], at, less + beside)
+            yield ("lent", "lent"), rank, k0, staying + rest
 
-    def _at_hand(self, i: int, j: int, at: Slots) -> Iterator[tuple[Row, Step]]:
-        yield self.lent[i, j][at], ("let go",)
+    def _at_hand(self, i: int, j: int, at: slice) -> Iterator[tuple[Row, Step]]:
+        yield self.lent[i, j, at], ("let go",)
         segment = self.segments[j]
         after = self.line.storages[segment.stop]
         for number, whole in enumerate(segment.undoing):
             if _is_free(whole):
                 shared = self.shared[i][j + 1]
                 peak = max(self.line.size(after) - shared, whole.backward - shared)
-                rest = self.at_hand[i, j - 1][at] if i < j else np.zeros(len(at), np.float32)
-                yield self.within(rest + np.float32(whole.cost), at, peak), ("undo", j, number)
+                rest = self.at_hand[i, j - 1, at] if i < j else np.zeros(at.stop - at.start, np.float32)
+                costs = rest + np.float32(whole.cost)
+                yield from_slots(costs, at, self.in_slots(peak)), ("undo", j, number)
 
-    def _returned(self, i: int, j: int, at: Slots) -> Iterator[tuple[Row, Step]]:
-        yield entries(self.lent[i, j], at - self.state[i]), ("lend",)
+    def _returned(self, i: int, j: int, at: slice) -> Iterator[tuple[Row, Step]]:
+        yield entries(self.lent[i, j], at, self.state[i]), ("lend",)
         first, segment = j == self.count, self.segments[i]
         if i == j or (not first and not segment.reruns):
             return
-        for number, whole in enumerate(segment.undoing):
+        for number, held, cost, least in self.undoing[i]:
+            whole = segment.undoing[number]
             if not first and (whole.own_bytes or not self._replays(i, number)):
                 continue
-            held = self.held(whole.own_bytes, whole.pins, segment.stop)
-            again = 0 if first else segment.cost
-            row = entries(self.returned_to[j, i + 1], at - held) + np.float32(whole.cost + again)
-            peak = whole.forward + (0 if first else self._gradient_bytes(j))
-            yield self.within(row, at, max(peak, whole.backward)), ("invert", i, number, held)
+            costs = entries(self.returned_to[j, i + 1], at, held) + cost
+            if not first:
+                costs += self.rerun_cost[i]
+                least = max(least, self.in_slots(whole.forward + self._gradient_bytes(j)))
+            yield from_slots(costs, at, least), ("invert", i, number, held)
 
     def _replays(self, i: int, number: int) -> bool:
         """Whether a way is one of replays alone, which may come after a rerun."""
@@ -213,25 +238,19 @@ class SegmentProgramme(Counted):
             for n, way in zip(nodes, ways, strict=True)
         )
 
-    def _owned(self, i: int, j: int, at: Slots) -> Iterator[tuple[Row, Step]]:
-        yield self.returned_to[j, i][at], ("return",)
-        yield self.released_to[j, i][at], ("release",)
+    def _owned(self, i: int, j: int, at: slice) -> Iterator[tuple[Row, Step]]:
+        yield self.returned_to[j, i, at], ("return",)
+        yield self.released_to[j, i, at], ("release",)
 
-    def _released(self, i: int, j: int, at: Slots) -> Iterator[tuple[Row, Step]]:
-        yield entries(self.lent[i, j], at - self.state[i]), ("lend",)
+    def _released(self, i: int, j: int, at: slice) -> Iterator[tuple[Row, Step]]:
+        yield entries(self.lent[i, j], at, self.state[i]), ("lend",)
         segment = self.segments[i]
         if j == self.count:
-            for number, whole in enumerate(segment.storing):
-                held = self.held(whole.own_bytes, whole.pins, segment.stop)
-                row = entries(self.owned_to[j, i + 1], at - held) + np.float32(whole.cost)
-                peak = max(whole.forward, whole.backward)
-                yield self.within(row, at, peak), ("store", i, number, held)
+            for number, held, cost, least in self.storing[i]:
+                costs = entries(self.owned_to[j, i + 1], at, held) + cost
+                yield from_slots(costs, at, least), ("store", i, number, held)
         elif i < j and segment.captured is not None:
-            whole = segment.captured
-            held = self.held(whole.own_bytes, whole.pins, segment.stop)
-            row = entries(self.owned_to[j, i + 1], at - held) + np.float32(segment.cost)
-            peak = max(whole.forward + self._gradient_bytes(j), whole.backward)
-            yield self.within(row, at, peak), ("capture", i, held)
+            yield self._captured(i, j, at, self.captured[i], segment.captured.forward)
 
     def _expanded(self, kind: str, i: int, j: int, slots: int) -> list[Step]:
         """A task as the actions and smaller tasks of its cheapest way."""
@@ -239,7 +258,7 @@ class SegmentProgramme(Counted):
             return [("turn",)]
         if j < i:
             return []
-        at = np.array([slots])
+        at = single(slots)
         ways = {
             "lent": self._lent,
             "at hand": self._at_hand,

@@ -1,17 +1,31 @@
-"""Slots: bytes counted in units of equal size, so that costs by bytes are rows of numbers."""
+"""Slots: bytes counted in units of equal size, so that costs by bytes are rows of numbers.
+
+A row has the cost within each number of slots. What is asked of rows is asked for a range of these, `at`: all
+of them where tables are filled, and one where a schedule is read out of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from revgraph.planning.solver.line import Line, Storages
+from revgraph.planning.solver.segments import Whole
 
 Row = np.ndarray[Any, np.dtype[np.float32]]
 Slots = np.ndarray[Any, np.dtype[np.int64]]
 INFINITE = np.float32(np.inf)
+
+
+class Passage(NamedTuple):
+    """A way through a segment: its number, slots held up to its backward, its cost, and slots at least."""
+
+    number: int
+    held: int
+    cost: np.float32
+    least: int
 
 
 class Counted:
@@ -21,30 +35,58 @@ class Counted:
         self.line = line
         self.slots = slots
         self.unit = max(1.0, top / slots)
-        self.every: Slots = np.arange(slots + 1)
+        self.every = slice(0, slots + 1)
 
     def in_slots(self, size: float) -> int:
         return int(size / self.unit + 0.5)
 
-    def held(self, own_bytes: int, pins: Storages, stop: int) -> int:
-        """Slots of what nodes before position `stop` hold to their backward."""
-        return self.in_slots(own_bytes + self.line.charged(pins, stop))
+    def rows_in_slots(self, sizes: Slots) -> Slots:
+        return (sizes / self.unit + 0.5).astype(np.int64)
 
-    def within(self, costs: Row, at: Slots, size: float) -> Row:
-        """The costs at these numbers of slots, where they are so many bytes at least."""
-        return np.where(at >= self.in_slots(size), costs, INFINITE)
+    def passages(self, ways: Sequence[Whole], stop: int, before: Storages | None = None) -> list[Passage]:
+        """Ways through a segment that ends at position `stop`.
+
+        The state `before` it is someone else's, where it is given, and does not count.
+        """
+        found: list[Passage] = []
+        for number, way in enumerate(ways):
+            own = before is None
+            pins = way.pins if before is None else way.pins - before
+            held = self.in_slots(way.own_bytes + self.line.charged(pins, stop))
+            peak = max(way.forward, way.backward) if own else max(way.forward_beyond, way.backward_beyond)
+            found.append(Passage(number, held, np.float32(way.cost), self.in_slots(peak)))
+        return found
 
 
-def entries(row: Row, places: Slots) -> Row:
-    """A row's entries at these places; there are none before the first."""
-    return np.where(places >= 0, row[np.maximum(places, 0)], INFINITE)
+def single(slots: int) -> slice:
+    """The range of one number of slots."""
+    return slice(slots, slots + 1)
 
 
-def entries_of(rows: Row, places: Slots) -> Row:
-    """Each row's entries at its places."""
+def entries(row: Row, at: slice, less: int) -> Row:
+    """A row's entries so many slots before those in a range; there are none before the first."""
+    first = at.start - less
+    if first >= 0:
+        return row[first : at.stop - less]
+    found = np.full(at.stop - at.start, INFINITE, np.float32)
+    if at.stop > less:
+        found[-first:] = row[: at.stop - less]
+    return found
+
+
+def entries_of(rows: Row, at: slice, less: Slots) -> Row:
+    """Each row's entries, so many slots before those in a range as the row has in `less`."""
+    places = np.arange(at.start, at.stop) - less[:, None]
     found = np.take_along_axis(rows, np.maximum(places, 0), 1)
     found[places < 0] = INFINITE
     return found
+
+
+def from_slots(costs: Row, at: slice, least: int) -> Row:
+    """The costs in a range, which are changed for that: infinite below so many slots."""
+    if least > at.start:
+        costs[: least - at.start] = INFINITE
+    return costs
 
 
 def least_of(rows: Sequence[Row], length: int) -> Row:
