@@ -97,6 +97,21 @@ class Course:
         """The backward's events after the replay, all of them where there is none."""
         return self.backward[self.backward.index(DONE) + 1 :] if self.replays else self.backward
 
+    @cached_property
+    def identities(self) -> tuple[tuple[int, int], ...]:
+        """Outputs that are the very tensor of an input, by indices."""
+        return tuple((event[1], event[2]) for event in self.forward if event[0] == "identity")
+
+    @cached_property
+    def gradients(self) -> tuple[int, ...]:
+        """For each gradient that the backward gives, the index of its input or parameter."""
+        return tuple(event[1] for event in self.backward if event[0] == "grad")
+
+    @cached_property
+    def dropped_after_replay(self) -> frozenset[str]:
+        """The labels of what is held until after the replay."""
+        return frozenset(event[1] for event in self.after_replay if event[0] == "drop")
+
 
 FIELDS = tuple(each.name for each in fields(Course))
 

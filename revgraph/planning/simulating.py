@@ -231,7 +231,7 @@ class Machine:
         for name in step.makes:
             self.rebuilt.setdefault(name, NOWHERE)  # by a node whose costs are not known
         if captures:
-            kept = {event[1] for event in self._backward_course(node).after_replay if event[0] == "drop"}
+            kept = self._backward_course(node).dropped_after_replay
             going = [label for label in labels if label not in kept and label.startswith(("in", "out"))]
         else:
             going = list(labels)
@@ -336,14 +336,14 @@ def _contributors(graph: Graph, courses: Mapping[str, Course]) -> Counter[str]:
     parts: Counter[str] = Counter()
     same: dict[str, str] = {}
     for node in graph.nodes:
-        for event in courses[node.name].forward:
-            if event[0] == "identity":
-                source: str = node.inputs[event[2]]
-                same[node.outputs[event[1]]] = same.get(source, source)
-        for event in courses[node.name].backward:
-            if event[0] == "grad" and event[1] < len(node.inputs):
-                arriving: str = node.inputs[event[1]]
-                parts[same.get(arriving, arriving)] += 1
-            elif event[0] == "grad":
-                parts[node.cost.shared[event[1] - len(node.inputs)]] += 1
+        course = courses[node.name]
+        for output, source in course.identities:
+            name = node.inputs[source]
+            same[node.outputs[output]] = same.get(name, name)
+        for index in course.gradients:
+            if index < len(node.inputs):
+                name = node.inputs[index]
+                parts[same.get(name, name)] += 1
+            else:
+                parts[node.cost.shared[index - len(node.inputs)]] += 1
     return parts

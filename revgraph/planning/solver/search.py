@@ -65,12 +65,12 @@ LIMITS: dict[Effort, Limits] = {
     "normal": Limits(
         once=((1.0, 3000), (0.3, 1500)),
         segments=((60, 1.0, 300), (60, 0.35, 300), (60, 0.12, 300), (100, 0.1, 300), (24, 0.1, 300)),
-        judged=90,
+        judged=60,
         budgets=20,
         aims=2,
         improved=8,
         branches=1,
-        size=1_600_000,
+        size=800_000,
     ),
     "thorough": Limits(
         once=((1.0, 6000), (0.3, 3000)),
@@ -167,11 +167,14 @@ class _Search:
         often = {low, self._default_budget()}
         budgets = often | {int(share * self.top) for share in shares}
         budgets |= {int(low * (self.top / low) ** share) for share in shares} if low else set()
+        close = CLOSE * self.problem.plain_cost
         for budget in sorted(each for each in budgets if each >= low):
             aims = None if budget in often else self.limits.aims
-            for ours in self.kinds:
+            for ours, front in zip(self.kinds, (self.pool.once, self.pool.every), strict=True):
                 for schedules in sorted(ours, key=lambda each: each.foreseen(budget))[:aims]:
-                    schedules.aim(budget, self.pool.add)
+                    known = front.within(budget)
+                    if aims is None or known is None or schedules.foreseen(budget) <= known.cost + close:
+                        schedules.aim(budget, self.pool.add)
 
     def _improve(self) -> None:
         """Look for less where it matters most first: at the least peak, by default, at half, in between."""

@@ -7,6 +7,7 @@ of them where tables are filled, and one where a schedule is read out of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,10 +69,19 @@ def entries(row: Row, at: slice, less: int) -> Row:
     first = at.start - less
     if first >= 0:
         return row[first : at.stop - less]
-    found = np.full(at.stop - at.start, INFINITE, np.float32)
-    if at.stop > less:
-        found[-first:] = row[: at.stop - less]
+    if at.stop <= less:
+        return _nothing(at.stop - at.start)
+    found = np.empty(at.stop - at.start, np.float32)
+    found[:-first] = INFINITE
+    found[-first:] = row[: at.stop - less]
     return found
+
+
+@cache
+def _nothing(length: int) -> Row:
+    row = np.full(length, INFINITE, np.float32)
+    row.flags.writeable = False
+    return row
 
 
 def entries_of(rows: Row, at: slice, less: Slots) -> Row:
