@@ -41,7 +41,7 @@ print(json.dumps(found))
 
 @pytest.mark.parametrize("kind", PROBLEMS)
 def test_against_all_schedules(kind: str) -> None:
-    """Never better, never over a budget, mostly equal; elsewhere 10 % of a step on average."""
+    """Never better, never over a budget, equal in 98 of 100; elsewhere 5 % of a step on average."""
     rng = Random(0)
     seen: Counter[str] = Counter()
     peaks: list[float] = []
@@ -65,8 +65,8 @@ def test_against_all_schedules(kind: str) -> None:
             seen["equal" if solution.cost == best else "dearer"] += 1
             if solution.cost > best:
                 excess.append((solution.cost - best) / (problem.plain_cost + best))
-    assert seen["equal"] >= 0.95 * seen.total()
-    assert sum(excess) <= 0.1 * len(excess)
+    assert seen["equal"] >= 0.98 * seen.total()
+    assert sum(excess) <= 0.05 * len(excess)
     assert sum(peaks) <= 0.02 * len(peaks)
 
 

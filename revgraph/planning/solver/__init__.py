@@ -6,6 +6,7 @@
       once_programme       a programme node by node, for plans that run nothing more than once again
       segment_programme    a programme over segments, with reruns within reruns
       improver             a mixed integer programme, below the best that these have found
+      neighbours           in small problems, single decisions that are better otherwise
     pool                   what was judged, without what something else beats
 
     line                   the problem along its nodes: states between them, ways through each

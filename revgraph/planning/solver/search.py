@@ -15,6 +15,7 @@ import numpy as np
 
 from revgraph.planning.solver.improver import Improver
 from revgraph.planning.solver.line import Line
+from revgraph.planning.solver.neighbours import Neighbours
 from revgraph.planning.solver.once_programme import OnceProgramme, stretches_of
 from revgraph.planning.solver.pool import Pool, thinned
 from revgraph.planning.solver.problem import Judging, Problem, Solution
@@ -35,8 +36,9 @@ class Limits:
     and the slots. Of all their schedules `judged` are judged first; then, at each of `budgets` from the least
     peak to ordinary autograd, those of as many programmes as `aims` that foresee the least for it come close
     below it. Then the improver looks for less at up to `improved` budgets, with so many `branches`, in
-    programmes that together are no larger than `size`. Lines of more than `large` nodes have fewer schedules
-    judged, in proportion, but `fewest`.
+    programmes that together are no larger than `size`. Lines of at most `stepping` nodes are gone on from
+    by single steps, with as many trials as go over `trials` nodes. Lines of more than `large` nodes have
+    fewer schedules judged, in proportion, but `fewest`.
     """
 
     once: tuple[tuple[float, int], ...]
@@ -47,6 +49,8 @@ class Limits:
     improved: int
     branches: int
     size: int
+    stepping: int
+    trials: int
     large: int = 100
     fewest: int = 10
 
@@ -61,6 +65,8 @@ LIMITS: dict[Effort, Limits] = {
         improved=0,
         branches=1,
         size=0,
+        stepping=0,
+        trials=0,
     ),
     "normal": Limits(
         once=((1.0, 3000), (0.3, 1500)),
@@ -71,16 +77,23 @@ LIMITS: dict[Effort, Limits] = {
         improved=8,
         branches=1,
         size=800_000,
+        stepping=12,
+        trials=6000,
     ),
     "thorough": Limits(
-        once=((1.0, 6000), (0.3, 3000)),
-        segments=((120, 0.5, 600), (120, 0.12, 600), (60, 1.0, 600), (60, 0.12, 600), (24, 0.1, 600)),
+        once=((1.0, 6000), (1.0, 3000), (0.3, 3000), (0.3, 1500)),
+        segments=(
+            *((60, 1.0, 300), (60, 0.35, 300), (60, 0.12, 300), (100, 0.1, 300), (24, 0.1, 300)),
+            *((120, 0.5, 600), (120, 0.12, 600)),
+        ),
         judged=400,
         budgets=40,
         aims=4,
         improved=24,
         branches=20,
         size=2_000_000_000,
+        stepping=60,
+        trials=60_000,
     ),
 }
 # Schedules this much dearer than another programme's in the same bytes, as a share of a step, are not judged.
@@ -120,6 +133,7 @@ class _Search:
         self._spread(max(limits.fewest, round(limits.judged * share)))
         self._refine(max(limits.fewest, round(limits.budgets * share)))
         self._improve()
+        self._descend()
 
     def _once(self) -> list[_Schedules]:
         """Programmes without repeated reruns."""
@@ -188,6 +202,17 @@ class _Search:
         improver.shrink()
         for share in islice(halvings(), limits.improved):
             improver.improve(int(share * self.top))
+
+    def _descend(self) -> None:
+        """Look around the best of each budget for single decisions that are better."""
+        if self.line.count > self.limits.stepping or (self.line.is_chain and self.line.count > SHORT):
+            return
+        neighbours = Neighbours(self.problem, self.pool, self.limits.trials // self.line.count)
+        neighbours.descend(self.pool.every.least.peak_bytes)
+        neighbours.descend(self._default_budget())
+        for share in islice(halvings(), self.limits.budgets):
+            neighbours.descend(int(share * self.top))
+        neighbours.spread()
 
     def _default_budget(self) -> int:
         """The most that the default plan may take."""
