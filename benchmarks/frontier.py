@@ -1,6 +1,6 @@
 """`python -m benchmarks.frontier`: memory against computation, revgraph beside what torch offers itself.
 
-Measures every plan of the frontier of four networks, ordinary autograd, torch's checkpoints and the
+Measures every plan of the frontier of eight networks, ordinary autograd, torch's checkpoints and the
 compiler's partitioner under memory budgets; then revgraph's plan within the peak of each of those. Prints
 the tables, and writes frontier.json, frontier.md and, where matplotlib is installed, a chart each.
 """
@@ -20,7 +20,16 @@ import torch
 
 from benchmarks.shared import machine, write_json, write_text
 from benchmarks.tradeoff.chart import draw
-from benchmarks.tradeoff.networks import Network, random_dag, revnet, transformer, wide_chain
+from benchmarks.tradeoff.networks import (
+    Network,
+    language_model,
+    layers,
+    random_dag,
+    shipped,
+    transformer,
+    u_net,
+    wide_chain,
+)
 from benchmarks.tradeoff.results import Result, study
 from benchmarks.tradeoff.tables import page, section
 
@@ -73,7 +82,11 @@ def _networks(quick: bool) -> dict[str, Callable[[], Network]]:
         "transformer": lambda: transformer(blocks=8, batch=4, length=32, width=64),
         "random": lambda: random_dag(moves=24, streams=3, batch=64, width=64),
         "chain": lambda: wide_chain(blocks=8, batch=120, width=64),
-        "revnet-110": lambda: revnet("revnet-110", batch=4),
+        "revnet-110": lambda: shipped("revnet-110", batch=4),
+        "resnet-32": lambda: shipped("resnet-32", batch=4),
+        "layers": lambda: layers(count=24, batch=64, width=64),
+        "gpt": lambda: language_model(blocks=8, batch=4, length=32, width=64),
+        "u-net": lambda: u_net(batch=2, width=8, size=32),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -37,14 +38,48 @@ def several(values: Any) -> tuple[Any, ...]:
     return tuple(values) if isinstance(values, (tuple, list)) else (values,)
 
 
-def revnet(name: str, batch: int) -> Network:
-    """One of the RevNets that come with revgraph, on random images."""
+def shipped(name: str, batch: int) -> Network:
+    """One of the image networks that come with revgraph, on random images."""
     torch.manual_seed(0)
     net = rg.load(name, batch=batch)
     image = torch.randn(net.graph.value[net.graph.inputs[0]].shape)
     units = [unit for stage, unit in net.named_modules() if stage.count(".") == 1 and _is_unit(stage)]
-    model = Fold([net.get_submodule("stem"), Halves(), *units, Joined(), net.get_submodule("head")])
+    if any(node.kind == "coupling" for node in net.graph.nodes):
+        units = [Halves(), *units, Joined()]
+    model = Fold([net.get_submodule("stem"), *units, net.get_submodule("head")])
     return Network(name, f"{name}, batch {batch}", model, net, (image,))
+
+
+def layers(count: int, batch: int, width: int) -> Network:
+    """An ordinary chain of linear layers."""
+    torch.manual_seed(0)
+    model = Fold(nn.Sequential(nn.Linear(width, width), nn.GELU()) for _ in range(count))
+    title = f"{count} layers Linear-GELU of width {width}, batch {batch}"
+    return _traced("layers", title, model, (torch.randn(batch, width),))
+
+
+def language_model(blocks: int, batch: int, length: int, width: int) -> Network:
+    """Ordinary transformer blocks with normalization first, as in GPT-2, between embedding and logits."""
+    torch.manual_seed(0)
+    names = 256
+    embedding = nn.Sequential(nn.Embedding(names, width), nn.Dropout(0.0))
+    head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, names, bias=False))
+    model = Fold([embedding, *(OrdinaryBlock(width, heads=4) for _ in range(blocks)), head])
+    title = f"GPT-like model, {blocks} blocks of width {width} on {batch} x {length} tokens"
+    return _traced("gpt", title, model, (torch.randint(names, (batch, length)),))
+
+
+def u_net(batch: int, width: int, size: int) -> Network:
+    """Down three times and up again; what goes across is among the values between blocks."""
+    torch.manual_seed(0)
+    wide = [width, 2 * width, 4 * width, 8 * width]
+    down = [Down(*pair) for pair in pairwise([width, *wide[:3]])]
+    up = [Up(below, across) for below, across in zip(wide[:0:-1], wide[2::-1], strict=True)]
+    model = Fold(
+        [convolutions(3, width), *down, Bottom(wide[2], wide[3]), *up, nn.Conv2d(width, 3, kernel_size=1)]
+    )
+    title = f"U-Net of widths {width} to {8 * width}, batch {batch}, images of {size} x {size}"
+    return _traced("u-net", title, model, (torch.randn(batch, 3, size, size),))
 
 
 def transformer(blocks: int, batch: int, length: int, width: int) -> Network:
@@ -113,6 +148,67 @@ class TransformerBlock(nn.Module):
         x1 = x1 + self.attention(self.norm1(x2))
         x2 = x2 + self.mlp(self.norm2(x1))
         return x1, x2
+
+
+class OrdinaryBlock(nn.Module):
+    """`x + attention(norm(x))`, then `x + mlp(norm(x))`, on one stream."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+def convolutions(before: int, after: int) -> nn.Sequential:
+    """Two convolutions with normalization, as on each level of a U-Net."""
+    return nn.Sequential(
+        nn.Conv2d(before, after, 3, padding=1),
+        nn.BatchNorm2d(after),
+        nn.ReLU(),
+        nn.Conv2d(after, after, 3, padding=1),
+        nn.BatchNorm2d(after),
+        nn.ReLU(),
+    )
+
+
+class Down(nn.Module):
+    """What goes across so far, this level for later, and half its size as the values after it."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.convolutions, self.pool = convolutions(before, after), nn.MaxPool2d(2)
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        *across, x = values
+        x = self.convolutions(x)
+        return (*across, x, self.pool(x))
+
+
+class Bottom(nn.Module):
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.convolutions = convolutions(before, after)
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        return (*values[:-1], self.convolutions(values[-1]))
+
+
+class Up(nn.Module):
+    """The level below at twice its size, beside what comes across."""
+
+    def __init__(self, below: int, across: int) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(below, across, kernel_size=2, stride=2)
+        self.convolutions = convolutions(2 * across, across)
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        *rest, across, x = values
+        return (*rest, self.convolutions(torch.cat([across, self.up(x)], dim=1)))
 
 
 class Attention(nn.Module):

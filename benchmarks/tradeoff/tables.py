@@ -22,8 +22,35 @@ MEANINGS = {
 def page(results: Sequence[Result], conditions: dict[str, Any]) -> str:
     """Three tables for each network, and what the columns mean."""
     meanings = "\n".join(f"- **{column}**: {text}" for column, text in MEANINGS.items())
-    parts = [_conditions(conditions), *map(section, results), "## What the columns mean", meanings]
+    parts = [
+        _conditions(conditions),
+        _ahead(results),
+        *map(section, results),
+        "## What the columns mean",
+        meanings,
+    ]
     return "\n\n".join(parts) + "\n"
+
+
+def _ahead(results: Sequence[Result]) -> str:
+    """The points at which torch's memory budget takes fewer FLOPs, or fits where no plan does."""
+    found: list[list[str]] = []
+    count = 0
+    for result in results:
+        for duel in result.duels:
+            if duel.other.contender != COMPILED:
+                continue
+            count += 1
+            ours, theirs = duel.ours.measured.flops if duel.ours else None, duel.other.flops
+            if ours is None or theirs is None:
+                found.append([result.title, duel.other.setting, f"{duel.budget:,}", "no plan fits"])
+            elif ours > theirs:
+                more = f"{ours / theirs - 1:.1%} more FLOPs"
+                found.append([result.title, duel.other.setting, f"{duel.budget:,}", more])
+    if not found:
+        return f"{COMPILED} is ahead at none of {count} points."
+    table = markdown_table(["", "its setting", "its peak bytes", "revgraph"], found)
+    return f"{COMPILED} is ahead at {len(found)} of {count} points:\n\n{table}"
 
 
 def section(result: Result) -> str:
@@ -127,5 +154,5 @@ def _conditions(conditions: dict[str, Any]) -> str:
     return (
         f"{machine['cpu']}, {machine['cores']} cores; Python {machine['python']}, torch "
         f"{machine['libraries']['torch']}, revgraph {machine['libraries']['revgraph']}. Bytes, FLOPs and "
-        "products are counted, not timed; how far the planner got in its seconds depends on the machine."
+        "products are counted, not timed."
     )
