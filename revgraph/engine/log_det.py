@@ -72,7 +72,10 @@ def couplings_of_bijection(net: nn.Module, program: Program) -> tuple[list[str],
     graph = program.graph
     inputs, outputs = _stream_inputs(program), _outputs(program)
     if not inputs:
-        raise GraphError("no input of this net runs through couplings to an output: it is no bijection")
+        raise GraphError(
+            "no input of this net runs through couplings and wiring alone to an output, so it is no "
+            f"bijection: {_first_boundary(program)}"
+        )
     conditions = [name for name in (*graph.inputs, *program.numbers) if name not in inputs]
     moves = unwind(program, [*outputs, *conditions], inputs)
     sizes = [sum(math.prod(graph.value[name].shape) for name in names) for names in (inputs, outputs)]
@@ -109,6 +112,18 @@ def _stream_inputs(program: Program) -> list[str]:
         elif operation.rearrangement is not None and not reaches.isdisjoint(operation.makes):
             reaches.update(program.graph.node[operation.node].inputs)
     return [name for name in program.graph.inputs if name in reaches]
+
+
+def _first_boundary(program: Program) -> str:
+    """Where the way back from the outputs ends."""
+    graph, pending = program.graph, _outputs(program)
+    for name in pending:
+        node = graph.producer[name]
+        if node.kind == "boundary":
+            place = f", {node.where}" if node.where else ""
+            return f"node {node.name!r} ({node.expression}{place}) is a boundary, which cannot be undone"
+        pending += [node.target] if node.target is not None else node.inputs
+    return "it has no outputs that are computed of inputs"
 
 
 def _require_log_det(net: nn.Module, graph: Graph, node: str, path: str) -> None:

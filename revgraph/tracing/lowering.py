@@ -18,6 +18,7 @@ from revgraph.tracing.finding import HalfStep
 from revgraph.tracing.items import items_of, path_to, take_all
 from revgraph.tracing.ledger import Ledger
 from revgraph.tracing.phrasing import as_call, phrase, phrase_function, text_of, verb
+from revgraph.tracing.slices import cut, cut_up
 from revgraph.tracing.tracer import Tracer
 from revgraph.tracing.wirings import is_wiring, rearrangement
 from revgraph.wiring import Wiring
@@ -167,6 +168,8 @@ class _Lowering:
             return
         shadows = self.tracer.shadows
         rearranges = is_wiring(node, self.tracer.root)
+        if node.target is cut:
+            node.target = cut_up  # a graph relies on it that the parts cover the whole; a function F does not
         whole = rearranges and isinstance(shadows.get(node), (tuple, list))
         outputs = take_all(node, self.graph, shadows) if whole else items_of(node, shadows)
         inputs = tuple(other for other in node.all_input_nodes if other.op != "get_attr")
@@ -191,7 +194,7 @@ class _Lowering:
         if isinstance(module, Wiring) and len(node.args) == len(set(node.args)):
             undo = WiringModule(path)
         if undo is None and values and made:
-            undo = rearrangement(node, shadows, self.modules)
+            undo = rearrangement(node, shadows, self.modules, self.tracer.buffers)
         kind = "wiring" if undo is not None else "boundary"
         text = f"{path or verb(node)}({', '.join(values)})"
         where = self.tracer.where.get(node, "")
