@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,17 @@ from revgraph.couplings import Coupling
 from revgraph.errors import GraphError
 from revgraph.expressions import Expression, attribute_at, leaves, map_leaves, module_at
 from revgraph.graph import Graph
+from revgraph.joint_bijections import Bijection, BijectionForm, Packing
 from revgraph.wiring import Wiring
 
 
 class Law(ABC):
-    """How a half-step joins its target with the term: `couple`, and its inverse `uncouple`."""
+    """How a half-step joins its target with the term: `couple`, and its inverse `uncouple`.
+
+    It may do no more than arithmetic, or `evaluates_modules`, which keep state and draw random numbers.
+    """
+
+    evaluates_modules = False
 
     @abstractmethod
     def couple(self, root: nn.Module, x: Tensor, term: Any) -> Tensor: ...
@@ -37,6 +43,14 @@ class Law(ABC):
     def look(self, root: nn.Module) -> Hashable:
         """Equal for laws that cost the same on equal tensors."""
         return repr(self)
+
+    def modules(self, root: nn.Module) -> tuple[nn.Module, ...]:
+        """The modules that it uses: their state is that of the node."""
+        return ()
+
+    def tells_volume(self, root: nn.Module) -> str:
+        """ "" where `couple_with_log_det` works, and else who does not say how it changes volume."""
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +84,81 @@ class CouplingLaw(Law):
     path: str
 
     def couple(self, root: nn.Module, x: Tensor, term: Any) -> Tensor:
-        return self._module(root).couple(x, term)
+        return self.module(root).couple(x, term)
 
     def uncouple(self, root: nn.Module, y: Tensor, term: Any) -> Tensor:
-        return self._module(root).uncouple(y, term)
+        return self.module(root).uncouple(y, term)
 
     def couple_with_log_det(self, root: nn.Module, x: Tensor, term: Any) -> tuple[Tensor, Tensor | None]:
-        return self._module(root).couple_with_log_det(x, term)
+        return self.module(root).couple_with_log_det(x, term)
 
     def look(self, root: nn.Module) -> Hashable:
-        return looks.look_of(self._module(root))
+        return looks.look_of(self.module(root))
 
-    def _module(self, root: nn.Module) -> Coupling:
+    def modules(self, root: nn.Module) -> tuple[nn.Module, ...]:
+        return (self.module(root),)
+
+    def tells_volume(self, root: nn.Module) -> str:
+        kind = type(self.module(root))
+        is_silent = kind.couple_with_log_det is Coupling.couple_with_log_det
+        return kind.__name__ if is_silent else ""
+
+    def module(self, root: nn.Module) -> Coupling:
         module = module_at(root, self.path)
         assert isinstance(module, Coupling)
         return module
+
+
+@dataclass(frozen=True, slots=True)
+class BijectionLaw(Law):
+    """What the `Bijection` module at a path does to streams that lie in one tensor.
+
+    They are packed as `before`, and packed as `after` when it has run; where the two differ in their sizes,
+    the output is laid out in the target's shape. The term is the call's conditions, if there are any.
+    """
+
+    evaluates_modules: ClassVar[bool] = True
+
+    path: str
+    form: BijectionForm
+    before: Packing
+    after: Packing
+
+    def couple(self, root: nn.Module, x: Tensor, term: Any) -> Tensor:
+        outputs = self.module(root).couple(self.form, self.before.unpack(x), term or ((), {}))
+        return self._packed(self.after, outputs, x)
+
+    def uncouple(self, root: nn.Module, y: Tensor, term: Any) -> Tensor:
+        streams = self.module(root).uncouple(self.form, self.after.unpack(y), term or ((), {}))
+        return self._packed(self.before, streams, y)
+
+    def couple_with_log_det(self, root: nn.Module, x: Tensor, term: Any) -> tuple[Tensor, Tensor | None]:
+        given = term or ((), {})
+        outputs, log_det = self.module(root).couple_with_log_det(self.form, self.before.unpack(x), given)
+        return self._packed(self.after, outputs, x), log_det
+
+    def look(self, root: nn.Module) -> Hashable:
+        return looks.look_of(self.module(root)), self.form, self.before, self.after
+
+    def modules(self, root: nn.Module) -> tuple[nn.Module, ...]:
+        return tuple(self.module(root).modules())
+
+    def tells_volume(self, root: nn.Module) -> str:
+        return "" if self.form.gives_log_det else type(self.module(root).module).__name__
+
+    def module(self, root: nn.Module) -> Bijection:
+        module = module_at(root, self.path)
+        assert isinstance(module, Bijection)
+        return module
+
+    def _packed(self, packing: Packing, streams: tuple[Tensor, ...], like: Tensor) -> Tensor:
+        packed = packing.pack(*streams)
+        if packed.numel() != like.numel():
+            raise GraphError(
+                f"bijection {self.path!r} made {packed.numel():,} numbers of {like.numel():,}, which cannot "
+                "be undone"
+            )
+        return packed if packed.shape == like.shape else packed.reshape(like.shape)
 
 
 class Rearrangement(ABC):
@@ -250,6 +324,30 @@ def _check_indices(owned: Mapping[Owned, Tensor]) -> None:
             "it held each once. Load an order of all places, or trace the net again."
         )
     _good_indices.update({index: index._version for index in owned.values()})
+
+
+@dataclass(frozen=True, slots=True)
+class Packed(Rearrangement):
+    """Undoes laying streams side by side."""
+
+    packing: Packing
+
+    def inverse(
+        self, root: nn.Module, outputs: Sequence[Tensor], shapes: Sequence[torch.Size]
+    ) -> Sequence[Tensor]:
+        return self.packing.unpack(outputs[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Unpacked(Rearrangement):
+    """Undoes taking streams out of one tensor."""
+
+    packing: Packing
+
+    def inverse(
+        self, root: nn.Module, outputs: Sequence[Tensor], shapes: Sequence[torch.Size]
+    ) -> Sequence[Tensor]:
+        return (self.packing.pack(*outputs).reshape(shapes[0]),)
 
 
 @dataclass(frozen=True, slots=True)
