@@ -24,6 +24,7 @@ from revgraph.errors import (
 from revgraph.estimating import estimate_drift
 from revgraph.graph import Graph, Node, Value, verify
 from revgraph.initializing import initialize
+from revgraph.joint_bijections import Bijection
 from revgraph.loading import load, trace
 from revgraph.measuring import Measurement, measure
 from revgraph.notebooks import attach
@@ -65,6 +66,7 @@ __all__ = [
     "ActNorm",
     "Additive",
     "Affine",
+    "Bijection",
     "Boundary",
     "BudgetError",
     "Concatenate",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -87,6 +88,16 @@ def expression(calls: Sequence[Call], inputs: int, outputs: tuple[int, ...]) -> 
         freed.append(Call(call.kind, call.target, call.args, call.kwargs, call.result, frees, call.where))
     size = max([inputs, *(call.result + 1 for call in calls)])
     return Expression(tuple(freed), inputs, outputs, size)
+
+
+def taken_apart(function: Callable[..., Any], inputs: int, outputs: int) -> Expression:
+    """An expression that calls a function of its inputs and returns the items of its result."""
+    calls = [Call("function", function, tuple(map(Register, range(inputs))), {}, inputs, ())]
+    calls += [
+        Call("function", operator.getitem, (Register(inputs), place), {}, inputs + 1 + place, ())
+        for place in range(outputs)
+    ]
+    return expression(calls, inputs, tuple(range(inputs + 1, inputs + 1 + outputs)))
 
 
 def operands(call: Call) -> list[int]:

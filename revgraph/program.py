@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from revgraph import looks
 from revgraph.couplings import Coupling
-from revgraph.expressions import Expression, module_at
+from revgraph.errors import GraphError
+from revgraph.expressions import Expression, attribute_at, leaves, map_leaves, module_at
 from revgraph.graph import Graph
+from revgraph.joint_bijections import Bijection, BijectionForm, Packing
 from revgraph.wiring import Wiring
 
 
 class Law(ABC):
-    """How a half-step joins its target with the term: `couple`, and its inverse `uncouple`."""
+    """How a half-step joins its target with the term: `couple`, and its inverse `uncouple`.
+
+    It may do no more than arithmetic, or `evaluates_modules`, which keep state and draw random numbers.
+    """
+
+    evaluates_modules = False
 
     @abstractmethod
     def couple(self, root: nn.Module, x: Tensor, term: Any) -> Tensor: ...
@@ -34,6 +43,14 @@ class Law(ABC):
     def look(self, root: nn.Module) -> Hashable:
         """Equal for laws that cost the same on equal tensors."""
         return repr(self)
+
+    def modules(self, root: nn.Module) -> tuple[nn.Module, ...]:
+        """The modules that it uses: their state is that of the node."""
+        return ()
+
+    def tells_volume(self, root: nn.Module) -> str:
+        """ "" where `couple_with_log_det` works, and else who does not say how it changes volume."""
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,21 +84,81 @@ class CouplingLaw(Law):
     path: str
 
     def couple(self, root: nn.Module, x: Tensor, term: Any) -> Tensor:
-        return self._module(root).couple(x, term)
+        return self.module(root).couple(x, term)
 
     def uncouple(self, root: nn.Module, y: Tensor, term: Any) -> Tensor:
-        return self._module(root).uncouple(y, term)
+        return self.module(root).uncouple(y, term)
 
     def couple_with_log_det(self, root: nn.Module, x: Tensor, term: Any) -> tuple[Tensor, Tensor | None]:
-        return self._module(root).couple_with_log_det(x, term)
+        return self.module(root).couple_with_log_det(x, term)
 
     def look(self, root: nn.Module) -> Hashable:
-        return looks.look_of(self._module(root))
+        return looks.look_of(self.module(root))
 
-    def _module(self, root: nn.Module) -> Coupling:
+    def modules(self, root: nn.Module) -> tuple[nn.Module, ...]:
+        return (self.module(root),)
+
+    def tells_volume(self, root: nn.Module) -> str:
+        kind = type(self.module(root))
+        is_silent = kind.couple_with_log_det is Coupling.couple_with_log_det
+        return kind.__name__ if is_silent else ""
+
+    def module(self, root: nn.Module) -> Coupling:
         module = module_at(root, self.path)
         assert isinstance(module, Coupling)
         return module
+
+
+@dataclass(frozen=True, slots=True)
+class BijectionLaw(Law):
+    """What the `Bijection` module at a path does to streams that lie in one tensor.
+
+    They are packed as `before`, and packed as `after` when it has run; where the two differ in their sizes,
+    the output is laid out in the target's shape. The term is the call's conditions, if there are any.
+    """
+
+    evaluates_modules: ClassVar[bool] = True
+
+    path: str
+    form: BijectionForm
+    before: Packing
+    after: Packing
+
+    def couple(self, root: nn.Module, x: Tensor, term: Any) -> Tensor:
+        outputs = self.module(root).couple(self.form, self.before.unpack(x), term or ((), {}))
+        return self._packed(self.after, outputs, x)
+
+    def uncouple(self, root: nn.Module, y: Tensor, term: Any) -> Tensor:
+        streams = self.module(root).uncouple(self.form, self.after.unpack(y), term or ((), {}))
+        return self._packed(self.before, streams, y)
+
+    def couple_with_log_det(self, root: nn.Module, x: Tensor, term: Any) -> tuple[Tensor, Tensor | None]:
+        given = term or ((), {})
+        outputs, log_det = self.module(root).couple_with_log_det(self.form, self.before.unpack(x), given)
+        return self._packed(self.after, outputs, x), log_det
+
+    def look(self, root: nn.Module) -> Hashable:
+        return looks.look_of(self.module(root)), self.form, self.before, self.after
+
+    def modules(self, root: nn.Module) -> tuple[nn.Module, ...]:
+        return tuple(self.module(root).modules())
+
+    def tells_volume(self, root: nn.Module) -> str:
+        return "" if self.form.gives_log_det else type(self.module(root).module).__name__
+
+    def module(self, root: nn.Module) -> Bijection:
+        module = module_at(root, self.path)
+        assert isinstance(module, Bijection)
+        return module
+
+    def _packed(self, packing: Packing, streams: tuple[Tensor, ...], like: Tensor) -> Tensor:
+        packed = packing.pack(*streams)
+        if packed.numel() != like.numel():
+            raise GraphError(
+                f"bijection {self.path!r} made {packed.numel():,} numbers of {like.numel():,}, which cannot "
+                "be undone"
+            )
+        return packed if packed.shape == like.shape else packed.reshape(like.shape)
 
 
 class Rearrangement(ABC):
@@ -152,6 +229,125 @@ class Shuffled(Rearrangement):
     ) -> Sequence[Tensor]:
         undo = torch.pixel_shuffle if self.unshuffled else torch.pixel_unshuffle
         return (undo(outputs[0], self.factor),)
+
+
+@dataclass(frozen=True, slots=True)
+class Stacked(Rearrangement):
+    """Undoes taking a tensor apart along `dim`, which the parts no longer have."""
+
+    dim: int
+
+    def inverse(
+        self, root: nn.Module, outputs: Sequence[Tensor], shapes: Sequence[torch.Size]
+    ) -> Sequence[Tensor]:
+        return (torch.stack(list(outputs), dim=self.dim),)
+
+
+@dataclass(frozen=True, slots=True)
+class Unstacked(Rearrangement):
+    """Undoes stacking along a new `dim`."""
+
+    dim: int
+
+    def inverse(
+        self, root: nn.Module, outputs: Sequence[Tensor], shapes: Sequence[torch.Size]
+    ) -> Sequence[Tensor]:
+        return outputs[0].unbind(self.dim)
+
+
+@dataclass(frozen=True, slots=True)
+class Called(Rearrangement):
+    """Undoes a rearrangement of one tensor by a function with fixed arguments: flips, rolls."""
+
+    function: Callable[..., Tensor]
+    args: tuple[Any, ...] = ()
+
+    def inverse(
+        self, root: nn.Module, outputs: Sequence[Tensor], shapes: Sequence[torch.Size]
+    ) -> Sequence[Tensor]:
+        return (self.function(outputs[0], *self.args),)
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """A leaf of a key: the index tensor that the model has at this path."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Placed(Rearrangement):
+    """Undoes taking a tensor apart at `keys` that lie anywhere in it: each part is put back at its own."""
+
+    keys: tuple[tuple[Any, ...], ...]
+
+    def inverse(
+        self, root: nn.Module, outputs: Sequence[Tensor], shapes: Sequence[torch.Size]
+    ) -> Sequence[Tensor]:
+        numel = sum(part.numel() for part in outputs)
+        shape = list(shapes[0])
+        if -1 in shape:  # where only the outputs tell how large the batch is
+            rest = math.prod(size for size in shape if size != -1)
+            shape[shape.index(-1)] = numel // rest if rest else 0
+        whole = outputs[0].new_empty(shape)
+        owned = {leaf: attribute_at(root, leaf.path) for leaf in leaves(self.keys) if type(leaf) is Owned}
+        _check_indices(owned)
+        for key, part in zip(self.keys, outputs, strict=True):
+            place = map_leaves(lambda leaf: owned[leaf] if type(leaf) is Owned else leaf, key)
+            if whole[place].shape != part.shape or numel != whole.numel():
+                raise GraphError(
+                    f"a tensor of shape {list(shape)} was taken apart in other places than when the net was "
+                    "traced, so it cannot be put together again. Trace the net with an input of this size."
+                )
+            whole[place] = part
+        return (whole,)
+
+
+# Index tensors that were found good, with the versions that they had then.
+_good_indices: Any = WeakIdKeyDictionary()
+
+
+def _check_indices(owned: Mapping[Owned, Tensor]) -> None:
+    """Check that index tensors hold no place twice, where they may have changed.
+
+    Raises:
+        GraphError: they do, so that another place would be left out.
+    """
+    if all(_good_indices.get(index) == index._version for index in owned.values()):
+        return
+    held = [index.nonzero() if index.dtype == torch.bool else index for index in owned.values()]
+    places = torch.cat([index.flatten() for index in held])
+    if places.unique().numel() != places.numel():
+        names = ", ".join(repr(leaf.path) for leaf in owned)
+        raise GraphError(
+            f"{names}: an index holds a place more than once, which nothing undoes; when the net was traced "
+            "it held each once. Load an order of all places, or trace the net again."
+        )
+    _good_indices.update({index: index._version for index in owned.values()})
+
+
+@dataclass(frozen=True, slots=True)
+class Packed(Rearrangement):
+    """Undoes laying streams side by side."""
+
+    packing: Packing
+
+    def inverse(
+        self, root: nn.Module, outputs: Sequence[Tensor], shapes: Sequence[torch.Size]
+    ) -> Sequence[Tensor]:
+        return self.packing.unpack(outputs[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Unpacked(Rearrangement):
+    """Undoes taking streams out of one tensor."""
+
+    packing: Packing
+
+    def inverse(
+        self, root: nn.Module, outputs: Sequence[Tensor], shapes: Sequence[torch.Size]
+    ) -> Sequence[Tensor]:
+        return (self.packing.pack(*outputs).reshape(shapes[0]),)
 
 
 @dataclass(frozen=True, slots=True)

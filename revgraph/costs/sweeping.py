@@ -20,7 +20,7 @@ from revgraph.expressions import Call, Register, attribute_at, expression, leave
 from revgraph.graph import Cost, Node
 from revgraph.losses import mean_squares
 from revgraph.planning.plans import Decision
-from revgraph.program import CouplingLaw, Named, Operation, Program
+from revgraph.program import Named, Operation, Program
 
 LOSS = "the loss"
 PACKAGE = Path(__file__).parent.parent
@@ -229,8 +229,7 @@ def _tensors(model: nn.Module, operation: Operation) -> tuple[Tensor, ...]:
     found: list[Any] = []
     for module in _modules(model, operation):
         found += [*module.parameters(), *module.buffers()]
-    if isinstance(operation.law, CouplingLaw):
-        own = module_at(model, operation.law.path)
+    for own in operation.law.modules(model) if operation.law is not None else ():
         found += [*own.parameters(recurse=False), *own.buffers(recurse=False)]
     for path in operation.expression.attribute_paths:
         value = attribute_at(model, path)
@@ -240,9 +239,9 @@ def _tensors(model: nn.Module, operation: Operation) -> tuple[Tensor, ...]:
 
 
 def _modules(model: nn.Module, operation: Operation) -> list[nn.Module]:
-    paths = list(operation.expression.module_paths)
-    if isinstance(operation.law, CouplingLaw) and not paths:
-        paths.append(operation.law.path)
+    paths = operation.expression.module_paths
+    if operation.law is not None and not paths:
+        return list(operation.law.modules(model)[:1])
     return [module_at(model, path) for path in paths]
 
 

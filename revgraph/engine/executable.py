@@ -22,12 +22,12 @@ from revgraph.engine.inlining import Inlined
 from revgraph.engine.state import BATCH_NORMS, NodeModules, Probes
 from revgraph.engine.writing import Function, listing, written
 from revgraph.errors import GraphError
-from revgraph.expressions import Expression, module_at
+from revgraph.expressions import Expression
 from revgraph.gridding import OnGrid
 from revgraph.planning.plans import TERM, Plan
 from revgraph.planning.schedule import CAPTURING, Action, Schedule, schedule, silent_nodes
 from revgraph.planning.simulating import course_names
-from revgraph.program import CouplingLaw, Difference, Law, Named, Operation, Program, Rearrangement, Sum
+from revgraph.program import Difference, Law, Named, Operation, Program, Rearrangement, Sum
 from revgraph.streams import streams_of
 
 if TYPE_CHECKING:
@@ -369,8 +369,8 @@ class _Planning:
                 frees.append(place(name))
         function = written(operation.expression, self.model)
         called = dict.fromkeys(function.owners)
-        if isinstance(law, CouplingLaw):
-            called[module_at(self.model, law.path)] = None
+        if law is not None:
+            called.update(dict.fromkeys(law.modules(self.model)))
         for module in function.modules:
             called[module] = None
             if module._modules:
@@ -379,7 +379,7 @@ class _Planning:
         results = tuple(plan.results.get(operation.node, ()))
         live = decision in ("invert", "recompute")
         # What is inverted and asked for no target runs as if it were recomputed.
-        has_norm = _has_batch_norm(modules)
+        has_norm = _has_batch_norm(modules) and not (law is not None and law.evaluates_modules)
         statistics = live and has_norm and self.courses[operation.node].startswith("recompute")
         additive = node is not None and node.additive and target is not None
         undoes = decision == "invert" and target is not None and target in self.graph.inputs

@@ -150,11 +150,7 @@ class Forward:
             if self.is_shielded and operation.node:
                 results = self._shielded(operation, inputs)
             else:
-                results = operation.function.run(*inputs)
-            if operation.law is not None and operation.target is not None:
-                term = results[0] if results else None
-                target = self.values[operation.target]
-                results = (join(self.net, operation, target, term, self.log_dets),)
+                results = self._results(operation, inputs)
         except Exception as error:
             if operation.node:
                 add_note(error, f"in the forward of {operation.describe()}")
@@ -178,6 +174,13 @@ class Forward:
         tape.lean = executable.lean
         return executable.lean.by_index
 
+    def _results(self, operation: PlannedOperation, inputs: list[Any]) -> tuple[Any, ...]:
+        results = operation.function.run(*inputs)
+        if operation.law is None or operation.target is None:
+            return results
+        term, target = results[0] if results else None, self.values[operation.target]
+        return (join(self.net, operation, target, term, self.log_dets),)
+
     def _shielded(self, operation: PlannedOperation, inputs: list[Any]) -> tuple[Any, ...]:
         """The results of an operation that leaves no mark on buffers.
 
@@ -187,7 +190,7 @@ class Forward:
         random = RandomStream(devices_of(inputs))
         before = random.before()
         with ModuleState(operation.modules, shielded=True).restored():
-            results = operation.function.run(*inputs)
+            results = self._results(operation, inputs)
         if random.drawn_since(before):
             raise draws(operation)
         return results

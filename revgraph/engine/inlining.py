@@ -30,6 +30,7 @@ from revgraph.blocks.units import ResidualUnit
 from revgraph.engine._torch import pop_hooks, push_hooks, unseen
 from revgraph.engine.writing import argument, bind, keyword_argument, maker, source_of
 from revgraph.expressions import Call, Expression, module_at
+from revgraph.tracing.slices import cut
 
 # torch's own C functions where `torch.nn.functional` only checks and passes on.
 LINEAR = functional.linear
@@ -57,7 +58,7 @@ FUNCTIONS: frozenset[Any] = frozenset(
     )
     for name in names.split()
     if (found := getattr(owner, name, None)) is not None
-)
+) | {cut}
 METHODS = frozenset(
     ("abs", "add", "chunk", "contiguous", "cos", "div", "exp", "expand", "flatten", "float", "double",
      "log", "matmul", "mean", "mm", "mul", "neg", "permute", "pow", "relu", "reshape", "rsqrt",

@@ -8,7 +8,6 @@ net, inverting everything: it holds as little, and its gradients come the same w
 from __future__ import annotations
 
 import inspect
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +21,7 @@ from revgraph.engine.inverse_order import Move, unwind
 from revgraph.engine.log_det import LogDets, couplings_of_bijection, zeros_like_batch
 from revgraph.engine.state import devices_of, is_transformed
 from revgraph.errors import GraphError
-from revgraph.expressions import Call, Expression, Register, expression, leaves
+from revgraph.expressions import Expression, leaves, taken_apart
 from revgraph.graph import Cost, Graph, Node, Value
 from revgraph.planning.deciding import decide
 from revgraph.program import Law, Named, Operation, Program, Rearrangement
@@ -132,11 +131,12 @@ class _Writing:
             )
         assert operation.rearrangement is not None
         makes = self._fresh(node.inputs, move.makes)
-        run = _results_of(Unwired(self.model, self.graph, node, operation.rearrangement), node, len(makes))
+        unwired = Unwired(self.model, self.graph, node, operation.rearrangement)
+        run = taken_apart(unwired, len(node.outputs), len(makes))
         again = None if set(operation.reads) - set(node.inputs) else Rewired(operation.expression)
-        unwired = Operation(node.name, run, node.outputs, makes, rearrangement=again)
+        undone = Operation(node.name, run, node.outputs, makes, rearrangement=again)
         kind = "boundary" if again is None else "wiring"
-        return unwired, replace(node, kind=kind, inputs=node.outputs, outputs=makes, cost=Cost())
+        return undone, replace(node, kind=kind, inputs=node.outputs, outputs=makes, cost=Cost())
 
     def _redone(self, move: Move) -> tuple[Operation, Node | None]:
         operation = move.operation
@@ -176,6 +176,16 @@ class Undone(Law):
         _, log_det = self.law.couple_with_log_det(root, target, term)
         return target, None if log_det is None else -log_det
 
+    @property
+    def evaluates_modules(self) -> bool:
+        return self.law.evaluates_modules
+
+    def modules(self, root: nn.Module) -> tuple[nn.Module, ...]:
+        return self.law.modules(root)
+
+    def tells_volume(self, root: nn.Module) -> str:
+        return self.law.tells_volume(root)
+
 
 @dataclass(frozen=True, slots=True)
 class Rewired(Rearrangement):
@@ -211,17 +221,6 @@ class Unwired:
                 f"wiring {self.node.name!r} ({self.node.expression}) cannot be undone at this batch size: "
                 f"{error}. Trace the net with a batch of this size."
             ) from error
-
-
-def _results_of(function: Any, node: Node, count: int) -> Expression:
-    """An expression that calls a function of a node's outputs, and takes its results apart."""
-    given = len(node.outputs)
-    calls = [Call("function", function, tuple(map(Register, range(given))), {}, given, ())]
-    calls += [
-        Call("function", operator.getitem, (Register(given), place), {}, given + 1 + place, ())
-        for place in range(count)
-    ]
-    return expression(calls, given, tuple(range(given + 1, given + 1 + count)))
 
 
 def _read_results(form: Any, given: Any, values: dict[str, Any]) -> None:

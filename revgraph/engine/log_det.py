@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from revgraph.couplings import Coupling
 from revgraph.engine.executable import PlannedOperation
 from revgraph.engine.inverse_order import unwind
 from revgraph.errors import GraphError
-from revgraph.expressions import leaves, module_at
-from revgraph.graph import Graph
-from revgraph.program import CouplingLaw, Named, Program
+from revgraph.expressions import leaves
+from revgraph.program import Named, Program
 
 
 @dataclass(slots=True)
@@ -72,7 +70,10 @@ def couplings_of_bijection(net: nn.Module, program: Program) -> tuple[list[str],
     graph = program.graph
     inputs, outputs = _stream_inputs(program), _outputs(program)
     if not inputs:
-        raise GraphError("no input of this net runs through couplings to an output: it is no bijection")
+        raise GraphError(
+            "no input of this net runs through couplings and wiring alone to an output, so it is no "
+            f"bijection: {_first_boundary(program)}"
+        )
     conditions = [name for name in (*graph.inputs, *program.numbers) if name not in inputs]
     moves = unwind(program, [*outputs, *conditions], inputs)
     sizes = [sum(math.prod(graph.value[name].shape) for name in names) for names in (inputs, outputs)]
@@ -83,8 +84,14 @@ def couplings_of_bijection(net: nn.Module, program: Program) -> tuple[list[str],
         )
     undone = [move.operation for move in reversed(moves) if move.undone and move.operation.law is not None]
     for operation in undone:
-        if isinstance(operation.law, CouplingLaw):
-            _require_log_det(net, graph, operation.node, operation.law.path)
+        assert operation.law is not None
+        if name := operation.law.tells_volume(net):
+            where = graph.node[operation.node].where
+            raise GraphError(
+                f"coupling {operation.node!r} ({name}{f', {where}' if where else ''}) does not say how it "
+                "changes volume. Give it a method `couple_with_log_det(x, term)` that returns the output and "
+                "log |det dy/dx| per sample; of a revgraph.Bijection the module's forward returns both."
+            )
     return inputs, frozenset(operation.node for operation in undone)
 
 
@@ -111,12 +118,13 @@ def _stream_inputs(program: Program) -> list[str]:
     return [name for name in program.graph.inputs if name in reaches]
 
 
-def _require_log_det(net: nn.Module, graph: Graph, node: str, path: str) -> None:
-    module = module_at(net, path)
-    if type(module).couple_with_log_det is Coupling.couple_with_log_det:  # pyright: ignore
-        where = graph.node[node].where
-        raise GraphError(
-            f"coupling {node!r} ({type(module).__name__}{f', {where}' if where else ''}) does not say how it "
-            "changes volume. Give it a method `couple_with_log_det(x, term)` that returns the output and "
-            "log |det dy/dx| per sample."
-        )
+def _first_boundary(program: Program) -> str:
+    """Where the way back from the outputs ends."""
+    graph, pending = program.graph, _outputs(program)
+    for name in pending:
+        node = graph.producer[name]
+        if node.kind == "boundary":
+            place = f", {node.where}" if node.where else ""
+            return f"node {node.name!r} ({node.expression}{place}) is a boundary, which cannot be undone"
+        pending += [node.target] if node.target is not None else node.inputs
+    return "it has no outputs that are computed of inputs"

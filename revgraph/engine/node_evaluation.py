@@ -126,6 +126,16 @@ class NodeEvaluation:
         if tape.random.drawn_since(before):
             if tape.is_shielded:
                 raise draws(operation)
+            if (
+                operation.decision == "invert"
+                and operation.law is not None
+                and operation.law.evaluates_modules
+            ):
+                raise ReplayError(
+                    f"the module of bijection {operation.describe()} draws random numbers, which its inverse "
+                    "would have to draw in another order. Take the dropout out of it, call net.eval(), or "
+                    f"recompute the node: decisions {{{operation.node!r}: 'recompute'}}."
+                )
             self.random, self.devices = before, tape.random.devices
         if self.random is not None or any([isinstance(each, FakeTensor) for each in results]):
             self.fills_late = _fills_late(given, results)

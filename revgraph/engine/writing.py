@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from revgraph.expressions import Expression, Register, fill, leaves
-from revgraph.program import CouplingLaw, Sum
+from revgraph.program import BijectionLaw, CouplingLaw, Sum
 
 if TYPE_CHECKING:
     from revgraph.engine.executable import PlannedOperation, ReplayStep
@@ -250,7 +250,7 @@ class _Listing:
         if type(law) is Sum:
             factor = "" if law.alpha == 1 else f"{law.alpha} * "
             return f"{given} {'-' if backwards else '+'} {factor}{term}"
-        name = _identifier(law.path) if isinstance(law, CouplingLaw) else type(law).__name__
+        name = _identifier(law.path) if isinstance(law, (BijectionLaw, CouplingLaw)) else type(law).__name__
         return f"{name}.{'uncouple' if backwards else 'couple'}({given}, {term})"
 
     def _call(self, operation: PlannedOperation) -> str:

@@ -13,6 +13,7 @@ from revgraph import bijections, blocks, couplings, wiring
 from revgraph.couplings import Coupling, function_names
 from revgraph.dynamics import DualResidual, Leapfrog, Midpoint, Momentum
 from revgraph.errors import RevgraphError, SpecError
+from revgraph.joint_bijections import Bijection
 from revgraph.specs.hints import listed, meant, shortened
 from revgraph.specs.vocabulary import TORCH
 from revgraph.wiring import Wiring
@@ -43,6 +44,7 @@ BUILT_IN: Mapping[str, Factory] = {
     **TORCH,
     **_concrete(couplings, Coupling),
     **_concrete(bijections, Coupling),
+    "Bijection": Bijection,
     **{kind.__name__: kind for kind in (Momentum, Midpoint, Leapfrog, DualResidual)},
     **_concrete(wiring, Wiring),
     **{name: getattr(blocks, name) for name in blocks.__all__},

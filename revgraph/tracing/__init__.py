@@ -23,6 +23,7 @@ from revgraph.tracing.collapsing import collapse
 from revgraph.tracing.finding import find, refine
 from revgraph.tracing.lowering import lower
 from revgraph.tracing.shadows import ReadPastAttributes, place_of
+from revgraph.tracing.slices import gather_slices
 from revgraph.tracing.tracer import Tracer
 from revgraph.wiring import Wiring
 
@@ -152,6 +153,7 @@ def _trace(
     fake_mode: FakeTensorMode | None,
 ) -> tuple[Program, dict[str, str]]:
     names = {id(parameter): path for path, parameter in model.named_parameters()}
+    buffers = dict(model.named_buffers(remove_duplicate=False))
 
     def call(proxies: list[Any]) -> Any:
         given = dict(zip(named, proxies, strict=True))
@@ -162,10 +164,11 @@ def _trace(
 
     # With gradients, as the net will run: without, `no_grad` inside the forward would go unnoticed.
     with untouched(model, fake_mode), torch.enable_grad():
-        tracer = Tracer(model, fake_mode, names, opened)
+        tracer = Tracer(model, fake_mode, names, opened, buffers)
         inputs = [(label, _shadow(thing, fake_mode)) for label, thing in named.items()]
         graph = tracer.run(model, inputs, call)
         _drop_unused(graph)
+        gather_slices(tracer, graph)
         added = rewrite(tracer, graph) if rewrite is not None else set()
         modules = dict(model.named_modules(remove_duplicate=False))
         couplings = {

@@ -115,7 +115,7 @@ class _Search:
             and isinstance(after, Tensor)
             and before.shape == after.shape
             and before.dtype == after.dtype
-            and before.is_floating_point()
+            and (before.is_floating_point() or before.is_complex())
         )
 
     def _preference(self, option: HalfStep, couplings: Set[fx.Node]) -> tuple[bool, int]:

@@ -17,13 +17,15 @@ from revgraph.storages import bytes_of, memory_key
 
 @dataclass
 class Ledger:
-    """What has been written down so far; `names` are the traced values' names in the graph."""
+    """What has been written down so far; `names` are the traced values' names in the graph, `shadows`
+    what values are like."""
 
     where: Mapping[fx.Node, str]
     nodes: list[Node] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
     values: dict[str, Value] = field(default_factory=dict)
     names: dict[fx.Node, str] = field(default_factory=dict)
+    shadows: dict[str, Tensor] = field(default_factory=dict)
     _taken: Counter[str] = field(default_factory=Counter)
     _storages: dict[int, str] = field(default_factory=dict)
 
@@ -48,6 +50,7 @@ class Ledger:
 
     def add_value(self, name: str, shadow: Tensor) -> str:
         """A new value of a shadow's form; views share the storage of the value that came first."""
+        self.shadows[name] = shadow
         owner = self._storages.setdefault(memory_key(shadow), name)
         shape = tuple(int(size) for size in shadow.shape)
         dtype = str(shadow.dtype).removeprefix("torch.")
@@ -57,6 +60,13 @@ class Ledger:
     def only_values(self, reads: tuple[str, ...]) -> tuple[str, ...]:
         """Those of the names that are values, not plain results."""
         return tuple(read for read in reads if read in self.values)
+
+    def remove(self, made: tuple[str, ...]) -> None:
+        """Strike out the node that makes these values, which nothing reads, and the values."""
+        self.nodes = [node for node in self.nodes if node.outputs != made]
+        self.operations = [operation for operation in self.operations if operation.makes != made]
+        for name in made:
+            del self.values[name]
 
     def add_coupling(
         self,

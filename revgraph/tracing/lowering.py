@@ -5,19 +5,31 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, fx, nn
 
 from revgraph.couplings import Additive, Coupling
-from revgraph.expressions import expression, fill, leaves
+from revgraph.expressions import Call, Register, expression, fill, leaves, map_leaves, taken_apart
 from revgraph.graph import Graph, Node, verify
-from revgraph.program import CouplingLaw, Named, Operation, Program, Rearrangement, WiringModule
+from revgraph.joint_bijections import Bijection, Packing, flat
+from revgraph.program import (
+    BijectionLaw,
+    CouplingLaw,
+    Named,
+    Operation,
+    Packed,
+    Program,
+    Rearrangement,
+    Unpacked,
+    WiringModule,
+)
 from revgraph.tracing.arguments import signature_of
 from revgraph.tracing.finding import HalfStep
 from revgraph.tracing.items import items_of, path_to, take_all
 from revgraph.tracing.ledger import Ledger
-from revgraph.tracing.phrasing import as_call, phrase, phrase_function, text_of, verb
+from revgraph.tracing.phrasing import as_call, phrase, phrase_conditions, phrase_function, text_of, verb
+from revgraph.tracing.slices import cut, cut_up
 from revgraph.tracing.tracer import Tracer
 from revgraph.tracing.wirings import is_wiring, rearrangement
 from revgraph.wiring import Wiring
@@ -58,7 +70,7 @@ def _written(tracer: Tracer) -> list[str]:
 def _with_writes(operation: Operation, written: list[str]) -> Operation:
     """An operation with those of the written parameters that its modules have."""
     run, law = operation.expression, operation.law
-    owners = [*run.module_paths, *([law.path] if isinstance(law, CouplingLaw) else [])]
+    owners = [*run.module_paths, *([law.path] if isinstance(law, (BijectionLaw, CouplingLaw)) else [])]
     starts = tuple(f"{owner}." if owner else "" for owner in owners)
     writes = [path for path in written if path.startswith(starts) or path in run.attribute_paths]
     return replace(operation, writes=tuple(writes)) if writes else operation
@@ -72,6 +84,7 @@ class _Lowering:
     modules: Mapping[str, nn.Module]
     ledger: Ledger
     done: set[fx.Node] = field(default_factory=set)
+    packed: dict[tuple[str, ...], tuple[str, tuple[int, ...]]] = field(default_factory=dict)
 
     def write(self) -> Any:
         """Write every node down; returns the form of the results."""
@@ -91,6 +104,7 @@ class _Lowering:
                 results = fill(self.tracer.results, [places[output] for output in given])
             else:
                 self._call(node)
+        self._drop_unread_unpacking(results)
         returned = dict.fromkeys(leaf.name for leaf in leaves(results) if isinstance(leaf, Named))
         values = self.ledger.only_values(tuple(returned))
         self.ledger.nodes.append(Node(self.ledger.unique("output"), "output", values, ()))
@@ -149,15 +163,101 @@ class _Lowering:
             if user.target is operator.getitem and isinstance(user.args[1], int):
                 self.ledger.names[user] = state[user.args[1]]
 
+    def _bijection(self, node: fx.Node, module: Bijection) -> str:
+        """A call of a module with an inverse, as a coupling of its streams; or why it cannot be one."""
+        shadows, where = self.tracer.shadows, self.tracer.where
+        given, _ = flat(node.args)
+        call = map_leaves(
+            lambda leaf: shadows.get(leaf, leaf) if isinstance(leaf, fx.Node) else leaf,
+            (tuple(node.args), dict(node.kwargs)),
+        )
+        form = self.tracer.evaluator.evaluate("call_function", module.form_for, call, {})
+        streams, others = given[: form.streams], given[form.streams :]
+        made = shadows[node] if isinstance(shadows[node], tuple) else (shadows[node],)
+        if reason := no_streams(streams, others, node, shadows, made):
+            return reason
+        term, extras = expression((), 0, ()), ()
+        if others or node.kwargs:
+            term, extras = phrase_conditions(others, node, where)
+        path = str(node.target)
+        before = Packing.of([shadows[stream] for stream in streams])
+        after = Packing.of(made, before)
+        names = tuple(self.ledger.name_of(stream) for stream in streams)
+        target = self._pack(path, names, before, node)
+        reads = tuple(self.ledger.name_of(extra) for extra in extras)
+        name = self.ledger.unique(path or type(module).__name__.lower())
+        like = shadows[streams[0]]
+        self.ledger.add_value(name, self._kept(like.new_empty((len(like), *before.size))))
+        spoken = (target,) if names in self.packed else names
+        text = f"{path}({', '.join((*spoken, *self.ledger.only_values(reads)))})"
+        law = BijectionLaw(path, form, before, after)
+        self.ledger.add_coupling(name, target, term, reads, law, path, text, where[node])
+        outputs = self._unpack(name, after, node)
+        if isinstance(shadows[node], tuple):
+            for user in node.users:
+                self.ledger.names[user] = outputs[cast("int", user.args[1])]
+        else:
+            self.ledger.names[node] = outputs[0]
+        return ""
+
+    def _pack(self, path: str, streams: tuple[str, ...], packing: Packing, node: fx.Node) -> str:
+        """The value in which these streams lie side by side: made by a wiring, unless there is one."""
+        if len(streams) == 1 and packing.side_by_side:
+            return streams[0]
+        name, size = self.packed.get(streams, ("", ()))
+        if size == packing.size:
+            return name
+        name = self.ledger.unique(f"{path}.pack")
+        like = self.ledger.shadows[streams[0]]
+        self.ledger.add_value(name, self._kept(like.new_empty((len(like), *packing.size))))
+        count = len(streams)
+        call = Call("function", packing.pack, tuple(map(Register, range(count))), {}, count, ())
+        run = expression((call,), count, (count,))
+        text, where = f"pack({', '.join(streams)})", self.tracer.where.get(node, "")
+        self.ledger.nodes.append(Node(name, "wiring", streams, (name,), expression=text, where=where))
+        self.ledger.operations.append(Operation(name, run, streams, (name,), rearrangement=Packed(packing)))
+        return name
+
+    def _unpack(self, packed: str, packing: Packing, node: fx.Node) -> tuple[str, ...]:
+        """The streams that lie in a value, taken out of it by a wiring; one alone may be that value."""
+        shadow = self.ledger.shadows[packed]
+        if len(packing.sizes) == 1 and packing.side_by_side:
+            return (packed,)
+        name = self.ledger.unique(f"{packed}.unpack")
+        outputs = tuple(
+            self.ledger.add_value(self.ledger.unique(f"{packed}.{index}"), self._kept(view))
+            for index, view in enumerate(packing.unpack(shadow))
+        )
+        run = taken_apart(packing.unpack, 1, len(outputs))
+        text, where = f"unpack({packed})", self.tracer.where.get(node, "")
+        self.ledger.nodes.append(Node(name, "wiring", (packed,), outputs, expression=text, where=where))
+        self.ledger.operations.append(
+            Operation(name, run, (packed,), outputs, rearrangement=Unpacked(packing))
+        )
+        self.packed[outputs] = (packed, tuple(shadow.shape[1:]))
+        return outputs
+
+    def _drop_unread_unpacking(self, results: Any) -> None:
+        """Leave streams side by side that one bijection takes from another."""
+        ledger = self.ledger
+        read = {name for operation in ledger.operations for name in (*operation.reads, operation.target)}
+        read |= {leaf.name for leaf in leaves(results) if isinstance(leaf, Named)}
+        for outputs in self.packed:
+            if read.isdisjoint(outputs):
+                ledger.remove(outputs)
+
+    def _kept(self, shadow: Tensor) -> Tensor:
+        """A shadow that lives as long as the trace, so that its memory tells it from others."""
+        self.tracer.kept.append(shadow)
+        return shadow
+
     def _mark_additive(self) -> None:
         """Note of the coupling written last that joining its target and term saves nothing."""
         self.ledger.nodes[-1] = replace(self.ledger.nodes[-1], additive=True)
 
     def _shadow_like(self, stream: fx.Node) -> Tensor:
         """A shadow of its own for a half-step's output, which has its target's form."""
-        shadow = self.tracer.shadows[stream].new_empty(self.tracer.shadows[stream].shape)
-        self.tracer.kept.append(shadow)
-        return shadow
+        return self._kept(self.tracer.shadows[stream].new_empty(self.tracer.shadows[stream].shape))
 
     def _call(self, node: fx.Node) -> None:
         """A call that is no half-step: a boundary, a wiring, or one that only makes numbers."""
@@ -165,8 +265,12 @@ class _Lowering:
         if isinstance(module, Coupling) and _is_invertible_call(node, module, self.tracer.shadows):
             self._coupling_module(node, module)
             return
+        if isinstance(module, Bijection) and not self._bijection(node, module):
+            return
         shadows = self.tracer.shadows
         rearranges = is_wiring(node, self.tracer.root)
+        if node.target is cut:
+            node.target = cut_up  # a graph relies on it that the parts cover the whole; a function F does not
         whole = rearranges and isinstance(shadows.get(node), (tuple, list))
         outputs = take_all(node, self.graph, shadows) if whole else items_of(node, shadows)
         inputs = tuple(other for other in node.all_input_nodes if other.op != "get_attr")
@@ -191,7 +295,7 @@ class _Lowering:
         if isinstance(module, Wiring) and len(node.args) == len(set(node.args)):
             undo = WiringModule(path)
         if undo is None and values and made:
-            undo = rearrangement(node, shadows, self.modules)
+            undo = rearrangement(node, shadows, self.modules, self.tracer.buffers)
         kind = "wiring" if undo is not None else "boundary"
         text = f"{path or verb(node)}({', '.join(values)})"
         where = self.tracer.where.get(node, "")
@@ -224,3 +328,25 @@ def _is_invertible_call(node: fx.Node, module: Coupling, shadows: Mapping[fx.Nod
         before.shape == after.shape
         for before, after in zip((shadows[arg] for arg in traced), made, strict=False)
     )
+
+
+def no_streams(
+    streams: list[Any],
+    conditions: list[Any],
+    node: fx.Node,
+    shadows: Mapping[fx.Node, Any],
+    made: tuple[Tensor, ...],
+) -> str:
+    """Why a bijection that was called on these cannot be undone; "" where it can."""
+    if not all(isinstance(each, fx.Node) and each.op != "get_attr" for each in streams):
+        return "a stream is a parameter, a buffer or a constant, which nothing takes back"
+    if len(set(streams)) < len(streams):
+        return "one value is given as two streams"
+    if set(streams) & {leaf for leaf in leaves((conditions, dict(node.kwargs))) if isinstance(leaf, fx.Node)}:
+        return "it reads a stream as a condition too"
+    every = [*(shadows[each] for each in streams), *made]
+    if len({each.dtype for each in every}) > 1 or len({each.device for each in every}) > 1:
+        return "its streams are of several dtypes or devices"
+    if any(not each.ndim for each in every) or len({len(each) for each in every}) > 1:
+        return "its streams have different numbers of samples (dimension 0)"
+    return ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Set
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from torch import fx
 
@@ -42,7 +42,34 @@ def phrase_function(
 
     Returned with the traced values among the latter, which are inputs after the others.
     """
-    extras = [leaf for leaf in leaves(dict(node.kwargs)) if isinstance(leaf, fx.Node)]
+    args = tuple(Register(index) for index in range(others))
+    return _phrase_call("module", path, others, args, dict(node.kwargs), where.get(node, ""), where)
+
+
+def phrase_conditions(
+    args: Iterable[Any], node: fx.Node, where: Mapping[fx.Node, str]
+) -> tuple[Expression, tuple[fx.Node, ...]]:
+    """These arguments of a call and its keyword arguments, as one result; and the traced values in them."""
+    kwargs = dict(node.kwargs)
+    return _phrase_call("function", conditions, 0, tuple(args), kwargs, where.get(node, ""), where)
+
+
+def conditions(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a call is given, for another call."""
+    return args, kwargs
+
+
+def _phrase_call(
+    kind: Literal["module", "function"],
+    target: Any,
+    others: int,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    place: str,
+    where: Mapping[fx.Node, str],
+) -> tuple[Expression, tuple[fx.Node, ...]]:
+    """A call as an expression whose inputs are the `others` registers and the traced values in it."""
+    extras = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, fx.Node)]
     given = tuple(dict.fromkeys(leaf for leaf in extras if leaf.op != "get_attr"))
     places = {leaf: others + index for index, leaf in enumerate(given)}
     count = others + len(given)
@@ -52,9 +79,8 @@ def phrase_function(
             places[leaf] = count + len(calls)
             calls.append(as_call(leaf, places, where))
     result = count + len(calls)
-    args = tuple(Register(index) for index in range(others))
-    kwargs = cast("dict[str, Any]", _with_registers(dict(node.kwargs), places))
-    calls.append(Call("module", path, args, kwargs, result, (), where.get(node, "")))
+    args, kwargs = _with_registers(args, places), _with_registers(kwargs, places)
+    calls.append(Call(kind, target, args, kwargs, result, (), place))
     return expression(calls, count, (result,)), given
 
 

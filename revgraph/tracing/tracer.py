@@ -49,7 +49,7 @@ class Tracer(fx.Tracer):
     Torch's own modules, couplings, wiring and boundaries (but for those `opened`) are single calls. In-place
     arithmetic on traced values becomes out-of-place, with later reads of the same value redirected. Of the
     model's own `parameters`, in whose place there may be fake ones, it knows the paths by identity: user code
-    may hold them in other ways, too.
+    may hold them in other ways, too. `buffers` are the model's own, by path, with the numbers they hold.
     """
 
     proxy_buffer_attributes = True
@@ -60,9 +60,11 @@ class Tracer(fx.Tracer):
         fake_mode: FakeTensorMode | None,
         parameters: Mapping[int, str],
         opened: tuple[type[Boundary], ...] = (),
+        buffers: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.fake_mode = fake_mode
+        self.buffers = buffers or {}
         self.opened = opened
         self.shadows: dict[fx.Node, Any] = {}
         self.where: dict[fx.Node, str] = {}
