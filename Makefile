@@ -14,7 +14,7 @@ PEERS_READY := $(PEERS)/.ready
 export NO_MKDOCS_2_WARNING := 1
 
 .PHONY: demo demo-text test check docs trust fuzz gallery cli-page pictures bench bench-peers bench-step \
-	bench-times bench-frontier bench-quality bench-alike bench-planning bench-flows bench-conversion paper bench-complexity bench-angles bench-accuracy bench-limits bench-imagenet clean
+	bench-times bench-frontier bench-quality bench-oracle bench-alike bench-planning bench-flows bench-conversion paper bench-complexity bench-angles bench-accuracy bench-limits bench-imagenet clean
 
 demo: $(READY)
 	$(BIN)/python -m revgraph.training.demo --out runs/demo
@@ -57,7 +57,7 @@ pictures: $(READY)
 	$(BIN)/python -m benchmarks.pictures
 	$(BIN)/python -m benchmarks.reading
 
-bench: bench-peers bench-step bench-times bench-frontier bench-quality bench-alike bench-planning bench-flows bench-conversion
+bench: bench-peers bench-step bench-times bench-frontier bench-quality bench-oracle bench-alike bench-planning bench-flows bench-conversion
 
 bench-flows: $(READY)
 	$(BIN)/python -m benchmarks.flows
@@ -72,6 +72,10 @@ bench-planning: $(READY)
 # What plans compute again, in shares of ordinary training's bytes: counted, not timed.
 bench-quality: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.planning_quality
+
+# Plans of small graphs against all schedules that there are; the search for these is that of the tests.
+bench-oracle: $(READY)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m benchmarks.planning_oracle
 
 # Whether one graph has one plan in ten processes beside busy ones.
 bench-alike: $(READY)
