@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 
 NOWHERE = 0
@@ -15,7 +14,7 @@ class Storages:
     live: int = 0
     most: int = 0
     sizes: dict[int, int] = field(default_factory=dict)
-    holders: Counter[int] = field(default_factory=Counter)
+    holders: dict[int, int] = field(default_factory=dict)
     last: int = 0
 
     def born(self, size: int) -> int:
@@ -26,7 +25,8 @@ class Storages:
         return number
 
     def use(self, most: int, net: int) -> None:
-        self.most = max(self.most, self.live + most)
+        if self.live + most > self.most:
+            self.most = self.live + most
         self.live += net
 
     def hold(self, number: int) -> int:
@@ -37,7 +37,9 @@ class Storages:
     def release(self, number: int) -> None:
         if number == NOWHERE:
             return
-        self.holders[number] -= 1
-        if self.holders[number] == 0:
-            self.live -= self.sizes.pop(number)
+        left = self.holders[number] - 1
+        if left:
+            self.holders[number] = left
+        else:
             del self.holders[number]
+            self.live -= self.sizes.pop(number)

@@ -36,7 +36,7 @@ def course_of(node: Node, name: str) -> Course:
     """A node's course of this name, `invert+0+2`: without the kept results where that with them is not known,
     and empty where that is not known either."""
     courses = node.cost.courses
-    return courses.get(name) or courses.get(name.split("+")[0], Course())
+    return courses.get(name) or courses.get(name.split("+")[0]) or Course()
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ COURSES = {
     "recompute_and_keep": "hold",
     "invert_wiring": "rewire",
 }
+UNKNOWN = Course()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ def courses_of(plan: Plan) -> dict[str, Course]:
     graph, names = plan.graph, course_names(plan)
     found = {node.name: course_of(node, names[node.name]) for node in graph.nodes}
     if graph.loss is not None:
-        found[graph.loss.name] = graph.loss.cost.courses.get("keep", Course())
+        found[graph.loss.name] = graph.loss.cost.courses.get("keep", UNKNOWN)
     return found
 
 
@@ -94,9 +95,8 @@ class Machine:
         if self.graph.loss is not None:
             self.node[self.graph.loss.name] = self.graph.loss
         self.parts = _contributors(self.graph, self.courses)
-        self.graphs: dict[
-            str, int
-        ] = {}  # of nodes that no gradient reaches: who holds autograd's graph of them
+        # Of nodes that no gradient reaches: who holds autograd's graph of them.
+        self.graphs: dict[str, int] = {}
 
     def gradient_bytes(self) -> int:
         """The bytes of all gradients that have arrived and are not used yet."""
@@ -197,7 +197,7 @@ class Machine:
     def _backward_course(self, node: Node) -> Course:
         """The course that tells a node's backward: that of the rerun that captured for it, if one did."""
         if node.name in self.held_again:
-            return node.cost.courses.get("hold", Course())
+            return node.cost.courses.get("hold", UNKNOWN)
         return self.courses[node.name]
 
     def _begin(self, node: Node) -> None:
@@ -217,9 +217,9 @@ class Machine:
         own = self.courses[node.name]
         captures = step.action in CAPTURING
         replays = captures and step.action != "recompute_and_keep" and own.replays
-        name = COURSES.get(step.action, step.action)
-        events = own.in_replay if replays else node.cost.courses.get(name, Course()).forward
-        work = own.replay_work if replays else node.cost.courses.get(name, Course()).forward_work
+        course = own if replays else node.cost.courses.get(COURSES.get(step.action, step.action), UNKNOWN)
+        events = course.in_replay if replays else course.forward
+        work = course.replay_work if replays else course.forward_work
         if step.action == "recompute_and_keep":
             self.held_again.add(node.name)
         labels = self.labels.get(node.name, {}) if captures else {}
