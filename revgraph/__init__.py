@@ -20,6 +20,7 @@ from revgraph.errors import (
     RevgraphError,
     SpecError,
     TraceError,
+    TraceWarning,
 )
 from revgraph.estimating import estimate_drift
 from revgraph.graph import Graph, Node, Value, verify
@@ -105,6 +106,7 @@ __all__ = [
     "Split",
     "Swap",
     "TraceError",
+    "TraceWarning",
     "Value",
     "Wiring",
     "check",

@@ -47,6 +47,10 @@ class DriftError(RevgraphError):
         self.node = node
 
 
+class TraceWarning(UserWarning):
+    """What a trace understands in another way than the code says it."""
+
+
 class DriftWarning(UserWarning):
     """A value that was rebuilt while training has drifted further than it should."""
 

@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import cast
-
-import networkx as nx
+from typing import TYPE_CHECKING, cast
 
 from revgraph.courses import verify_course
 from revgraph.errors import GraphError
 from revgraph.parts import KINDS, Cost, CourseTable, Kind, Node, Value, value_from
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 __all__ = ["KINDS", "Cost", "Graph", "Kind", "Node", "Value", "clipped", "table", "verify"]
 
@@ -81,6 +82,8 @@ class Graph:
 
     def digraph(self) -> nx.DiGraph[str]:
         """The nodes as a networkx graph; an edge lists the values that pass along it."""
+        import networkx as nx  # takes a while to import, and few need it
+
         digraph: nx.DiGraph[str] = nx.DiGraph()
         for node in self.nodes:
             digraph.add_node(node.name, node=node)

@@ -98,7 +98,7 @@ def _net(
     exact: bool | float,
     half_streams: bool = False,
 ) -> ReversibleModule:
-    program = trace_program(model, args, kwargs, name)
+    program = trace_program(model, args, kwargs, name, sums_only=exact is not False)
     if not half_streams:
         _refuse_half(program)
     if exact is not False:

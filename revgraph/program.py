@@ -6,8 +6,8 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,85 @@ class Difference(Law):
 
     def uncouple(self, root: nn.Module, y: Tensor, term: Tensor) -> Tensor:
         return term - y
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a coupling's arithmetic: `x + a * t`, `x - a * t`, `a * t - x`, `x * t` or `x / t`.
+
+    t is the term of this place, and a number where that is None: a factor then, and elsewhere `number` is a.
+    """
+
+    kind: Literal["add", "sub", "from", "mul", "div"]
+    term: int | None
+    number: float = 1
+
+    def forward(self, x: Tensor, terms: Sequence[Any]) -> Tensor:
+        t = self.number if self.term is None else terms[self.term]
+        if self.kind == "add":
+            return x + t if self.number == 1 else torch.add(x, t, alpha=self.number)
+        if self.kind == "sub":
+            return x - t if self.number == 1 else torch.sub(x, t, alpha=self.number)
+        if self.kind == "from":
+            return t - x
+        return x * t if self.kind == "mul" else x / t
+
+    def backward(self, y: Tensor, terms: Sequence[Any]) -> Tensor:
+        return replace(self, kind=OPPOSITE[self.kind]).forward(y, terms)
+
+    def log_det(self, x: Tensor, terms: Sequence[Any]) -> Tensor | None:
+        """log |det| of the step per sample; None where it preserves volume."""
+        if self.kind not in ("mul", "div"):
+            return None
+        t = x.new_tensor(self.number) if self.term is None else terms[self.term]
+        log = t.abs().log().expand_as(x).reshape(x.shape[0], -1).sum(1)
+        return log if self.kind == "mul" else -log
+
+
+OPPOSITE: dict[str, Any] = {"add": "sub", "sub": "add", "from": "from", "mul": "div", "div": "mul"}
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic(Law):
+    """Steps one after the other, undone from the last to the first: `y = 0.9 * x + t`, `y = x * s + t`.
+
+    With more than one term the function gives a tuple of them.
+    """
+
+    steps: tuple[Step, ...]
+
+    @property
+    def terms(self) -> int:
+        return len({step.term for step in self.steps} - {None})
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether autograd saves nothing for it: no step multiplies with a tensor."""
+        return all([step.term is None or step.kind not in ("mul", "div") for step in self.steps])
+
+    def join(self, x: Tensor, term: Any) -> Tensor:
+        terms = term if self.terms > 1 else (term,)
+        for step in self.steps:
+            x = step.forward(x, terms)
+        return x
+
+    def undo(self, y: Tensor, term: Any) -> Tensor:
+        terms = term if self.terms > 1 else (term,)
+        for step in reversed(self.steps):
+            y = step.backward(y, terms)
+        return y
+
+    def couple(self, root: nn.Module, x: Tensor, term: Any) -> Tensor:
+        return self.join(x, term)
+
+    def uncouple(self, root: nn.Module, y: Tensor, term: Any) -> Tensor:
+        return self.undo(y, term)
+
+    def couple_with_log_det(self, root: nn.Module, x: Tensor, term: Any) -> tuple[Tensor, Tensor | None]:
+        terms = term if self.terms > 1 else (term,)
+        found = [log for step in self.steps if (log := step.log_det(x, terms)) is not None]
+        total = None if not found else sum(found[1:], found[0])
+        return self.join(x, term), total
 
 
 @dataclass(frozen=True, slots=True)

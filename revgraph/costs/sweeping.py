@@ -43,6 +43,7 @@ class Sweep:
     _same: dict[str, str] = field(default_factory=dict)
     _gradients: dict[str, Form] = field(default_factory=dict)
     _recorded: dict[Hashable, Recorded | None] = field(default_factory=dict)
+    _signatures: dict[str, Hashable] = field(default_factory=dict)
 
     def forward(self) -> None:
         """Find the forms of all values."""
@@ -119,7 +120,9 @@ class Sweep:
         forms = [at.inputs[name] for name in at.node.inputs]
         plain = tuple(repr(thing) for thing in at.inputs.values() if not isinstance(thing, Form))
         read = tuple(names.index(name) for name in _reads(at.operation))
-        signature = _signature(self.model, at.operation)
+        signature = self._signatures.get(at.node.name)
+        if signature is None:
+            signature = self._signatures[at.node.name] = _signature(self.model, at.operation)
         positions = tuple(
             index for index, each in enumerate(at.tensors) if any(each is one for one in at.shared)
         )

@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-
-import graphviz
+from typing import TYPE_CHECKING
 
 from revgraph.drawing.labels import description, node_text, role, value_text
 from revgraph.drawing.layout import Box, Layout, lay_out
@@ -24,6 +23,9 @@ from revgraph.graph import Graph
 from revgraph.planning.plans import Plan
 
 MARGIN = 18.0
+if TYPE_CHECKING:
+    import graphviz
+
 _SAFE = re.compile(r"[A-Za-z0-9_.]{1,80}")
 
 
@@ -79,6 +81,8 @@ class _Writer:
             for index, node in enumerate(about.graph.nodes)
         }
         self._tag_keys = {name: f"value {index}" for index, name in enumerate(layout.tags)}
+        import graphviz  # takes a while to import, and few need it
+
         self._dot = graphviz.Digraph(
             "revgraph",
             comment="The positions are part of this: neato -n2 keeps them, dot makes a layout of its own.",
@@ -94,6 +98,10 @@ class _Writer:
             node_attr={"fontname": "Helvetica", "shape": "box", "fixedsize": "true", "label": ""},
             edge_attr={"arrowsize": f"{ARROW:g}"},
         )
+
+    def _part(self, name: str, style: dict[str, str]) -> graphviz.Digraph:
+        """A subgraph of this drawing, to be filled."""
+        return type(self._dot)(name, graph_attr=style)
 
     def drawing(self) -> Drawing:
         """The finished drawing."""
@@ -118,7 +126,7 @@ class _Writer:
     def _write_head(self) -> None:
         title = self._head.title
         self._dot.attr("graph", label=html_label(*title.lines), lp=self._place(title.middle), labelloc="t")
-        part = graphviz.Digraph("cluster_legend", graph_attr={"style": "invis", "label": ""})
+        part = self._part("cluster_legend", {"style": "invis", "label": ""})
         column: list[tuple[str, Point, str, Point]] = []
         for index, placed in enumerate(self._head.signs):
             key, box, style = f"legend {index}", placed.sample, placed.sign.style
@@ -156,7 +164,7 @@ class _Writer:
             "labeljust": "l",
             "lp": self._place(title.middle),
         }
-        part = graphviz.Digraph(f"cluster_{key}", graph_attr=style)
+        part = self._part(f"cluster_{key}", style)
         written: set[str] = set()
         for number, each in enumerate(inside):
             written |= self._write_frame(part, each, f"{key}_{number}")

@@ -27,7 +27,16 @@ from revgraph.gridding import OnGrid
 from revgraph.planning.plans import TERM, Plan
 from revgraph.planning.schedule import CAPTURING, Action, Schedule, schedule, silent_nodes
 from revgraph.planning.simulating import course_names
-from revgraph.program import Difference, Law, Named, Operation, Program, Rearrangement, Sum
+from revgraph.program import (
+    Arithmetic,
+    Difference,
+    Law,
+    Named,
+    Operation,
+    Program,
+    Rearrangement,
+    Sum,
+)
 from revgraph.streams import streams_of
 
 if TYPE_CHECKING:
@@ -298,6 +307,8 @@ def joint_of(law: Law | None) -> Joint | None:
         return partial(torch.add, alpha=alpha), partial(torch.sub, alpha=alpha)
     if type(law) is Difference:
         return _from_term, _from_term
+    if type(law) is Arithmetic and law.is_linear and law.terms == 1:
+        return law.join, law.undo
     return None
 
 

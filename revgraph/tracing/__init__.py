@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -14,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from revgraph.couplings import Boundary, Coupling
-from revgraph.errors import RevgraphError, TraceError
+from revgraph.errors import RevgraphError, TraceError, TraceWarning
 from revgraph.isolation import untouched
 from revgraph.program import Program
 from revgraph.storages import faked
@@ -45,12 +46,14 @@ def trace(
     name: str = "",
     rewrite: Rewrite | None = None,
     opened: tuple[type[Boundary], ...] = (),
+    sums_only: bool = False,
 ) -> Program:
     """The program of a model's forward, found with an example call.
 
     Shapes come from a run without memory or arithmetic; where the model cannot do that (a result's shape
     depends on values), from a real one. The model, its buffers and the random state are left as they were.
-    Boundaries of the types `opened` are traced into, for `rewrite` to see what they do.
+    Boundaries of the types `opened` are traced into, for `rewrite` to see what they do. With `sums_only`,
+    couplings found in plain code are sums and differences, without any factor.
 
     Raises:
         TraceError: the model fails on the example, or its own forward cannot be traced.
@@ -65,11 +68,11 @@ def trace(
     if not any(isinstance(thing, Tensor) for thing in named.values()):
         raise TraceError("tracing needs an example input with at least one tensor, and none was given")
     name = name or type(model).__name__
-    traced = partial(_trace, model, form, named, name, rewrite, opened)
+    traced = partial(_trace, model, form, named, name, rewrite, opened, sums_only)
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with _silent():
-            program, opaque = traced(fake_mode)
+            program, tracer = traced(fake_mode)
     except RevgraphError:
         raise
     except ReadPastAttributes as error:  # with memory the numbers would be frozen, and nothing tell so
@@ -77,19 +80,31 @@ def trace(
     except Exception:
         pass
     else:
-        if not any(FAKE_FAILED.search(reason) for reason in opaque.values()):
-            return program
+        if not any(FAKE_FAILED.search(reason) for reason in tracer.opaque.values()):
+            return _said(program, tracer)
     if _is_known(model):
         # What fails without memory would fail with it too, but perhaps after taking a great deal.
         with _silent():
             _run_once(model, form, named, name, fake_mode)
     try:
-        return traced(None)[0]
+        return _said(*traced(None))
     except RevgraphError:
         raise
     except Exception as error:
         _run_once(model, form, named, name, None)
         raise _cannot_be_traced(name, error) from error
+
+
+def _said(program: Program, tracer: Tracer) -> Program:
+    """The program, once it was said what the trace understood in another way than the code says it."""
+    if tracer.checkpointed:
+        warnings.warn(
+            f"{program.graph.name} checkpoints by itself ({', '.join(tracer.checkpointed)}). The trace went "
+            "through as if it did not: the net's plan says what is recomputed.",
+            TraceWarning,
+            stacklevel=4,
+        )
+    return program
 
 
 def _cannot_be_traced(name: str, error: Exception) -> TraceError:
@@ -150,8 +165,9 @@ def _trace(
     name: str,
     rewrite: Rewrite | None,
     opened: tuple[type[Boundary], ...],
+    sums_only: bool,
     fake_mode: FakeTensorMode | None,
-) -> tuple[Program, dict[str, str]]:
+) -> tuple[Program, Tracer]:
     names = {id(parameter): path for path, parameter in model.named_parameters()}
     buffers = dict(model.named_buffers(remove_duplicate=False))
 
@@ -179,10 +195,10 @@ def _trace(
         streams = couplings | added | {user for node in couplings for user in node.users}
         for scope in tracer.scopes:
             scope.nodes = [node for node in scope.nodes if node.graph is graph and not node._erased]
-        found = find(graph, model, tracer.shadows, streams, tracer.scopes)
-        collapse(tracer, graph, found.keys() | couplings)
+        found = find(graph, model, tracer.shadows, streams, tracer.scopes, sums_only)
+        collapse(tracer, graph, found.keys() | couplings, found)
         half_steps = refine(graph, model, tracer.shadows, streams, found)
-        return lower(tracer, graph, half_steps, form, named, name), tracer.opaque
+        return lower(tracer, graph, half_steps, form, named, name), tracer
 
 
 def _drop_unused(graph: fx.Graph) -> None:

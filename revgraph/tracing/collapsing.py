@@ -1,49 +1,124 @@
-"""Collapsing: module calls that hold no coupling become single calls again."""
+"""Collapsing: module calls that hold no coupling become single calls again.
+
+A module's hooks, wrapping and compilation then stay its own, and the planner decides about it as a whole.
+What is too coarse for it is left open: a module with several composite parts (the layers of an encoder, the
+attention and the perceptron of a block) is planned part by part.
+"""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Set
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx, nn
 
 from revgraph.expressions import leaves, map_leaves
+from revgraph.tracing.finding import HalfStep
 from revgraph.tracing.shadows import holds_tensors, is_tensor
 from revgraph.tracing.tracer import Scope, Tracer
 from revgraph.tracing.wirings import is_wiring
 
 
-def collapse(tracer: Tracer, graph: fx.Graph, kept_open: Set[fx.Node]) -> None:
-    """Replace every module call without any of the nodes `kept_open` by one opaque call, outermost first.
+def collapse(
+    tracer: Tracer, graph: fx.Graph, kept_open: Set[fx.Node], half_steps: Mapping[fx.Node, HalfStep]
+) -> None:
+    """Replace module calls without any of the nodes `kept_open` by one opaque call each, outermost first.
 
-    Its hooks, wrapping and compilation then stay its own. A module that only rearranges tensors stays
-    open, and so does an `nn.Sequential` of composite modules, which is a list more than a unit.
+    Stays open: what only rearranges tensors, has several composite parts, checkpoints (or that would go on),
+    or holds what stays open. A module that is part of a half-step's function is one call in it whatever its
+    parts, for it is run as a whole.
     """
-    gone: set[fx.Node] = set()
-    for scope in reversed(tracer.scopes):
-        nodes = set(scope.nodes)
-        if nodes & gone or nodes & kept_open or not _worth_it(tracer, scope):
-            continue
-        if _leaks(scope, nodes):
-            continue
-        _replace(tracer, graph, scope)
-        gone |= nodes
+    owner = {node: half_step.addition for half_step in half_steps.values() for node in half_step.region}
+    _Collapsing(tracer, graph, kept_open, owner).run()
 
 
-def _worth_it(tracer: Tracer, scope: Scope) -> bool:
-    module = tracer.root.get_submodule(scope.path)
-    if isinstance(module, nn.Sequential) and any(_is_composite(tracer, child) for child in module):
-        return False
-    computing = [
-        node
-        for node in scope.nodes
-        if node.op.startswith("call_") and not is_wiring(node, tracer.root) and _makes_tensors(tracer, node)
-    ]
-    return bool(computing)
+@dataclass
+class _Call:
+    """A module call that was gone into, with those inside it."""
+
+    scope: Scope
+    inner: list[_Call] = field(default_factory=list)
+    is_open: bool = False
 
 
-def _is_composite(tracer: Tracer, module: nn.Module) -> bool:
+@dataclass
+class _Collapsing:
+    tracer: Tracer
+    graph: fx.Graph
+    kept_open: Set[fx.Node]
+    owner: Mapping[fx.Node, fx.Node]
+
+    def run(self) -> None:
+        calls = _as_trees(self.tracer.scopes)
+        for call in calls:
+            self._settle(call)
+        # Later calls first: their arguments are what earlier ones gave, which is replaced after them.
+        pending = list(calls)
+        while pending:
+            call = pending.pop()
+            if call.is_open or not self._computes(call.scope) or _leaks(call.scope):
+                pending += call.inner
+            else:
+                _replace(self.tracer, self.graph, call.scope)
+
+    def _settle(self, call: _Call) -> None:
+        """Say of a call and those inside whether they stay open."""
+        for inner in call.inner:
+            self._settle(inner)
+        scope = call.scope
+        if scope.checkpoints or not self.kept_open.isdisjoint(scope.nodes):
+            call.is_open = True
+        elif not self._is_in_function(scope):
+            call.is_open = any(inner.is_open for inner in call.inner) or self._has_parts(call)
+
+    def _is_in_function(self, scope: Scope) -> bool:
+        """Whether a call is computed as part of one half-step's function."""
+        results = [leaf for leaf in leaves(scope.result) if isinstance(leaf, fx.Node)]
+        owners = {self.owner.get(node) for node in results if node.op != "get_attr" and node.users}
+        return len(owners) == 1 and owners != {None}
+
+    def _has_parts(self, call: _Call) -> bool:
+        module = self.tracer.root.get_submodule(call.scope.path)
+        if isinstance(module, nn.Sequential):
+            return any(_is_nested(self.tracer, child) for child in module)
+        return sum(map(self._is_composite, self._parts(call))) > 1
+
+    def _parts(self, call: _Call) -> list[nn.Module]:
+        """The modules that a call calls directly."""
+        root = self.tracer.root
+        within = {node for inner in call.inner for node in inner.scope.nodes}
+        leaf_calls = [node for node in call.scope.nodes if node.op == "call_module" and node not in within]
+        paths = [*(str(node.target) for node in leaf_calls), *(inner.scope.path for inner in call.inner)]
+        return [root.get_submodule(path) for path in paths]
+
+    def _is_composite(self, module: nn.Module) -> bool:
+        """Whether several modules with parameters are at work in it."""
+        return sum(bool(each._parameters) for each in module.modules()) > 1
+
+    def _computes(self, scope: Scope) -> bool:
+        return any(
+            node.op.startswith("call_")
+            and _makes_tensors(self.tracer, node)
+            and not is_wiring(node, self.tracer.root)
+            for node in scope.nodes
+        )
+
+
+def _as_trees(scopes: list[Scope]) -> list[_Call]:
+    """The outermost calls in order, each with those inside. A call's scope comes after those inside it."""
+    trees: list[_Call] = []
+    for scope in scopes:
+        call = _Call(scope)
+        while trees and trees[-1].scope.caller is scope:
+            call.inner.append(trees.pop())
+        call.inner.reverse()
+        trees.append(call)
+    return trees
+
+
+def _is_nested(tracer: Tracer, module: nn.Module) -> bool:
     return any(True for _ in module.children()) and not tracer.is_leaf_module(module, "")
 
 
@@ -52,24 +127,25 @@ def _makes_tensors(tracer: Tracer, node: fx.Node) -> bool:
     return is_tensor(shadow) or holds_tensors(shadow)
 
 
-def _leaks(scope: Scope, nodes: set[fx.Node]) -> bool:
+def _leaks(scope: Scope) -> bool:
     """Whether something made inside is read outside in another way than as the result."""
+    nodes = set(scope.nodes)
     results = {leaf for leaf in leaves(scope.result) if isinstance(leaf, fx.Node)}
     return any(node not in results and any(user not in nodes for user in node.users) for node in scope.nodes)
 
 
 def _replace(tracer: Tracer, graph: fx.Graph, scope: Scope) -> None:
-    last = scope.nodes[-1]
     nodes = set(scope.nodes)
     shadow = map_leaves(
         lambda leaf: tracer.shadows[leaf] if isinstance(leaf, fx.Node) else leaf, scope.result
     )
-    with graph.inserting_after(last):
+    with graph.inserting_after(scope.nodes[-1]):
         call = graph.call_module(scope.path, scope.args, scope.kwargs)
     _describe(tracer, call, shadow, scope.nodes[0])
     point = call
 
     def items(tree: Any, source: fx.Node) -> None:
+        """Put what the call returns in the place of what was made inside, as far as it is read."""
         nonlocal point
         if isinstance(tree, fx.Node):
             if tree in nodes:
@@ -77,24 +153,20 @@ def _replace(tracer: Tracer, graph: fx.Graph, scope: Scope) -> None:
             return
         pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
         for key, branch in pairs:
-            if any(isinstance(leaf, fx.Node) for leaf in leaves(branch)):
+            if any(isinstance(leaf, fx.Node) and _is_read(leaf, nodes) for leaf in leaves(branch)):
                 with graph.inserting_after(point):
                     item = graph.call_function(operator.getitem, (source, key))
                 point = item
-                _describe(tracer, item, source_shadow(source)[key], scope.nodes[0])
+                _describe(tracer, item, tracer.shadows[source][key], scope.nodes[0])
                 items(branch, item)
-
-    def source_shadow(node: fx.Node) -> Any:
-        return tracer.shadows[node]
 
     items(scope.result, call)
     for node in reversed(scope.nodes):
         graph.erase_node(node)
-    for other in tracer.scopes:
-        if other is not scope and nodes & set(other.nodes):
-            other.nodes = [node for node in other.nodes if node not in nodes]
-            if scope.path.startswith(f"{other.path}."):
-                other.nodes.append(call)
+
+
+def _is_read(node: fx.Node, nodes: Set[fx.Node]) -> bool:
+    return node in nodes and any(user not in nodes for user in node.users)
 
 
 def _describe(tracer: Tracer, node: fx.Node, shadow: Any, like: fx.Node) -> None:

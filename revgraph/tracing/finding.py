@@ -1,38 +1,68 @@
-"""Finding half-steps in traced arithmetic: additions `x + F(others)` that can be undone."""
+"""Finding half-steps in traced arithmetic: sums `x + F(others)` and the like that can be undone.
+
+Ordinary networks are full of sums that could be undone and gain nothing by it: the output of an attention
+and the values around it, a bias on its scores, a condition inside a block. To take such a sum for a coupling
+does harm, for a coupling keeps the modules around it open and ends the functions it lies in. So a sum is a
+coupling only if its target lies on a *stream* (`_worth`), and it can be undone (`_Search.half_step`). Each
+of the two needs the other, so they take turns until nothing changes. At last those are given up that lie
+inside another one's F (`_absorb`).
+
+Everything here is linear in the number of nodes, but for functions inside functions.
+"""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from functools import cached_property
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from revgraph.program import Difference, Law, Sum
+from revgraph.program import Law
+from revgraph.tracing.readings import Reading, readings
 from revgraph.tracing.shadows import holds_tensors
 from revgraph.tracing.tracer import Scope
 from revgraph.tracing.wirings import is_wiring
 
-ADDITIONS = {operator.add, torch.add, "add"}
-SUBTRACTIONS = {operator.sub, torch.sub, torch.subtract, "sub", "subtract"}
+COPIES = {"clone", torch.clone}
 
 
 @dataclass(frozen=True)
 class HalfStep:
-    """An addition that is a coupling: `addition = target (+) term`.
+    """A traced call that is a coupling: `addition = target (+) terms`.
 
-    `region` are the nodes, in order, that compute the term and serve nothing else: the coupling's F.
-    `others` are the values that F reads.
+    `region` are the nodes, in order, that compute the terms and serve nothing else: the coupling's F.
+    `others` are the values that F reads. `spine` are the calls of the coupling's arithmetic before the last.
     """
 
-    addition: fx.Node
-    target: fx.Node
-    term: fx.Node
-    law: Law
+    reading: Reading
     region: tuple[fx.Node, ...]
     others: tuple[fx.Node, ...]
+
+    @property
+    def addition(self) -> fx.Node:
+        return self.reading.node
+
+    @property
+    def target(self) -> fx.Node:
+        return self.reading.target
+
+    @property
+    def terms(self) -> tuple[fx.Node, ...]:
+        return self.reading.terms
+
+    @property
+    def law(self) -> Law:
+        return self.reading.law
+
+    @property
+    def spine(self) -> tuple[fx.Node, ...]:
+        return self.reading.spine[:-1]
 
 
 def find(
@@ -41,21 +71,30 @@ def find(
     shadows: Mapping[fx.Node, Any],
     streams: set[fx.Node],
     scopes: list[Scope],
+    sums_only: bool = False,
 ) -> dict[fx.Node, HalfStep]:
     """The half-steps of a traced graph, by their additions.
 
-    `streams` are values known to lie on a stream: what coupling modules return. An addition inside a
-    function that serves as another half-step's F is left inside it.
+    `streams` are values known to lie on a stream: what coupling modules return. With `sums_only`, no product
+    is part of a half-step.
     """
-    search = _Search(graph, root, shadows, streams)
-    found: dict[fx.Node, HalfStep] = {}
-    for node in graph.nodes:
-        if half_step := search.half_step(node, found.keys()):
-            found[node] = half_step
-    for node in reversed(list(found)):
-        if node in found:
-            _absorb(search, found, node, scopes)
-    return refine(graph, root, shadows, streams, found)
+    flow = Flow(graph, root, shadows, streams)
+    search = _Search(flow)
+    possible = {node: found for node in graph.nodes if (found := list(readings(node, shadows, sums_only)))}
+    for found in possible.values():
+        found.sort(key=lambda reading: flow.rank(reading, possible.keys()))
+    possible = _worth(flow, possible, counts_forks=False)
+    while True:
+        half_steps = search.half_steps(possible)
+        chosen = {node: [half_step.reading] for node, half_step in half_steps.items()}
+        worth = _worth(flow, chosen, counts_forks=True)
+        if worth == possible:
+            break
+        possible = worth
+    for node in reversed(list(half_steps)):
+        if node in half_steps:
+            _absorb(search, half_steps, node, scopes)
+    return search.half_steps({node: [each.reading] for node, each in half_steps.items()})
 
 
 def refine(
@@ -65,100 +104,261 @@ def refine(
     streams: set[fx.Node],
     found: Mapping[fx.Node, HalfStep],
 ) -> dict[fx.Node, HalfStep]:
-    """The same half-steps with their regions found anew, once it is settled which additions are couplings."""
-    search = _Search(graph, root, shadows, streams)
-    refined: dict[fx.Node, HalfStep] = {}
-    for node in found:
-        half_step = search.half_step(node, found.keys())
-        if half_step is not None:
-            refined[node] = half_step
-    return refined
+    """The same half-steps with their regions found anew in a graph whose modules were settled since."""
+    search = _Search(Flow(graph, root, shadows, streams))
+    again: dict[fx.Node, Sequence[Reading]] = {}
+    for node, half_step in found.items():
+        known = half_step.reading
+        again[node] = [
+            each for each in readings(node, shadows) if (each.law, each.places) == (known.law, known.places)
+        ]
+    return search.half_steps(again)
 
 
 @dataclass
-class _Search:
+class Flow:
+    """What is known of a traced graph's values: what they rest on, and who reads them.
+
+    A value's *base* is what it is a view or a copy of: over wiring from one tensor to one tensor.
+    """
+
     graph: fx.Graph
     root: nn.Module
     shadows: Mapping[fx.Node, Any]
     streams: set[fx.Node]
+    loud: set[fx.Node] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.order = {node: index for index, node in enumerate(self.graph.nodes)}
+        self.base: dict[fx.Node, fx.Node] = {}
+        self.readers: defaultdict[fx.Node, list[fx.Node]] = defaultdict(list)
+        self.returned: set[fx.Node] = set()
+        self.joined: set[fx.Node] = set()
+        for node in self.graph.nodes:
+            self._enter(node)
 
-    def half_step(self, node: fx.Node, couplings: Set[fx.Node]) -> HalfStep | None:
-        """The half-step that this node is, given the additions already known as couplings."""
-        options = [
-            option
-            for target, term, law in _readings(node)
-            if self._keeps_form(target, node) and (option := self._option(node, target, term, law, couplings))
-        ]
-        return max(options, key=lambda option: self._preference(option, couplings), default=None)
+    def _enter(self, node: fx.Node) -> None:
+        sources = [each for each in node.all_input_nodes if self.is_tensor(each)]
+        wires = (
+            bool(sources)
+            and node not in self.streams
+            and (node.target in COPIES or is_wiring(node, self.root))
+        )
+        self.base[node] = node
+        if node.op == "output":
+            self.returned.update(self.base[each] for each in sources)
+        elif wires and len(sources) == 1 and self.is_tensor(node):
+            self.base[node] = self.base[sources[0]]
+        elif wires and len(sources) > 1:
+            self.joined.update(self.base[each] for each in sources)
+        if node.op == "output" or (self.makes_tensors(node) and self.base[node] is node):
+            for each in sources:
+                self.readers[self.base[each]].append(node)
 
-    def _option(
-        self, node: fx.Node, target: fx.Node, term: fx.Node, law: Law, couplings: Set[fx.Node]
-    ) -> HalfStep | None:
-        if target is term or not isinstance(self.shadows.get(term), Tensor):
+    @cached_property
+    def silent(self) -> set[fx.Node]:
+        """Calls that make no tensor and lead to none: guards, and what they ask for."""
+        found: set[fx.Node] = set()
+        for node in reversed(self.graph.nodes):
+            if (
+                node.op in ("call_function", "call_method", "get_attr")
+                and not self.makes_tensors(node)
+                and all(user in found for user in node.users)
+            ):
+                found.add(node)
+        return found
+
+    def is_tensor(self, node: fx.Node) -> bool:
+        return isinstance(self.shadows.get(node), Tensor)
+
+    def makes_tensors(self, node: fx.Node) -> bool:
+        return self.is_tensor(node) or holds_tensors(self.shadows.get(node))
+
+    def is_part(self, node: fx.Node) -> bool:
+        """Whether a value is a part of another: of a split, or a slice."""
+        return node.target is operator.getitem and self.is_tensor(node)
+
+    def rank(self, reading: Reading, sums: Set[fx.Node]) -> tuple[bool, bool, bool, int, int]:
+        """Smaller for the reading to prefer: the target begins a stream, or is read elsewhere, or is a sum
+        itself; then the older target, and few calls."""
+        target = self.base[reading.target]
+        is_sum = target in sums or target in self.streams
+        is_read_once = len(self.readers[target]) < 2
+        begins = target.op == "placeholder" or target in self.streams or self.is_part(target)
+        lies_on = begins or (is_sum and not is_read_once)
+        return not lies_on, is_read_once, not is_sum, self.order[target], len(reading.spine)
+
+
+def _worth(
+    flow: Flow, possible: Mapping[fx.Node, Sequence[Reading]], counts_forks: bool
+) -> dict[fx.Node, list[Reading]]:
+    """Those of the readings that gain something: the value undone is needed, and not at hand otherwise.
+
+    A target begins a stream if it is an input or comes out of a coupling module, if it is one of the parts
+    that a tensor was split into, or if it is read elsewhere before its sum, as x2 is by the F of x1, or if
+    the sum is returned. From there a stream leads on over sums, and from there back to where it began. Where
+    several sums have one target, only those count that lead on, and the last on a stream that ends there.
+    """
+    targets: defaultdict[fx.Node, set[fx.Node]] = defaultdict(set)
+    for node, found in possible.items():
+        for reading in found:
+            targets[flow.base[reading.target]].add(node)
+
+    def leads_on(node: fx.Node) -> bool:
+        return node in flow.returned or node in flow.joined or bool(targets.get(node))
+
+    def begins(reading: Reading) -> bool:
+        node, target = reading.node, flow.base[reading.target]
+        if target.op == "placeholder" or target in flow.streams:
+            return True
+        others = [each for each in flow.readers[target] if each.op != "output" and each not in reading.spine]
+        if flow.is_part(target):
+            return bool(others) or leads_on(node)
+        is_last = all(flow.order[each] < flow.order[node] for each in others)
+        is_end = node in flow.returned and target not in possible and flow.shadows[node].numel() > 1
+        return is_last and (bool(others) or is_end)
+
+    def is_fork(reading: Reading) -> bool:
+        target = flow.base[reading.target]
+        if not counts_forks or len(targets[target]) < 2 or leads_on(reading.node):
+            return False
+        return target not in possible or reading.node is not max(targets[target], key=flow.order.__getitem__)
+
+    worth: dict[fx.Node, list[Reading]] = {}
+    open_readings = [reading for found in possible.values() for reading in found if not is_fork(reading)]
+    after: defaultdict[fx.Node, list[Reading]] = defaultdict(list)
+    at: defaultdict[fx.Node, list[Reading]] = defaultdict(list)
+    for reading in open_readings:
+        after[flow.base[reading.target]].append(reading)
+        at[reading.node].append(reading)
+    taken: set[int] = set()
+    pending = [reading for reading in open_readings if begins(reading)]
+    while pending:
+        reading = pending.pop()
+        if id(reading) in taken:
+            continue
+        taken.add(id(reading))
+        pending += after.get(reading.node, ())
+        pending += at.get(flow.base[reading.target], ())
+    for reading in open_readings:
+        if id(reading) in taken:
+            worth.setdefault(reading.node, []).append(reading)
+    return worth
+
+
+@dataclass
+class _Search:
+    """Looks for half-steps that can be undone, given the calls already known as couplings."""
+
+    flow: Flow
+
+    def half_steps(self, possible: Mapping[fx.Node, Sequence[Reading]]) -> dict[fx.Node, HalfStep]:
+        """The half-steps among these readings, of each node the first that can be undone."""
+        begun = {self.flow.base[each.target] for found in possible.values() for each in found}
+        while True:
+            found: dict[fx.Node, HalfStep] = {}
+            for node in self.flow.graph.nodes:
+                for reading in possible.get(node, ()):
+                    # A sum that this one goes on from is part of it.
+                    lower = {call: found.pop(call) for call in reading.spine if call in found}
+                    half_step = self.half_step(reading, found.keys(), begun)
+                    if half_step is not None:
+                        found[node] = half_step
+                        break
+                    found.update(lower)
+            torn = self._torn(found.values())
+            if not torn:
+                return found
+            self.flow.loud |= torn
+
+    def _torn(self, found: Iterable[HalfStep]) -> set[fx.Node]:
+        """Guards inside one region that read numbers inside another one's: they have to stay outside."""
+        owner = {node: each.addition for each in found for node in each.region}
+        return {
+            node
+            for node, addition in owner.items()
+            if node in self.flow.silent
+            for other in node.all_input_nodes
+            if owner.get(other, addition) is not addition
+        }
+
+    def half_step(self, reading: Reading, couplings: Set[fx.Node], begun: Set[fx.Node]) -> HalfStep | None:
+        """The half-step of a reading; None where its target cannot be had from the rest.
+
+        What streams begin with can be had from the couplings behind.
+        """
+        target, terms = reading.target, reading.terms
+        if any(call in couplings or call in self.flow.streams for call in reading.spine[:-1]):
             return None
-        region = self.region(node, term, couplings)
-        others = self.inputs(region or (term,)) if region or term.op == "get_attr" else (term,)
-        if target.op == "get_attr" or target in others or self._depends(others, target, couplings):
+        if not all(self.flow.is_tensor(term) for term in terms):
             return None
-        own = self.region(node, target, couplings)
+        region = self.region(reading.spine, terms, couplings)
+        inside = set(region)
+        outside = [term for term in terms if term not in inside and term.op != "get_attr"]
+        others = tuple(dict.fromkeys((*self.inputs(region), *outside)))
+        if target in others or self._depends(others, target, couplings, begun):
+            return None
+        own = self.region(reading.spine, (target,), couplings)
         if own and set(self.inputs(own)) & set(others):
             return None
-        return HalfStep(node, target, term, law, region, others)
+        return HalfStep(reading, region, others)
 
-    def _keeps_form(self, target: fx.Node, node: fx.Node) -> bool:
-        before, after = self.shadows.get(target), self.shadows.get(node)
-        return (
-            isinstance(before, Tensor)
-            and isinstance(after, Tensor)
-            and before.shape == after.shape
-            and before.dtype == after.dtype
-            and (before.is_floating_point() or before.is_complex())
-        )
+    def region(
+        self, spine: Sequence[fx.Node], terms: Sequence[fx.Node], couplings: Set[fx.Node]
+    ) -> tuple[fx.Node, ...]:
+        """The nodes that lead to the terms and, through them, to the spine alone, in order.
 
-    def _preference(self, option: HalfStep, couplings: Set[fx.Node]) -> tuple[bool, int]:
-        """The reading whose target lies on a stream, then the one with more work in F."""
-        return self._on_stream(option.target, couplings), sum(
-            node.op == "call_module" for node in option.region
-        )
-
-    def _on_stream(self, node: fx.Node, couplings: Set[fx.Node]) -> bool:
-        return (
-            node.op == "placeholder"
-            or node in couplings
-            or node in self.streams
-            or is_wiring(node, self.root)
-        )
-
-    def region(self, root: fx.Node, term: fx.Node, couplings: Set[fx.Node]) -> tuple[fx.Node, ...]:
-        """The nodes that lead to `term` and, through it, to `root` alone; couplings and inputs stop it."""
+        Couplings and inputs stop it. Numbers that are asked of values outside stay outside with these, and
+        guards on values inside come in.
+        """
+        order = self.flow.order
         inside: set[fx.Node] = set()
-        pending = [term]
+        spined = set(spine)
+        pending = [(-order[term], term) for term in terms]
+        heapify(pending)
+        queued = set(terms)
         while pending:
-            node = max(pending, key=self.order.__getitem__)
-            pending = [other for other in pending if other is not node]
-            fixed = node.op in ("placeholder", "get_attr") or node in couplings or node in self.streams
-            if fixed or any(user is not root and user not in inside for user in node.users):
+            _, node = heappop(pending)
+            fixed = node.op in ("placeholder", "get_attr") or node in couplings or node in self.flow.streams
+            if fixed or node in spined:
                 continue
-            if node is not term and root in node.users:
+            users = [user for user in node.users if not self._is_quiet(user)]
+            if any(user not in inside and not (user in spined and node in terms) for user in users):
                 continue
             inside.add(node)
-            pending += [other for other in node.all_input_nodes if other not in pending]
-        self._leave_items_to_their_containers(inside)
-        return tuple(sorted(inside, key=self.order.__getitem__))
+            for other in node.all_input_nodes:
+                if other not in queued:
+                    queued.add(other)
+                    heappush(pending, (-order[other], other))
+        self._leave_outside(inside)
+        self._take_guards(inside)
+        return tuple(sorted(inside, key=order.__getitem__))
 
-    def _leave_items_to_their_containers(self, inside: set[fx.Node]) -> None:
-        """Only tensors and plain numbers may enter a region: an item stays outside with its container."""
-        for node in sorted(inside, key=self.order.__getitem__):
-            if any(
-                other not in inside and holds_tensors(self.shadows.get(other))
-                for other in node.all_input_nodes
+    def _is_quiet(self, node: fx.Node) -> bool:
+        return node in self.flow.silent and node not in self.flow.loud
+
+    def _leave_outside(self, inside: set[fx.Node]) -> None:
+        """Only tensors and plain numbers may enter a region: items stay outside with their containers, and
+        numbers with the values that they are asked of."""
+        for node in sorted(inside, key=self.flow.order.__getitem__):
+            outside = [
+                other for other in node.all_input_nodes if other not in inside and other.op != "get_attr"
+            ]
+            if any(holds_tensors(self.flow.shadows.get(other)) for other in outside) or (
+                not self.flow.makes_tensors(node) and any(self.flow.is_tensor(other) for other in outside)
             ):
                 inside.discard(node)
 
-    def inputs(self, region: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
+    def _take_guards(self, inside: set[fx.Node]) -> None:
+        """Bring in the guards on values inside, with what they ask for."""
+        pending = [user for node in inside for user in node.users if self._is_quiet(user)]
+        while pending:
+            node = pending.pop()
+            if node not in inside:
+                inside.add(node)
+                pending += node.users
+
+    def inputs(self, region: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
         """What a region reads from outside, parameters and buffers left out."""
         inside = set(region)
         return tuple(
@@ -170,61 +370,84 @@ class _Search:
             )
         )
 
-    def _depends(self, nodes: tuple[fx.Node, ...], target: fx.Node, couplings: Set[fx.Node]) -> bool:
-        """Whether a node is computed from the target by anything but couplings."""
+    def _depends(
+        self, nodes: Sequence[fx.Node], target: fx.Node, couplings: Set[fx.Node], begun: Set[fx.Node]
+    ) -> bool:
+        """Whether a node is computed from the numbers in the target by anything but streams."""
+        order = self.flow.order
+        earliest, own = order[target], self.flow.base[target]
         seen: set[fx.Node] = set()
         pending = list(nodes)
-        earliest = self.order[target]
         while pending:
             node = pending.pop()
             if node is target:
                 return True
-            if node in seen or node in couplings or node in self.streams or self.order[node] < earliest:
+            if node in seen or node in couplings or node in self.flow.streams or order[node] < earliest:
+                continue
+            if (base := self.flow.base[node]) in begun and base is not own:
                 continue
             seen.add(node)
-            pending += node.all_input_nodes
+            if self.flow.makes_tensors(node):  # sizes and flags are remembered
+                if target in node.all_input_nodes:
+                    return True
+                pending += node.all_input_nodes
         return False
 
 
-def _readings(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node, Law]]:
-    """The ways to read a node as target, term and law."""
-    if node.op not in ("call_function", "call_method") or len(node.args) != 2 or set(node.kwargs) - {"alpha"}:
-        return
-    first, second = node.args
-    alpha = node.kwargs.get("alpha", 1)
-    if not isinstance(first, fx.Node) or not isinstance(second, fx.Node) or isinstance(alpha, fx.Node):
-        return
-    scale: Any = alpha
-    if node.target in ADDITIONS:
-        yield first, second, Sum(scale)
-        if alpha == 1:
-            yield second, first, Sum()
-    elif node.target in SUBTRACTIONS:
-        yield first, second, Sum(-scale)
-        if alpha == 1:
-            yield second, first, Difference()
-
-
 def _absorb(search: _Search, found: dict[fx.Node, HalfStep], node: fx.Node, scopes: list[Scope]) -> None:
-    """Give up half-steps that a module computes inside the F of the half-step at `node`."""
-    half_step = found[node]
-    if not any(other in found for other in half_step.others):
-        return
-    others = set(found) - {node}
-    everything = set(search.region(node, half_step.term, set()))
-    given_up = set()
-    for scope in scopes:
-        nodes = set(scope.nodes)
-        if node not in nodes and nodes & others and _computing(search, nodes) <= everything:
-            given_up |= nodes & others
-    if not given_up:
-        return
-    wider = search.half_step(node, others - given_up)
-    if wider is not None and wider.target is half_step.target and set(wider.region) >= given_up:
+    """Give up half-steps that lie inside the F of the half-step at `node` and lead nowhere else."""
+    flow = search.flow
+    while True:
+        half_step = found[node]
+        inside = {*half_step.region, *half_step.reading.spine}
+        near = {other for other in half_step.others if other in found and _serves(flow, other, inside)}
+        if not near:
+            return
+        reading = half_step.reading
+        everything = set(search.region(reading.spine, reading.terms, set()))
+        begun = {flow.base[each.target] for each in found.values()}
+        for given_up in _inner(flow, found, node, everything, near, scopes):
+            wider = search.half_step(reading, found.keys() - given_up, begun) if given_up else None
+            if wider is not None and set(wider.region) >= given_up:
+                break
+        else:
+            return
         found[node] = wider
         for other in given_up:
             del found[other]
 
 
-def _computing(search: _Search, nodes: set[fx.Node]) -> set[fx.Node]:
-    return {node for node in nodes if isinstance(search.shadows.get(node), Tensor) and node.op != "get_attr"}
+def _serves(flow: Flow, node: fx.Node, inside: set[fx.Node]) -> bool:
+    return all(user in inside or user in flow.silent for user in node.users)
+
+
+def _inner(
+    flow: Flow,
+    found: Mapping[fx.Node, HalfStep],
+    node: fx.Node,
+    everything: set[fx.Node],
+    near: set[fx.Node],
+    scopes: list[Scope],
+) -> Iterator[set[fx.Node]]:
+    """What to give up among `everything`: all of it, what modules compute by themselves, what is `near`.
+
+    Half-steps that move a stream on in the open stay: such a one reads its target last of all. In a module
+    that is an F as a whole it is given up all the same.
+    """
+    inner = {other for other in everything if other in found}
+    open_ones = {other for other in inner if _is_last_reader(flow, found[other])}
+    in_modules: set[fx.Node] = set()
+    for scope in scopes:
+        if not near.isdisjoint(scope.nodes):
+            nodes = set(scope.nodes)
+            computing = {each for each in nodes if flow.is_tensor(each) and each.op != "get_attr"}
+            if node not in nodes and computing <= everything:
+                in_modules |= inner & nodes
+    yield (inner - open_ones) | in_modules
+    yield in_modules
+    yield near - open_ones
+
+
+def _is_last_reader(flow: Flow, half_step: HalfStep) -> bool:
+    place = flow.order[half_step.addition]
+    return all(flow.order[each] <= place for each in flow.readers[flow.base[half_step.target]])

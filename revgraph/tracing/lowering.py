@@ -14,6 +14,7 @@ from revgraph.expressions import Call, Register, expression, fill, leaves, map_l
 from revgraph.graph import Graph, Node, verify
 from revgraph.joint_bijections import Bijection, Packing, flat
 from revgraph.program import (
+    Arithmetic,
     BijectionLaw,
     CouplingLaw,
     Named,
@@ -28,7 +29,15 @@ from revgraph.tracing.arguments import signature_of
 from revgraph.tracing.finding import HalfStep
 from revgraph.tracing.items import items_of, path_to, take_all
 from revgraph.tracing.ledger import Ledger
-from revgraph.tracing.phrasing import as_call, phrase, phrase_conditions, phrase_function, text_of, verb
+from revgraph.tracing.phrasing import (
+    as_call,
+    phrase,
+    phrase_conditions,
+    phrase_function,
+    phrase_terms,
+    text_of,
+    verb,
+)
 from revgraph.tracing.slices import cut, cut_up
 from revgraph.tracing.tracer import Tracer
 from revgraph.tracing.wirings import is_wiring, rearrangement
@@ -88,7 +97,7 @@ class _Lowering:
 
     def write(self) -> Any:
         """Write every node down; returns the form of the results."""
-        inside = {node for half_step in self.half_steps.values() for node in half_step.region}
+        inside = {node for each in self.half_steps.values() for node in (*each.region, *each.spine)}
         results: Any = None
         for node in self.graph.nodes:
             if node in self.half_steps:
@@ -124,16 +133,18 @@ class _Lowering:
         called = [str(each.target) for each in half_step.region if each.op == "call_module"]
         module = called[0] if len(called) == 1 else ""
         name = self.ledger.unique(module or self._scoped(node, node.name))
-        term = phrase(half_step.region, half_step.others, (half_step.term,), where)
+        term = phrase_terms(half_step.region, half_step.others, half_step.terms, where)
         reads = tuple(self.ledger.name_of(other) for other in half_step.others)
         target = self.ledger.name_of(half_step.target)
-        text = text_of(half_step.term, set(half_step.region), self.ledger.name_of)
-        if text == "F":
+        texts = [text_of(each, set(half_step.region), self.ledger.name_of) for each in half_step.terms]
+        text = ", ".join(texts)
+        if "F" in texts:
             text = f"F({', '.join(self.ledger.only_values(reads))})"
         self.ledger.names[node] = self.ledger.add_value(name, self.tracer.shadows[node])
         text = f"{target} (+) {text}"
         self.ledger.add_coupling(name, target, term, reads, half_step.law, module, text, where[node])
-        self._mark_additive()
+        if not isinstance(half_step.law, Arithmetic) or half_step.law.is_linear:
+            self._mark_additive()
 
     def _coupling_module(self, node: fx.Node, module: Coupling) -> None:
         """The half-steps of one call of a coupling module."""

@@ -11,10 +11,11 @@ from unittest.mock import patch
 
 import torch
 from torch.autograd.function import Function
+from torch.utils import checkpoint
 
 from revgraph.expressions import apply_function, leaves
 from revgraph.tracing.evaluating import Evaluator
-from revgraph.tracing.shadows import ShadowProxy, Untraceable, is_tensor
+from revgraph.tracing.shadows import ShadowProxy, Untraceable, caller, is_tensor
 
 FACTORIES = (
     *("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "randint", "zeros"),
@@ -23,22 +24,30 @@ FACTORIES = (
 )
 # In these a proxy may stand where C++ expects a number or a tuple; older releases of torch refuse that.
 STRICT = ("add", "sub", "cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack")
+# What these say of a number type may be asked of a proxy's.
+LIMITS = ("finfo", "iinfo")
 
 
 @contextmanager
-def patched(evaluator: Evaluator) -> Iterator[None]:
+def patched(evaluator: Evaluator, checkpointed: Callable[[str], None]) -> Iterator[None]:
     """While user code is traced:
 
     - `isinstance` of a proxy answers as for the tensor it stands for (torch's C++ checks still see a proxy);
     - factories like `torch.zeros`, and `autograd.Function`s, are recorded when they are given a proxy;
-    - asking for the gradient mode is refused, for it may be another one later.
+    - asking for the gradient mode is refused, for it may be another one later;
+    - `torch.utils.checkpoint` calls its function and no more, for the plan takes its place. Its own name may
+      have been imported anywhere, so what it calls is patched: `checkpointed` hears the places.
     """
     with ExitStack() as stack:
         stack.enter_context(patch.object(builtins, "isinstance", _is_instance(builtins.isinstance)))
-        for name in (*FACTORIES, *STRICT):
+        for name in (*FACTORIES, *STRICT, *LIMITS):
             stack.enter_context(patch.object(torch, name, _recording(getattr(torch, name))))
         apply: Any = Function.__dict__["apply"]
-        stack.enter_context(patch.object(Function, "apply", classmethod(_recording_apply(apply))))
+        stack.enter_context(
+            patch.object(Function, "apply", classmethod(_recording_apply(apply, checkpointed)))
+        )
+        passing = _passing(checkpoint._checkpoint_without_reentrant_generator, evaluator, checkpointed)
+        stack.enter_context(patch.object(checkpoint, "_checkpoint_without_reentrant_generator", passing))
         asked = torch.is_grad_enabled
         stack.enter_context(patch.object(torch, "is_grad_enabled", _refusing(asked, evaluator)))
         stack.enter_context(patch.object(torch._dynamo.config, "error_on_nested_fx_trace", False))
@@ -75,9 +84,26 @@ def _recording(factory: Any) -> Any:
     return make
 
 
-def _recording_apply(original: Any) -> Any:
+def _passing(original: Any, evaluator: Evaluator, checkpointed: Callable[[str], None]) -> Any:
+    """What `checkpoint` starts around a call of its function; while code is traced, nothing."""
+
+    def around(*args: Any, **kwargs: Any) -> Iterator[None]:
+        if evaluator.running:
+            yield from original(*args, **kwargs)
+            return
+        checkpointed(caller())
+        yield
+
+    return around
+
+
+def _recording_apply(original: Any, checkpointed: Callable[[str], None]) -> Any:
     def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
         proxies = [leaf for leaf in leaves((args, kwargs)) if is_proxy(leaf)]
+        if proxies and cls is checkpoint.CheckpointFunction:
+            checkpointed(caller())
+            function, _preserve, *inputs = args
+            return function(*inputs)
         if not proxies:
             return original.__get__(None, cls)(*args, **kwargs)
         if cls.__module__.startswith("torch."):

@@ -35,6 +35,25 @@ def phrase(
     return expression(calls, len(inputs), tuple(places[node] for node in outputs))
 
 
+def phrase_terms(
+    region: Iterable[fx.Node],
+    inputs: tuple[fx.Node, ...],
+    terms: tuple[fx.Node, ...],
+    where: Mapping[fx.Node, str],
+) -> Expression:
+    """As `phrase`, with a single output: several terms as a tuple."""
+    found = phrase(region, inputs, terms, where)
+    if len(terms) == 1:
+        return found
+    terms_at = tuple(Register(index) for index in found.outputs)
+    packed = Call("function", _tuple_of, terms_at, {}, found.size, ())
+    return expression((*found.calls, packed), found.inputs, (found.size,))
+
+
+def _tuple_of(*terms: Any) -> tuple[Any, ...]:
+    return terms
+
+
 def phrase_function(
     path: str, others: int, node: fx.Node, where: Mapping[fx.Node, str]
 ) -> tuple[Expression, tuple[fx.Node, ...]]:

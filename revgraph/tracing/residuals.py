@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from revgraph.tracing.finding import ADDITIONS
+from revgraph.tracing.readings import ADDITIONS
 
 # What may stand between a residual addition and the end of its block, by its name in torch.
 ACTIVATIONS = {"relu", "relu6", "leaky_relu", "leakyrelu", "elu", "gelu", "silu", "mish", "hardswish", "tanh"}

@@ -34,13 +34,23 @@ from revgraph.wiring import Wiring
 
 @dataclass
 class Scope:
-    """One call of a module that the trace went into: its nodes, arguments and results."""
+    """One call of a module that the trace went into, within that of its caller: nodes, arguments, results."""
 
     path: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    caller: Scope | None = None
     nodes: list[fx.Node] = field(default_factory=list)
     result: Any = None
+    checkpoints: bool = False
+
+
+def _is_list_like(module: nn.Module) -> bool:
+    """Whether a module of torch's is more of a list than of a unit: its layers are what to plan."""
+    is_wrapper = type(module).__module__.endswith("checkpoint_wrapper")
+    return (isinstance(module, nn.Sequential) or is_wrapper) or any(
+        isinstance(child, nn.ModuleList) and len(child) > 1 for child in module.children()
+    )
 
 
 class Tracer(fx.Tracer):
@@ -72,6 +82,7 @@ class Tracer(fx.Tracer):
         self.scopes: list[Scope] = []
         self.kept: list[Tensor] = []
         self.opaque: dict[str, str] = {}
+        self.checkpointed: dict[str, None] = {}
         self._open: list[Scope] = []
         self._overwritten: list[Tensor] = []
         self._mode = modes()
@@ -111,7 +122,7 @@ class Tracer(fx.Tracer):
             return forward, [model]
 
         self.create_args_for_root = arguments
-        with patched(self.evaluator):
+        with patched(self.evaluator, self._pass_checkpoint):
             return self.trace(model)
 
     def _proxy_of(self, node: fx.Node) -> ShadowProxy:
@@ -144,8 +155,7 @@ class Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
             (isinstance(m, (Coupling, Wiring, Boundary)) and not isinstance(m, self.opened))
-            or super().is_leaf_module(m, module_qualified_name)
-            or (type(m).__module__.startswith("torch.") and not isinstance(m, nn.Sequential))
+            or (type(m).__module__.startswith("torch.") and not _is_list_like(m))
             or bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
         )
 
@@ -158,7 +168,9 @@ class Tracer(fx.Tracer):
         if self.is_leaf_module(m, path):
             return self.create_proxy("call_module", path, args, kwargs)
         args, kwargs = self._unpacked(args), self._unpacked(kwargs)
-        scope = Scope(path, self.create_arg(args), self.create_arg(kwargs))
+        scope = Scope(
+            path, self.create_arg(args), self.create_arg(kwargs), self._open[-1] if self._open else None
+        )
         last = next(iter(reversed(self.graph.nodes)))
         overwritten = len(self._overwritten)
         self._open.append(scope)
@@ -179,6 +191,11 @@ class Tracer(fx.Tracer):
             self._open.pop()
         self.scopes.append(scope)
         return result
+
+    def _pass_checkpoint(self, place: str) -> None:
+        self.checkpointed[place] = None
+        for scope in self._open:
+            scope.checkpoints = True
 
     def call_root(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The model itself as one call, where it is a coupling, a wiring or a boundary."""

@@ -314,6 +314,7 @@ def outcomes() -> dict[tuple[str, str], tuple[str, str]]:
 
 # What torch itself refuses here, with its own words.
 TORCH_LIMITS = {
+    ("reentrant checkpoint", "root"): "incompatible with .grad()",
     ("reentrant checkpoint", "submodule"): "incompatible with .grad()",
     ("reentrant checkpoint", "function"): "incompatible with .grad()",
     ("functional gradient", "function"): "don't yet support saved tensor hooks",

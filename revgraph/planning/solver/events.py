@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-import networkx as nx
-
 from revgraph.planning.solver.problem import Problem
 
 
 def relatives_of(problem: Problem) -> dict[int, frozenset[int]]:
     """For each value that wiring reads or makes those that wiring connects it with, itself included."""
+    import networkx as nx  # takes a while to import, and few need it
+
     network: nx.Graph[int] = nx.Graph()
     for item in problem.items:
         if not item.options and item.inputs:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 
 from revgraph.planning.solver.milp_process import solve
 
@@ -101,6 +100,8 @@ class LinearModel:
 
     def least(self, column: int, values: Values) -> float:
         """The least that a column may be which rows bound from below, beside these values of the others."""
+        import scipy.sparse  # takes a while to import, and few need it
+
         matrix = scipy.sparse.csr_array(
             (self._values, self._columns, self._starts), shape=(len(self.row_low), len(self.low))
         )

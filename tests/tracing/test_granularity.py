@@ -1,0 +1,245 @@
+"""A model is planned as finely as it is worth, wherever in other modules it sits."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils import checkpoint
+from tracing.agreement import agree, equal_trees, linear, mlp, randn
+
+import revgraph as rg
+
+
+class Block(nn.Module):
+    """One unit: a block whose parts are planned better together."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.f = mlp(seed=seed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.f(x)) + x.sin()
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Wide(seed) for seed in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Wide(Block):
+    """A block with several layers, so that its encoder has several parts worth a plan each."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.g = linear(seed=seed + 40)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.g(super().forward(x))
+
+
+class Around(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.head = inner, linear(seed=77)
+
+    def forward(self, *args: Any) -> Any:
+        return self.head(self.inner(*args))
+
+
+def modules_of(net: rg.ReversibleModule) -> list[str]:
+    return [node.module for node in net.graph.nodes if node.module]
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
+def test_layers_of_a_wrapped_encoder_are_planned_one_by_one(depth: int) -> None:
+    model: nn.Module = Encoder()
+    for _ in range(depth):
+        model = Around(model)
+    net = agree(model, randn(3, 4), couplings=0)
+    prefix = "inner." * depth
+    assert modules_of(net)[:4] == [f"{prefix}blocks.{index}" for index in range(4)]
+
+
+def test_wrapping_costs_the_plan_nothing() -> None:
+    x = randn(64, 4)
+    alone, wrapped = (
+        rg.plan(rg.trace(model, x).graph, cost="flops") for model in (Encoder(), Around(Encoder()))
+    )
+    whole = rg.keep_all(rg.trace(Around(Encoder()), x).graph)
+    assert wrapped.peak_bytes < 0.7 * whole.peak_bytes
+    assert wrapped.peak_bytes <= alone.peak_bytes + 4 * x.numel() * x.element_size()
+
+
+def test_layers_of_torchs_own_encoder_are_planned_one_by_one() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.TransformerEncoder(layer, 3), nn.Linear(8, 2)).double()
+    net = agree(model, randn(2, 5, 4), couplings=0)
+    assert modules_of(net) == ["0", "1.layers.0", "1.layers.1", "1.layers.2", "2"]
+
+
+def test_block_with_an_attention_and_a_perceptron_is_planned_in_two() -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm1, self.norm2 = nn.LayerNorm(4).double(), nn.LayerNorm(4).double()
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True).double()
+            self.mlp = nn.Sequential(linear(4, 8, 3), nn.GELU(), linear(8, 4, 5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.norm1(x)
+            x = x + self.attention(h, h, h, need_weights=False)[0]
+            return x + self.mlp(self.norm2(x))
+
+    net = agree(nn.Sequential(Layer(), Layer()), randn(2, 5, 4), couplings=0)
+    assert [path for path in modules_of(net) if "norm" not in path] == [
+        "0.attention", "0.mlp", "1.attention", "1.mlp",
+    ]  # fmt: skip
+
+
+def test_shared_layer_is_several_parts() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = Wide()
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(3):
+                x = self.layer(x)
+            return x
+
+    assert modules_of(agree(Around(Shared()), randn(3, 4))) == ["inner.layer"] * 3 + ["head"]
+
+
+def test_block_of_plain_layers_stays_whole() -> None:
+    assert modules_of(agree(nn.ModuleList([Around(Block())])[0], randn(3, 4))) == ["inner", "head"]
+
+
+def test_function_of_a_coupling_stays_whole_whatever_its_parts() -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f = Encoder()
+
+        def forward(self, x1: Tensor, x2: Tensor) -> Any:
+            return x1 + self.f(x2), x2
+
+    net = agree(Half(), randn(3, 4), randn(3, 4, seed=2), couplings=1)
+    assert modules_of(net) == ["f"]
+
+
+class Attend(nn.Module):
+    """A function with results besides the one that a block uses."""
+
+    def __init__(self, how: str, seed: int) -> None:
+        super().__init__()
+        self.how, self.q, self.o = how, linear(seed=seed), linear(seed=seed + 9)
+
+    def forward(self, x: Tensor) -> Any:
+        p = torch.softmax(self.q(x), -1)
+        y = self.o(p * x)
+        return {"tuple": (y, p), "dict": {"y": y, "p": p}, "nested": ((y, None), {"p": [p]})}[self.how]
+
+
+@pytest.mark.parametrize("how", ["tuple", "dict", "nested"])
+def test_results_that_nothing_reads_do_not_end_a_function(how: str) -> None:
+    class Net(nn.Module):
+        def __init__(self, depth: int) -> None:
+            super().__init__()
+            self.f = nn.ModuleList(Attend(how, index) for index in range(depth))
+
+        def forward(self, a: Tensor, b: Tensor) -> Any:
+            for f in self.f:
+                r = f(b)
+                a, b = b, a + (r["y"] if how == "dict" else r[0][0] if how == "nested" else r[0])
+            return a, b
+
+    held: list[int] = []
+    for depth in (2, 6):
+        net = agree(Net(depth), randn(3, 4), randn(3, 4, seed=2), couplings=depth)
+        held.append(rg.measure(net, randn(3, 4), randn(3, 4, seed=2)).held_bytes)
+    assert held[0] == held[1]
+
+
+class Checkpointed(nn.Module):
+    """Blocks that are checkpointed by the model itself."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.blocks = (
+            how,
+            nn.ModuleList(rg.Additive(mlp(seed=s), mlp(seed=s + 5)) for s in range(2)),
+        )
+
+    def forward(self, x1: Tensor, x2: Tensor) -> Any:
+        for block in self.blocks:
+            if self.how == "method":
+                x1, x2 = checkpoint.checkpoint(
+                    lambda one, two, b=block: b(one, two), x1, x2, use_reentrant=False
+                )
+            else:
+                x1, x2 = checkpoint.checkpoint(block, x1, x2, use_reentrant=self.how == "reentrant")
+        return x1, x2
+
+
+@pytest.mark.parametrize("place", ["root", "submodule"])
+@pytest.mark.parametrize("how", ["reentrant", "not reentrant", "method"])
+def test_checkpoints_of_the_model_give_way_to_the_plan_and_that_is_said(how: str, place: str) -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Checkpointed(how)
+
+        def forward(self, x1: Tensor, x2: Tensor) -> Any:
+            return self.inner(x1, x2)
+
+    model = Checkpointed(how) if place == "root" else Outer()
+    x1, x2 = randn(3, 4).requires_grad_(), randn(3, 4, seed=2).requires_grad_()
+    with pytest.warns(rg.TraceWarning, match=r"test_granularity\.py:\d+.*the net's plan"):
+        net = rg.trace(model, x1, x2)
+    assert [node.kind for node in net.graph.nodes].count("coupling") == 4
+    net.plan = rg.decide(net.graph, {})
+    found: list[Any] = []
+    for module in (net, model):
+        for each in (x1, x2, *module.parameters()):
+            each.grad = None
+        out = module(x1, x2)
+        sum(each.square().sum() for each in out).backward()  # pyright: ignore
+        found.append([*out, x1.grad, x2.grad, *(each.grad for each in module.parameters())])
+    equal_trees(found[0][:2], found[1][:2])
+    for one, two in zip(found[0], found[1], strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
+
+
+def test_checkpointed_block_is_no_longer_checkpointed() -> None:
+    calls: list[int] = []
+
+    class Counted(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:  # pyright: ignore
+            calls.append(1)
+            return super().forward(x)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f = Counted(4, 4).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint.checkpoint(self.f, x, use_reentrant=False).sin()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rg.TraceWarning)
+        net = rg.trace(nn.Sequential(Net(), Net()), randn(3, 4))
+    net.plan = rg.keep_all(net.graph)
+    calls.clear()
+    net(randn(3, 4).requires_grad_()).sum().backward()
+    assert len(calls) == 2

@@ -1,0 +1,242 @@
+"""A sum is a coupling where it moves a stream on; what lies inside its function stays inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from tracing.agreement import agree, equal_runs, linear, mlp, randn
+
+import revgraph as rg
+
+DEPTH = 4
+
+
+class Deep(nn.Module):
+    """Half-steps in a loop, each with a term of its own kind."""
+
+    def __init__(self, term: Callable[..., Any], depth: int = DEPTH, width: int = 4) -> None:
+        super().__init__()
+        self.term = term
+        self.a = nn.ModuleList(linear(width, seed=index) for index in range(depth))
+        self.b = nn.ModuleList(linear(width, seed=index + 50) for index in range(depth))
+        self.both = nn.ModuleList(linear(width, 2 * width, seed=index + 90) for index in range(depth))
+
+    def forward(self, x1: Tensor, x2: Tensor, cond: Tensor) -> Any:
+        for a, b, both in zip(self.a, self.b, self.both, strict=True):
+            x1, x2 = x2, self.term(x1, x2, cond, a, b, both)
+        return x1, x2
+
+
+def scale_and_shift(x1: Tensor, x2: Tensor, both: nn.Module, how: Callable[..., Tensor]) -> Tensor:
+    s, t = both(x2).chunk(2, -1)
+    return how(x1, torch.tanh(s), t)
+
+
+def guarded(x1: Tensor, x2: Tensor, a: Any) -> Tensor:
+    h = a(x2)
+    if h.dtype != a.weight.dtype or h.shape[-1] != a.out_features:
+        h = h.to(a.weight.dtype)
+    return x1 + torch.tanh(h)
+
+
+TERMS: dict[str, Callable[..., Tensor]] = {
+    "condition added": lambda x1, x2, c, a, b, both: x1 + torch.tanh(a(x2) + b(c)),
+    "condition added first": lambda x1, x2, c, a, b, both: x1 + torch.tanh(a(x2 + b(c))),
+    "condition as it is": lambda x1, x2, c, a, b, both: x1 + torch.tanh(a(x2) + c),
+    "condition multiplied": lambda x1, x2, c, a, b, both: x1 + torch.tanh(a(x2) * b(c)),
+    "condition subtracted": lambda x1, x2, c, a, b, both: x1 - torch.tanh(a(x2) - b(c)),
+    "two branches": lambda x1, x2, c, a, b, both: x1 + (a(x2) + b(x2)),
+    "inner residual": lambda x1, x2, c, a, b, both: x1 + (b(torch.tanh(a(x2))) + torch.tanh(a(x2))),
+    "scaled stream": lambda x1, x2, c, a, b, both: 0.9 * x1 + torch.tanh(a(x2)),
+    "scaled behind": lambda x1, x2, c, a, b, both: (x1 + torch.tanh(a(x2))) / 2**0.5,
+    "scaled and subtracted": lambda x1, x2, c, a, b, both: torch.tanh(a(x2)) - x1 * 0.5,
+    "scaled term": lambda x1, x2, c, a, b, both: x1 + 0.1 * torch.tanh(a(x2)),
+    "both scaled": lambda x1, x2, c, a, b, both: 0.9 * x1 + 0.1 * torch.tanh(a(x2)),
+    "negative": lambda x1, x2, c, a, b, both: torch.tanh(a(x2)) + x1 * -1.5,
+    "affine": lambda x1, x2, c, a, b, both: scale_and_shift(
+        x1, x2, both, lambda x, s, t: torch.exp(s) * x + t
+    ),
+    "affine, shifted first": lambda x1, x2, c, a, b, both: scale_and_shift(
+        x1, x2, both, lambda x, s, t: (x - t) * torch.exp(-s)
+    ),
+    "affine, divided": lambda x1, x2, c, a, b, both: scale_and_shift(
+        x1, x2, both, lambda x, s, t: (x - t) / s.exp()
+    ),
+    "scale alone": lambda x1, x2, c, a, b, both: x1 * torch.exp(torch.tanh(a(x2))),
+    "guards on the form": lambda x1, x2, c, a, b, both: guarded(x1, x2, a),
+}  # fmt: skip
+
+
+def inputs() -> tuple[Tensor, Tensor, Tensor]:
+    return randn(3, 4, seed=1), randn(3, 4, seed=2), randn(3, 4, seed=3)
+
+
+@pytest.mark.parametrize("kind", TERMS)
+def test_half_steps_in_a_loop_are_all_that_is_left(kind: str) -> None:
+    model = Deep(TERMS[kind])
+    net = agree(model, *inputs(), couplings=DEPTH)
+    assert {node.kind for node in net.graph.nodes} == {"input", "coupling", "output"}, str(net.graph)
+    equal_runs(net, model, randn(5, 4, seed=4), randn(5, 4, seed=5), randn(5, 4, seed=6))
+
+
+@pytest.mark.parametrize("kind", TERMS)
+def test_held_bytes_do_not_grow_with_depth(kind: str) -> None:
+    held: list[int] = []
+    for depth in (2, 8):
+        x1, x2, cond = inputs()
+        net = rg.trace(Deep(TERMS[kind], depth), x1, x2, cond)
+        net.plan = rg.decide(net.graph, {})
+        found = rg.measure(net, x1, x2, cond)
+        assert found.held_bytes == net.plan.held_bytes
+        held.append(found.held_bytes)
+    assert held[0] == held[1]
+
+
+@pytest.mark.parametrize("kind", TERMS)
+def test_inverse_gives_the_inputs_back(kind: str) -> None:
+    x1, x2, cond = inputs()
+    net = rg.trace(Deep(TERMS[kind]), x1, x2, cond)
+    with torch.no_grad():
+        y1, y2 = net(x1, x2, cond)
+        back = net.inverse(y1, y2, cond=cond)
+    torch.testing.assert_close(back, (x1, x2), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TERMS if "scale" in kind or "affine" in kind])
+def test_log_determinant_is_that_of_the_jacobian(kind: str) -> None:
+    x1, x2, cond = inputs()
+    model = Deep(TERMS[kind])
+    net = rg.trace(model, x1, x2, cond)
+    _, found = net.with_log_det(x1, x2, cond)
+    for index in range(len(x1)):
+        one = cond[index : index + 1]
+
+        def whole(x: Tensor, one: Tensor = one) -> Tensor:
+            return torch.cat(model(*x.chunk(2, 1), one), 1)[0]
+
+        jacobian = torch.autograd.functional.jacobian(whole, torch.cat([x1, x2], 1)[index : index + 1])
+        expected = torch.linalg.slogdet(jacobian[:, 0])[1]
+        torch.testing.assert_close(found[index], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-6, float("inf")])
+def test_factor_that_forgets_is_no_part_of_a_coupling(factor: float) -> None:
+    model = Deep(lambda x1, x2, c, a, b, both: x1.clamp(-9, 9) * factor + torch.tanh(a(x2)), depth=1)
+    net = rg.trace(model, *inputs())
+    assert "mul" in [node.expression.split("(")[0] for node in net.graph.nodes if node.kind == "boundary"]
+
+
+def test_gate_that_may_close_is_no_coupling() -> None:
+    agree(Deep(lambda x1, x2, c, a, b, both: x1 * torch.sigmoid(a(x2))), *inputs(), couplings=0)
+
+
+def test_exact_mode_takes_no_product_into_a_coupling() -> None:
+    x1, x2, cond = (each.float() for each in inputs())
+    net = rg.trace(Deep(TERMS["scaled stream"]).float(), x1, x2, cond, exact=True)
+    assert sum(node.expression.startswith("mul(") for node in net.graph.nodes) == DEPTH
+    one, two = (module(x1, x2, cond) for module in (net, net._model))
+    torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-3)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = linear(4, 12, seed=5), linear(seed=6)
+
+    def forward(self, x: Tensor, mask: Tensor, bias: Tensor) -> Any:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        scores = q @ k.transpose(-1, -2) / 2
+        scores = scores + bias + mask
+        weights = scores.softmax(-1)
+        return self.out(weights @ v), weights
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.mlp = Attention(), mlp(seed=9)
+
+    def forward(self, x: Tensor, mask: Tensor, bias: Tensor) -> Tensor:
+        y, _ = self.attention(x, mask, bias)
+        x = y + x
+        return self.mlp(x) + x
+
+
+class Transformer(nn.Module):
+    """Sums of every kind around, none of which is a coupling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.word, self.kind = nn.Embedding(9, 4).double(), nn.Embedding(2, 4).double()
+        self.place, self.bias = nn.Parameter(randn(1, 5, 4)), nn.Parameter(randn(1, 5, 5))
+        self.layers, self.norm = nn.ModuleList(Layer() for _ in range(3)), nn.LayerNorm(4).double()
+
+    def forward(self, ids: Tensor, kinds: Tensor, seen: Tensor) -> Tensor:
+        x = self.word(ids) + self.kind(kinds) + self.place
+        mask = (1.0 - seen[:, None, :].to(x.dtype)) * torch.finfo(x.dtype).min
+        bias = self.bias + torch.zeros_like(mask)
+        for layer in self.layers:
+            x = layer(x, mask, bias)
+        return self.norm(x)
+
+
+def test_sums_of_a_transformer_are_no_couplings() -> None:
+    ids = torch.arange(10).view(2, 5) % 9
+    seen = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
+    net = agree(Transformer(), ids, ids % 2, seen, couplings=0)
+    parts = [node.module for node in net.graph.nodes if node.module.startswith("layers.1")]
+    assert parts == ["layers.1.attention", "layers.1.mlp"]
+
+
+def test_streams_that_begin_with_a_residual_block_are_found() -> None:
+    """The midpoint rule: the second stream begins with what was computed from the first."""
+
+    class Midpoint(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.f = linear(seed=30), nn.ModuleList(mlp(seed=index) for index in range(5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            before = self.stem(x)
+            now = before + self.f[0](before)
+            for f in self.f[1:]:
+                before, now = now, before + 2 * f(now)
+            return torch.tanh(now)
+
+    agree(Midpoint(), randn(3, 4), couplings=4)
+
+
+def test_momentum_in_plain_code_is_found() -> None:
+    class Momentum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f = nn.ModuleList(mlp(seed=index) for index in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            v = torch.zeros_like(x)
+            for f in self.f:
+                v = 0.9 * v + 0.1 * f(x)
+                x = x + v
+            return torch.tanh(x)
+
+    agree(Momentum(), randn(3, 4), couplings=7)  # the first speed is zero and gains nothing
+
+
+def test_losses_added_up_are_no_stream() -> None:
+    class Sums(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f = nn.ModuleList(mlp(seed=index) for index in range(4))
+
+        def forward(self, x1: Tensor, x2: Tensor) -> Any:
+            total = 0.0
+            for f in self.f:
+                x1, x2 = x2, x1 + f(x2)
+                total = total + x2.square().mean()
+            return x1, x2, total
+
+    agree(Sums(), randn(3, 4), randn(3, 4, seed=2), couplings=4)
