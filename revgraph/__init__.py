@@ -11,6 +11,7 @@ from revgraph.dynamics import DualResidual, Leapfrog, Midpoint, Momentum
 from revgraph.engine.module import ReversibleModule
 from revgraph.errors import (
     BudgetError,
+    CouplingError,
     DataError,
     DriftError,
     DriftWarning,
@@ -20,6 +21,7 @@ from revgraph.errors import (
     RevgraphError,
     SpecError,
     TraceError,
+    TraceWarning,
 )
 from revgraph.estimating import estimate_drift
 from revgraph.graph import Graph, Node, Value, verify
@@ -71,6 +73,7 @@ __all__ = [
     "BudgetError",
     "Concatenate",
     "Coupling",
+    "CouplingError",
     "DataError",
     "DeviceProfile",
     "DriftError",
@@ -105,6 +108,7 @@ __all__ = [
     "Split",
     "Swap",
     "TraceError",
+    "TraceWarning",
     "Value",
     "Wiring",
     "check",

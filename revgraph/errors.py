@@ -35,6 +35,14 @@ class BudgetError(PlanError):
         self.node = node
 
 
+class CouplingError(RevgraphError):
+    """A coupling's `uncouple` does not undo its `couple`; `node` is the coupling."""
+
+    def __init__(self, message: str, *, node: str) -> None:
+        super().__init__(message)
+        self.node = node
+
+
 class ReplayError(RevgraphError):
     """A replay differs from its forward evaluation, or a stored value was edited in place."""
 
@@ -49,6 +57,10 @@ class DriftError(RevgraphError):
 
 class DriftWarning(UserWarning):
     """A value that was rebuilt while training has drifted further than it should."""
+
+
+class TraceWarning(UserWarning):
+    """What a trace understands in another way than the code says it."""
 
 
 class DataError(RevgraphError):

@@ -68,7 +68,7 @@ class Packing:
     def pack(self, *streams: Tensor) -> Tensor:
         """The streams in one tensor; one alone may be that tensor."""
         if self.side_by_side:
-            return torch.cat(streams, 1) if len(streams) > 1 else streams[0]
+            return streams[0] if len(streams) == 1 else torch.cat(streams, 1)
         return torch.cat([stream.reshape(len(stream), -1) for stream in streams], 1)
 
     def unpack(self, packed: Tensor) -> tuple[Tensor, ...]:
