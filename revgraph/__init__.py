@@ -11,6 +11,7 @@ from revgraph.dynamics import DualResidual, Leapfrog, Midpoint, Momentum
 from revgraph.engine.module import ReversibleModule
 from revgraph.errors import (
     BudgetError,
+    CouplingError,
     DataError,
     DriftError,
     DriftWarning,
@@ -72,6 +73,7 @@ __all__ = [
     "BudgetError",
     "Concatenate",
     "Coupling",
+    "CouplingError",
     "DataError",
     "DeviceProfile",
     "DriftError",

@@ -35,6 +35,14 @@ class BudgetError(PlanError):
         self.node = node
 
 
+class CouplingError(RevgraphError):
+    """A coupling's `uncouple` does not undo its `couple`; `node` is the coupling."""
+
+    def __init__(self, message: str, *, node: str) -> None:
+        super().__init__(message)
+        self.node = node
+
+
 class ReplayError(RevgraphError):
     """A replay differs from its forward evaluation, or a stored value was edited in place."""
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from revgraph.courses import verify_course
 from revgraph.errors import GraphError
@@ -27,13 +27,15 @@ WIDEST_CELL = 48
 class Graph:
     """A network as data: nodes in a topological order, and their values.
 
-    Graphs compare by content, turn into JSON and back, and hold neither tensors nor modules.
+    `findings` say what a trace made of the model's sums and modules. Graphs compare by all else that they
+    hold, turn into JSON and back, and hold neither tensors nor modules.
     """
 
     nodes: tuple[Node, ...]
     values: tuple[Value, ...]
     name: str = "graph"
     loss: Node | None = field(default=None, repr=False)
+    findings: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @cached_property
     def node(self) -> Mapping[str, Node]:
@@ -105,6 +107,7 @@ class Graph:
             "nodes": [courses.written(node) for node in self.nodes],
             "values": [asdict(value) for value in self.values],
             "loss": None if self.loss is None else courses.written(self.loss),
+            "findings": list(self.findings),
         }
         return json.dumps({**data, "courses": courses.data}, indent=1)
 
@@ -128,6 +131,7 @@ class Graph:
                 values=tuple(value_from(item) for item in data["values"]),
                 name=data["name"],
                 loss=None if loss is None else courses.read(loss),
+                findings=_texts(data.get("findings", [])),
             )
             if not isinstance(graph.name, str):
                 raise ValueError(f"a graph's name is text, not {graph.name!r:.60}")
@@ -153,7 +157,7 @@ class Graph:
             for node in self.nodes
             if node.kind not in ("input", "output")
         ]
-        return head + "\n" + table(("node", "kind", "computes", "shape"), rows)
+        return "\n".join([head, table(("node", "kind", "computes", "shape"), rows), *self.findings])
 
 
 def verify(graph: Graph) -> Graph:
@@ -245,6 +249,12 @@ def _verify_coupling(graph: Graph, node: Node) -> None:
             f"coupling {node.name!r} turns {target.name!r} of shape {list(target.shape)} into "
             f"{output.name!r} of shape {list(output.shape)}: a coupling keeps its target's shape"
         )
+
+
+def _texts(items: Any) -> tuple[str, ...]:
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise ValueError(f"findings are a list of lines, not {items!r:.60}")
+    return tuple(items)
 
 
 def _unique(what: str, names: Iterable[str]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from revgraph.couplings import Additive
 from revgraph.errors import TraceError
 from revgraph.expressions import Call, Expression, Register, expression, module_at
-from revgraph.graph import Graph, Node, Value, verify
+from revgraph.graph import Node, Value, verify
 from revgraph.program import (
     CouplingLaw,
     Difference,
@@ -109,7 +109,7 @@ class _Gridding:
                 if name in streams.beginnings:
                     self._begin(name, operations, nodes[operation.node])
         ordered = [self._node(node) for group in nodes.values() for node in group]
-        graph = Graph(tuple(ordered), tuple(self._values()), self.graph.name)
+        graph = replace(self.graph, nodes=tuple(ordered), values=tuple(self._values()))
         return replace(self.program, graph=verify(graph), operations=tuple(operations))
 
     def _check_dtype(self, name: str) -> None:

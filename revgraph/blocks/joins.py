@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from revgraph.couplings import Boundary
 
 
-class Sum(Boundary):
-    """The sum of any number of values of one shape: a skip's end."""
+class Sum(nn.Module):
+    """The sum of any number of values of one shape: a skip's end, or a coupling where it can be undone."""
 
     def forward(self, *values: Tensor) -> Tensor:
         first, *rest = values

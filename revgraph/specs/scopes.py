@@ -42,7 +42,7 @@ class Scope:
         """The values that a layer reads: its target, then those after `in` or `others`; or what flows on.
 
         Raises:
-            SpecError: one of them does not exist, or nothing flows on.
+            SpecError: one of them does not exist, the target is among the `others`, or nothing flows on.
         """
         if layer.reads is not None or layer.target is not None:
             target = (
@@ -50,7 +50,15 @@ class Scope:
                 if layer.target is None
                 else (self.one(layer.target, "the target of a half-step", layer.where),)
             )
-            return target + tuple(v for name in layer.reads or () for v in self.named(name, layer.where))
+            reads = {name: self.named(name, layer.where) for name in layer.reads or ()}
+            for name, values in reads.items():
+                if target and target[0] in values:
+                    raise SpecError(
+                        f"{layer.where}: {name!r} among `others` is the target {layer.target!r} itself. A "
+                        "half-step's function reads the other streams alone, or nothing could undo it: leave "
+                        "it out, or make an ordinary layer of it, with `in` and `out`."
+                    )
+            return target + tuple(value for name in layer.reads or () for value in reads[name])
         return self.flowing(layer.where)
 
     def flowing(self, where: str) -> Values:

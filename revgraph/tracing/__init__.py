@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -22,10 +23,12 @@ from revgraph.storages import faked
 from revgraph.tracing.arguments import call_with, fill_form, form_of
 from revgraph.tracing.collapsing import collapse
 from revgraph.tracing.finding import find, refine
+from revgraph.tracing.findings import Findings, explain_sums
 from revgraph.tracing.lowering import lower
 from revgraph.tracing.shadows import ReadPastAttributes, place_of
 from revgraph.tracing.slices import gather_slices
 from revgraph.tracing.tracer import Tracer
+from revgraph.tracing.undoing import Example, check_undoing
 from revgraph.wiring import Wiring
 
 __all__ = ["trace"]
@@ -52,11 +55,14 @@ def trace(
 
     Shapes come from a run without memory or arithmetic; where the model cannot do that (a result's shape
     depends on values), from a real one. The model, its buffers and the random state are left as they were.
+    Couplings of the user's own are tried; what becomes of a coupling module otherwise than meant is a
+    `TraceWarning`.
     Boundaries of the types `opened` are traced into, for `rewrite` to see what they do. With `sums_only`,
     couplings found in plain code are sums and differences, without any factor.
 
     Raises:
         TraceError: the model fails on the example, or its own forward cannot be traced.
+        CouplingError: a coupling of the user's is not undone by its inverse.
     """
     if not isinstance(model, nn.Module):
         raise TraceError(
@@ -72,7 +78,7 @@ def trace(
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with _silent():
-            program, tracer = traced(fake_mode)
+            found = traced(fake_mode)
     except RevgraphError:
         raise
     except ReadPastAttributes as error:  # with memory the numbers would be frozen, and nothing tell so
@@ -80,31 +86,46 @@ def trace(
     except Exception:
         pass
     else:
-        if not any(FAKE_FAILED.search(reason) for reason in tracer.opaque.values()):
-            return _said(program, tracer)
+        if not any(FAKE_FAILED.search(reason) for reason in found.tracer.opaque.values()):
+            return _checked(found, model)
     if _is_known(model):
         # What fails without memory would fail with it too, but perhaps after taking a great deal.
         with _silent():
             _run_once(model, form, named, name, fake_mode)
     try:
-        return _said(*traced(None))
+        found = traced(None)
     except RevgraphError:
         raise
     except Exception as error:
         _run_once(model, form, named, name, None)
         raise _cannot_be_traced(name, error) from error
+    return _checked(found, model)
 
 
-def _said(program: Program, tracer: Tracer) -> Program:
-    """The program, once it was said what the trace understood in another way than the code says it."""
-    if tracer.checkpointed:
-        warnings.warn(
-            f"{program.graph.name} checkpoints by itself ({', '.join(tracer.checkpointed)}). The trace went "
-            "through as if it did not: the net's plan says what is recomputed.",
-            TraceWarning,
-            stacklevel=4,
+@dataclass(frozen=True)
+class _Traced:
+    program: Program
+    examples: list[Example]
+    findings: Findings
+    tracer: Tracer
+
+
+def _checked(traced: _Traced, model: nn.Module) -> Program:
+    """The program, once its couplings were tried, and said what became of them that was not meant.
+
+    Raises:
+        CouplingError: a coupling of the user's is not undone by its inverse.
+    """
+    check_undoing(model, traced.examples)
+    texts = list(traced.findings.warnings())
+    if traced.tracer.checkpointed:
+        texts.append(
+            f"{traced.program.graph.name} checkpoints by itself ({', '.join(traced.tracer.checkpointed)}). "
+            "The trace went through as if it did not: the net's plan says what is recomputed."
         )
-    return program
+    for text in texts:
+        warnings.warn(text, TraceWarning, stacklevel=5)
+    return traced.program
 
 
 def _cannot_be_traced(name: str, error: Exception) -> TraceError:
@@ -167,7 +188,7 @@ def _trace(
     opened: tuple[type[Boundary], ...],
     sums_only: bool,
     fake_mode: FakeTensorMode | None,
-) -> tuple[Program, Tracer]:
+) -> _Traced:
     names = {id(parameter): path for path, parameter in model.named_parameters()}
     buffers = dict(model.named_buffers(remove_duplicate=False))
 
@@ -196,9 +217,11 @@ def _trace(
         for scope in tracer.scopes:
             scope.nodes = [node for node in scope.nodes if node.graph is graph and not node._erased]
         found = find(graph, model, tracer.shadows, streams, tracer.scopes, sums_only)
+        findings = explain_sums(graph, tracer.shadows, tracer.where, found, streams)
         collapse(tracer, graph, found.keys() | couplings, found)
         half_steps = refine(graph, model, tracer.shadows, streams, found)
-        return lower(tracer, graph, half_steps, form, named, name), tracer
+        program, examples = lower(tracer, graph, half_steps, form, named, name, findings)
+        return _Traced(program, examples, findings, tracer)
 
 
 def _drop_unused(graph: fx.Graph) -> None:

@@ -10,13 +10,14 @@ from typing import Any, cast
 from torch import Tensor, fx, nn
 
 from revgraph.couplings import Additive, Coupling
-from revgraph.expressions import Call, Register, expression, fill, leaves, map_leaves, taken_apart
+from revgraph.expressions import Call, Expression, Register, expression, fill, leaves, map_leaves, taken_apart
 from revgraph.graph import Graph, Node, verify
 from revgraph.joint_bijections import Bijection, Packing, flat
 from revgraph.program import (
     Arithmetic,
     BijectionLaw,
     CouplingLaw,
+    Law,
     Named,
     Operation,
     Packed,
@@ -27,6 +28,7 @@ from revgraph.program import (
 )
 from revgraph.tracing.arguments import signature_of
 from revgraph.tracing.finding import HalfStep
+from revgraph.tracing.findings import Findings, why_no_half_steps
 from revgraph.tracing.items import items_of, path_to, take_all
 from revgraph.tracing.ledger import Ledger
 from revgraph.tracing.phrasing import (
@@ -40,6 +42,7 @@ from revgraph.tracing.phrasing import (
 )
 from revgraph.tracing.slices import cut, cut_up
 from revgraph.tracing.tracer import Tracer
+from revgraph.tracing.undoing import Example
 from revgraph.tracing.wirings import is_wiring, rearrangement
 from revgraph.wiring import Wiring
 
@@ -51,14 +54,16 @@ def lower(
     arguments: dict[str, Any],
     named: dict[str, Any],
     name: str,
-) -> Program:
-    """The program of a traced graph whose half-steps are known."""
+    findings: Findings,
+) -> tuple[Program, list[Example]]:
+    """The program of a traced graph whose half-steps are known, and the couplings in it to be tried."""
     modules = dict(tracer.root.named_modules(remove_duplicate=False))
-    lowering = _Lowering(tracer, graph, half_steps, modules, Ledger(tracer.where))
+    lowering = _Lowering(tracer, graph, half_steps, modules, Ledger(tracer.where), findings)
     results = lowering.write()
     ledger, written = lowering.ledger, _written(tracer)
-    return Program(
-        graph=verify(Graph(tuple(ledger.nodes), tuple(ledger.values.values()), name)),
+    plain = verify(Graph(tuple(ledger.nodes), tuple(ledger.values.values()), name))
+    program = Program(
+        graph=replace(plain, findings=findings.lines(plain, tracer)),
         operations=tuple(_with_writes(each, written) for each in ledger.operations),
         arguments=arguments,
         results=results,
@@ -68,6 +73,7 @@ def lower(
         ),
         signature=signature_of(type(tracer.root)),
     )
+    return program, lowering.examples
 
 
 def _written(tracer: Tracer) -> list[str]:
@@ -92,8 +98,10 @@ class _Lowering:
     half_steps: Mapping[fx.Node, HalfStep]
     modules: Mapping[str, nn.Module]
     ledger: Ledger
+    findings: Findings
     done: set[fx.Node] = field(default_factory=set)
     packed: dict[tuple[str, ...], tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    examples: list[Example] = field(default_factory=list)
 
     def write(self) -> Any:
         """Write every node down; returns the form of the results."""
@@ -167,6 +175,8 @@ class _Lowering:
             self.ledger.add_coupling(name, state[index], term, reads, law, place, text, where[node])
             if type(module) is Additive:
                 self._mark_additive()
+            if not type(module).__module__.startswith("revgraph."):
+                self._note_example(name, law, term, state[index], (*others, *extras))
             state[index] = name
         if not many:
             self.ledger.names[node] = state[0]
@@ -185,7 +195,7 @@ class _Lowering:
         form = self.tracer.evaluator.evaluate("call_function", module.form_for, call, {})
         streams, others = given[: form.streams], given[form.streams :]
         made = shadows[node] if isinstance(shadows[node], tuple) else (shadows[node],)
-        if reason := no_streams(streams, others, node, shadows, made):
+        if reason := _no_streams(streams, others, node, shadows, made):
             return reason
         term, extras = expression((), 0, ()), ()
         if others or node.kwargs:
@@ -203,6 +213,7 @@ class _Lowering:
         text = f"{path}({', '.join((*spoken, *self.ledger.only_values(reads)))})"
         law = BijectionLaw(path, form, before, after)
         self.ledger.add_coupling(name, target, term, reads, law, path, text, where[node])
+        self._note_example(name, law, term, target, extras)
         outputs = self._unpack(name, after, node)
         if isinstance(shadows[node], tuple):
             for user in node.users:
@@ -210,6 +221,15 @@ class _Lowering:
         else:
             self.ledger.names[node] = outputs[0]
         return ""
+
+    def _note_example(
+        self, name: str, law: Law, term: Expression, target: str, reads: tuple[str | fx.Node, ...]
+    ) -> None:
+        """Note a coupling of the user's, to be tried."""
+        values = self.ledger.shadows
+        given = [values[each] if isinstance(each, str) else self.tracer.shadows[each] for each in reads]
+        where = self.ledger.nodes[-1].where
+        self.examples.append(Example(name, where, term, law, values[target], given))
 
     def _pack(self, path: str, streams: tuple[str, ...], packing: Packing, node: fx.Node) -> str:
         """The value in which these streams lie side by side: made by a wiring, unless there is one."""
@@ -273,11 +293,16 @@ class _Lowering:
     def _call(self, node: fx.Node) -> None:
         """A call that is no half-step: a boundary, a wiring, or one that only makes numbers."""
         module = self.modules[str(node.target)] if node.op == "call_module" else None
-        if isinstance(module, Coupling) and _is_invertible_call(node, module, self.tracer.shadows):
-            self._coupling_module(node, module)
-            return
-        if isinstance(module, Bijection) and not self._bijection(node, module):
-            return
+        if isinstance(module, (Bijection, Coupling)):
+            if isinstance(module, Bijection):
+                reason = self._bijection(node, module)
+            elif not (reason := why_no_half_steps(node, module, self.tracer.shadows)):
+                self._coupling_module(node, module)
+            if not reason:
+                return
+            path, kind, where = str(node.target), type(module).__name__, self.tracer.where.get(node, "")
+            spoken = f"{path!r} ({kind}{f', {where}' if where else ''})" if path else f"itself ({kind})"
+            self.findings.boundaries[spoken] = reason
         shadows = self.tracer.shadows
         rearranges = is_wiring(node, self.tracer.root)
         if node.target is cut:
@@ -331,17 +356,7 @@ class _Lowering:
         return f"{scope}.{name}" if scope else name
 
 
-def _is_invertible_call(node: fx.Node, module: Coupling, shadows: Mapping[fx.Node, Any]) -> bool:
-    """Whether a coupling is called on traced values that differ, and gives each target back in its shape."""
-    traced = [arg for arg in node.args if isinstance(arg, fx.Node) and arg.op != "get_attr"]
-    made = shadows[node] if len(module.names) > 1 else (shadows[node],)
-    return len(traced) == len(node.args) == len(set(traced)) and all(
-        before.shape == after.shape
-        for before, after in zip((shadows[arg] for arg in traced), made, strict=False)
-    )
-
-
-def no_streams(
+def _no_streams(
     streams: list[Any],
     conditions: list[Any],
     node: fx.Node,

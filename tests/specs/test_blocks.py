@@ -164,7 +164,7 @@ ARGUMENTS: dict[str, tuple[int, ...]] = {
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_blocks_share_constants_and_never_work_in_place(name: str) -> None:
     block = getattr(blocks, name)(*ARGUMENTS[name])
-    if not name.endswith("Function"):
+    if not name.endswith("Function") and name != "Sum":
         assert isinstance(block, Boundary)
     for part in block.modules():
         assert not getattr(part, "inplace", False)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from revgraph import specs
+from revgraph.blocks import Sum
 from revgraph.couplings import Boundary, Coupling
 from revgraph.specs import Network
 from revgraph.wiring import Wiring
@@ -81,7 +82,9 @@ def test_signature_names_the_inputs() -> None:
 
 class Leaves(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (Boundary, Coupling, Wiring)) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, (Boundary, Coupling, Wiring, Sum)) or super().is_leaf_module(
+            m, module_qualified_name
+        )
 
 
 @pytest.mark.parametrize("name", ["small", "revnet-38"])
