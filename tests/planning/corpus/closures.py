@@ -31,7 +31,7 @@ def scaled_by(numbers: list[float]) -> Callable[[Tensor], Tensor]:
     return scaled
 
 
-@net(rows, without_memory="a constant's copy without memory counts: 936 bytes at the peak for 904")
+@net(rows)
 class ConstantInAClosure(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -53,7 +53,7 @@ class PenaltyOfAllParameters(nn.Module):
         return F.mse_loss(self.decode(code), x) + penalty
 
 
-@net(rows, without_memory="two scalars at the peak, 8 bytes, come up that do not without memory")
+@net(rows)
 class ReconstructionAndPenalty(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -105,10 +105,7 @@ class Triplets(nn.Module):
         )
 
 
-@net(
-    lambda: (torch.randn(6, 2, 5), torch.randint(1, 5, (2, 3))),
-    without_memory="the loss reads lengths, which tensors without memory do not have: it has no costs then",
-)
+@net(lambda: (torch.randn(6, 2, 5), torch.randint(1, 5, (2, 3))))
 class TemporalClassification(nn.Module):
     def __init__(self) -> None:
         super().__init__()

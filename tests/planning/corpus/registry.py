@@ -18,9 +18,8 @@ class Entry:
 
     `options` are those of the trace. `float64` is whether a copy in float64 is worth comparing with plain
     autograd: not where the forward names a precision of its own. `difference` says why figures of random
-    plans are known to differ from those predicted, `without_memory` why they do where costs come from tensors
-    without memory, `frontier` why those of planned ones do; all are empty for all others. `untraced` is what
-    the error says of a net that is not traced.
+    plans are known to differ from those predicted. `untraced` is what the error says of a net that is not
+    traced.
     """
 
     name: str
@@ -30,8 +29,6 @@ class Entry:
     options: Mapping[str, Any] = field(default_factory=dict)
     float64: bool = True
     difference: str = ""
-    without_memory: str = ""
-    frontier: str = ""
     untraced: str = ""
 
 
