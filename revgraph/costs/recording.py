@@ -34,6 +34,7 @@ REDUCED_IN_PLACE = (
     torch.ops.aten.soft_margin_loss.default,
     torch.ops.aten.binary_cross_entropy.default,
 )
+FOLD = torch.ops.aten.col2im.default
 CTC_LOSS = (torch.ops.aten._ctc_loss.default, torch.ops.aten._ctc_loss.Tensor)
 
 # Operators that touch no element, besides those whose schema says that they give a view.
@@ -56,6 +57,7 @@ class Recorder(StorageTracker):
         self._labels: dict[int, list[str]] = defaultdict(list)
         self._owned = 0
         self._left_out: set[int] = set()
+        self._noted: set[int] = set()
         self._sums: dict[int, int] = {}
         self._marks: list[tuple[int, Event]] = []
         self._fake_mode = detect_fake_mode()
@@ -64,7 +66,9 @@ class Recorder(StorageTracker):
         index = self._sums.get(self.birth_of(args[0])) if func is ADD else None
         at = self.now
         run = func
-        if self._fake_mode is not None:
+        if func in CTC_LOSS:
+            run = partial(ctc_loss, func)
+        elif self._fake_mode is not None:
             run = self._as_with_memory(func, args)
             if func.is_view and func not in LIFTS:  # of a constant, perhaps: it is no new memory either
                 args, kwargs = map_leaves(self._faked, (args, kwargs or {}))
@@ -87,8 +91,8 @@ class Recorder(StorageTracker):
         """What to run in an operator's place, so that its results take what they do with memory."""
         if func in REDUCED_IN_PLACE:
             return partial(reduced_in_place, func)
-        if func in CTC_LOSS:
-            return ctc_loss
+        if func is FOLD:
+            return fold
         if func is BATCH_NORM and isinstance(args[0], FakeTensor):
             return batch_norm
         if func in UNLIKE_FAKE and isinstance(args[0], FakeTensor):
@@ -132,6 +136,10 @@ class Recorder(StorageTracker):
         """Tell nothing of this tensor's storage."""
         self._left_out.add(self.birth_of(tensor))
 
+    def note(self, tensor: Tensor) -> None:
+        """Tell of this tensor's storage as what the forward notes for replays."""
+        self._noted.add(self.birth_of(tensor))
+
     def expect_gradients(self, index: int, first: Tensor) -> None:
         """From now on what is added to `first` is a gradient for input `index`."""
         self._sums[self.birth_of(first)] = index
@@ -168,7 +176,10 @@ class Recorder(StorageTracker):
             if birth in self._left_out:
                 continue
             labels = self._labels.get(birth)
-            if not labels:
+            if birth in self._noted:
+                if size > 0:  # when it goes is the schedule's matter
+                    yield "state", size
+            elif not labels:
                 yield size
             elif first[birth] == position:
                 yield "born", labels[0], size
@@ -229,19 +240,32 @@ def reduced_in_place(func: Any, x: Tensor, y: Tensor, *rest: Any, **kwargs: Any)
     return result.new_empty(torch.broadcast_shapes(x.shape, y.shape)).resize_(())
 
 
-def ctc_loss(
-    scores: Tensor, targets: Tensor, lengths: Any, target_lengths: Any, *rest: Any, **kwargs: Any
-) -> tuple[Tensor, Tensor]:
-    """What the loss of connectionist temporal classification returns of fake tensors: a number and a table
-    for each sample.
+def fold(x: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+    """What patches folded into images are of fake tensors: in memory that is as large as the patches'."""
+    result = FOLD(x, *rest, **kwargs)
+    return result.new_empty((max(x.numel(), result.numel()),)).resize_(result.shape)
 
-    The table is as wide as the longest target, of which there are no numbers: it is taken to fill its row.
+
+def ctc_loss(
+    func: Any,
+    scores: Tensor,
+    targets: Tensor,
+    lengths: Any,
+    target_lengths: Any,
+    *rest: Any,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """What the loss of connectionist temporal classification returns: a number and a table for each sample.
+
+    The table is as wide as the longest target. Where targets have no lengths, because there is no memory or
+    they are an input, which is zeros here, they are taken to fill their rows.
     """
+    if isinstance(target_lengths, (tuple, list)) and any(target_lengths):
+        longest = max(target_lengths)
+    else:
+        longest = targets.shape[1] if targets.dim() == 2 else -(-targets.numel() // max(scores.shape[1], 1))
     time, batch = scores.shape[0], scores.shape[1]
-    longest = targets.shape[1] if targets.dim() == 2 else -(-targets.numel() // max(batch, 1))
-    if isinstance(target_lengths, (tuple, list)):
-        longest = max(target_lengths, default=0)
-    return scores.new_empty((batch,)), scores.new_empty((batch, time, 2 * longest + 1))
+    return scores.new_zeros((batch,)), scores.new_zeros((batch, time, 2 * longest + 1))
 
 
 def batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:

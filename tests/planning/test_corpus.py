@@ -88,16 +88,7 @@ def test_plans_measure_what_they_predict(name: str) -> None:
     agree(net, inputs, plans)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            entry.name,
-            marks=[pytest.mark.xfail(strict=True, reason=entry.difference)] if entry.difference else [],
-        )
-        for entry in TRACED
-    ],
-)
+@pytest.mark.parametrize("name", [entry.name for entry in TRACED])
 def test_random_plans_measure_what_they_predict_without_memory(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

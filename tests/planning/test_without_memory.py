@@ -38,6 +38,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
         for reduction in ("mean", "sum", "none")
     },
     "loss against one row": lambda x: F.mse_loss(x, x.new_zeros(1, 3).expand(4, 3)),
+    "fold of patches that overlap": lambda x: F.fold(F.unfold(x.view(1, 1, 4, 3), 2), (4, 3), 2),
     "temporal classification": temporal,
     "constant": lambda x: x * CONSTANT,
     "view of a constant": lambda x: torch.tanh(x * CONSTANT.view(1, 3).expand(4, 3)),

@@ -116,6 +116,23 @@ class TemporalClassification(nn.Module):
         return F.ctc_loss(scores, labels, torch.full((2,), 6), torch.full((2,), 3))
 
 
+@net(
+    lambda: (
+        torch.randn(6, 2, 5),
+        torch.randint(1, 5, (2, 3)),
+        torch.full((2,), 6),
+        torch.full((2,), 3),
+    )
+)
+class TemporalClassificationOfGivenLengths(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(5, 5)
+
+    def forward(self, x: Tensor, labels: Tensor, lengths: Tensor, label_lengths: Tensor) -> Tensor:
+        return F.ctc_loss(self.body(x).log_softmax(-1), labels, lengths, label_lengths)
+
+
 @net(lambda: (torch.randint(20, (2, 6)),))
 class NextTokens(nn.Module):
     def __init__(self) -> None:
