@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 #   born LABEL SIZE  a storage that others may hold begins, held by the node
 #   laid LABEL SIZE  likewise, but only where the value is asked for: a copy with the strides of the forward's
 #   same LABEL OTHER LABEL is the storage OTHER
+#   state SIZE       what the forward notes for replays, copies of buffers that it writes: it goes with the
+#                    node's last replay, and with the whole forward where there is none
 #   identity OUTPUT INPUT  an output is the very tensor of an input, by indices: they share their gradient
 #   drop LABEL       the node lets go of a storage
 #   grad INDEX LABEL a gradient for the input of this index, which lies in the storage LABEL; further indices
@@ -25,6 +27,7 @@ OPERANDS: dict[str, tuple[type, ...]] = {
     "born": (str, int),
     "laid": (str, int),
     "same": (str, str),
+    "state": (int,),
     "identity": (int, int),
     "drop": (str,),
     "grad": (int, str),
@@ -79,6 +82,12 @@ class Course:
     def replays(self) -> bool:
         """Whether the backward asks for a replay by itself."""
         return REPLAY in self.backward
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the node's own storages that it holds from its forward to its backward."""
+        noted = sum(event[1] for event in self.forward if event[0] == "state") if self.replays else 0
+        return max(0, own_bytes(self.forward) + noted)
 
     @cached_property
     def before_replay(self) -> tuple[Event, ...]:

@@ -39,7 +39,7 @@ def untouched(model: nn.Module, fake_mode: FakeTensorMode | None = None) -> Iter
         out_of_inference_mode(),
         torch.random.fork_rng(devices),
         random_kept(),
-        _autocast_cache_off(),
+        _autocast_cache_kept(),
         _contents_kept(attributes) as held,
         _memory_kept(own := [each for each in (*model.parameters(), *held) if not is_lazy(each)]),
         _CopyOnWrite(own) if fake_mode is None else nullcontext(),
@@ -189,10 +189,16 @@ def random_kept() -> Iterator[None]:
 
 
 @contextmanager
-def _autocast_cache_off() -> Iterator[None]:
-    """Casts of parameters made meanwhile (of fake ones, perhaps) are not kept for later."""
+def _autocast_cache_kept() -> Iterator[None]:
+    """Casts of parameters made meanwhile (of fake ones, perhaps) are not kept for later.
+
+    They go as the outermost autocast ends. Inside of one they are not made; an autocast that the model's own
+    code begins and ends has its cache as in any call, for what it holds is part of what the code takes.
+    """
+    depth = torch.autocast_increment_nesting() - 1
+    torch.autocast_decrement_nesting()
     enabled = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
+    torch.set_autocast_cache_enabled(enabled and depth == 0)
     try:
         yield
     finally:

@@ -94,7 +94,7 @@ def _without_statistics(courses: Mapping[str, Course]) -> dict[str, Course]:
     recompute, rerun = found.get("recompute"), found.get("rerun")
     if recompute is not None and rerun is not None and recompute.replays:
         kept = own_bytes(recompute.forward) - own_bytes(rerun.forward)
-        forward = (*recompute.forward, ("use", 0, -kept))
+        forward = (*(each for each in recompute.forward if each[0] != "state"), ("use", 0, -kept))
         replay = (REPLAY, ("use", kept, kept), *recompute.in_replay, DONE)
         backward = (*recompute.before_replay, *replay, *recompute.after_replay)
         found["recompute"] = replace(recompute, forward=forward, backward=backward)

@@ -105,7 +105,12 @@ def train(
         typer.Option("--save-every", min=1, help="Steps between checkpoints. (default: one epoch)"),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint in the folder.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on from the newest checkpoint in the folder, under its plan unless --budget or --plan "
+            "asks for another.",
+        ),
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Throw away the run that the folder holds.")

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from revgraph.costs.forms import Form, form_of
 from revgraph.costs.isolating import Recorded, Way
 from revgraph.costs.sweeping import Sweep
-from revgraph.courses import Course, own_bytes
+from revgraph.courses import Course
 from revgraph.graph import Cost, Graph, Node, Value
 from revgraph.isolation import untouched
 from revgraph.planning.plans import TERM, Decision
@@ -127,7 +127,7 @@ def _cost(node: Node, sweep: Sweep, names: Mapping[int, str]) -> Cost:
     labels += [(f"out{index}", name) for index, name in enumerate(node.outputs)]
     pinned = [name for label, name in labels if label not in dropped and isinstance(sweep.forms[name], Form)]
     return Cost(
-        saved_bytes=max(0, own_bytes(keep.forward)),
+        saved_bytes=keep.held_bytes,
         saved_values=tuple(pinned),
         flops=keep.forward_work.flops,
         backward_flops=keep.backward_work.flops,

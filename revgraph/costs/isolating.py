@@ -18,6 +18,7 @@ from revgraph.courses import Course, Event, Work
 from revgraph.engine.executable import ReplayStep
 from revgraph.engine.forward import Forward
 from revgraph.engine.module import ReversibleModule
+from revgraph.engine.node_evaluation import NodeEvaluation
 from revgraph.engine.observer import Observer
 from revgraph.engine.replay import BackwardPass, current_pass, laid_out
 from revgraph.engine.tape import Tape
@@ -67,7 +68,7 @@ def record_again(model: nn.Module, at: Situation, graph: Graph, way: Way) -> Rec
     undoes = way == "again"
     net = net_of(model, at, graph, "invert" if undoes else "recompute", again=not undoes)
     recorder = Recorder(at.tensors)
-    watching = _Watching(recorder, node)
+    watching = _Watching(recorder, node, runs_again=True)
     spans: list[int] = []
     try:
         with _uncollected(), recorder, torch.enable_grad(), net.watched_by(watching):
@@ -86,7 +87,11 @@ def record_again(model: nn.Module, at: Situation, graph: Graph, way: Way) -> Rec
 
             def run() -> None:
                 spans.append(recorder.now)
-                on = _run_again(watching.tapes.pop(), step, held)
+                tape = watching.tapes.pop()
+                tape.evaluations.update(watching.evaluations)
+                watching.evaluations.clear()
+                on = _run_again(tape, step, held)
+                del tape
                 spans.append(recorder.now)
                 del on
 
@@ -183,9 +188,12 @@ class _Watching(Observer):
 
     compares = False
 
-    def __init__(self, recorder: Recorder, node: Node) -> None:
+    def __init__(self, recorder: Recorder, node: Node, runs_again: bool = False) -> None:
+        """Of what `runs_again` aside from the schedule, the evaluation is held on to."""
         self.recorder = recorder
         self.node = node
+        self.runs_again = runs_again
+        self.evaluations: dict[int, NodeEvaluation] = {}
         self.work_before = self.replay_work = Work()
         self.in_backward = False
         self.tapes: list[Tape] = []
@@ -197,6 +205,11 @@ class _Watching(Observer):
 
     def left(self, node: str, tape: Tape) -> None:
         self.tapes.append(tape)
+        if self.runs_again:
+            self.evaluations.update(tape.evaluations)
+        for evaluation in tape.evaluations.values():
+            for _, buffer in evaluation.state.buffers_held():
+                self.recorder.note(buffer)
 
     def rebuilt(self, name: str, value: Tensor) -> None:
         if name == self.node.target:

@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils.flop_counter import flop_registry
 
-from revgraph.costs.forms import Form, form_of
+from revgraph.costs.forms import Form, form_of, tensors_of
 from revgraph.courses import Event, Work
 from revgraph.engine.selective_recompute import is_heavy
 from revgraph.expressions import leaves, map_leaves
-from revgraph.storages import StorageTracker, bytes_of, faked, memory_key, parts_of
+from revgraph.storages import LIFTS, StorageTracker, bytes_of, faked, memory_key, parts_of
 
 ADD = torch.ops.aten.add.Tensor
 BATCH_NORM = torch.ops.aten.native_batch_norm.default
@@ -26,7 +27,15 @@ UNLIKE_FAKE = (
     torch.ops.aten._embedding_bag.default,
     torch.ops.aten._embedding_bag_forward_only.default,
 )
-
+# Reduced to a number, these return it in the memory that held the losses of all elements.
+REDUCED_IN_PLACE = (
+    torch.ops.aten.mse_loss.default,
+    torch.ops.aten.smooth_l1_loss.default,
+    torch.ops.aten.soft_margin_loss.default,
+    torch.ops.aten.binary_cross_entropy.default,
+)
+FOLD = torch.ops.aten.col2im.default
+CTC_LOSS = (torch.ops.aten._ctc_loss.default, torch.ops.aten._ctc_loss.Tensor)
 
 # Operators that touch no element, besides those whose schema says that they give a view.
 UNTOUCHING = {"_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
@@ -48,17 +57,21 @@ class Recorder(StorageTracker):
         self._labels: dict[int, list[str]] = defaultdict(list)
         self._owned = 0
         self._left_out: set[int] = set()
+        self._noted: set[int] = set()
         self._sums: dict[int, int] = {}
         self._marks: list[tuple[int, Event]] = []
+        self._fake_mode = detect_fake_mode()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         index = self._sums.get(self.birth_of(args[0])) if func is ADD else None
         at = self.now
         run = func
-        if func is BATCH_NORM and isinstance(args[0], FakeTensor):
-            run = batch_norm
-        elif func in UNLIKE_FAKE and isinstance(args[0], FakeTensor):
-            run = partial(on_zeros, func, args[0].fake_mode)
+        if func in CTC_LOSS:
+            run = partial(ctc_loss, func)
+        elif self._fake_mode is not None:
+            run = self._as_with_memory(func, args)
+            if func.is_view and func not in LIFTS:  # of a constant, perhaps: it is no new memory either
+                args, kwargs = map_leaves(self._faked, (args, kwargs or {}))
         result = super().__torch_dispatch__(run, types, args, kwargs)
         if index is not None:
             self._arrive(index, args[1], result, at)
@@ -73,6 +86,23 @@ class Recorder(StorageTracker):
             nbytes = sum(bytes_of(each) for each in leaves(result) if isinstance(each, Tensor))
             self.heavy.append((flops, nbytes))
         return result
+
+    def _as_with_memory(self, func: Any, args: Any) -> Any:
+        """What to run in an operator's place, so that its results take what they do with memory."""
+        if func in REDUCED_IN_PLACE:
+            return partial(reduced_in_place, func)
+        if func is FOLD:
+            return fold
+        if func is BATCH_NORM and isinstance(args[0], FakeTensor):
+            return batch_norm
+        if func in UNLIKE_FAKE and isinstance(args[0], FakeTensor):
+            return partial(on_zeros, func)
+        return func
+
+    def _faked(self, thing: Any) -> Any:
+        if isinstance(thing, Tensor) and not isinstance(thing, FakeTensor):
+            return faked(thing, self._fake_mode)  # pyright: ignore[reportArgumentType]
+        return thing
 
     def see(self, tensor: Tensor) -> None:
         """Notice a tensor's memory; that of a sparse one counts as one storage, to bear one label."""
@@ -105,6 +135,10 @@ class Recorder(StorageTracker):
     def leave_out(self, tensor: Tensor) -> None:
         """Tell nothing of this tensor's storage."""
         self._left_out.add(self.birth_of(tensor))
+
+    def note(self, tensor: Tensor) -> None:
+        """Tell of this tensor's storage as what the forward notes for replays."""
+        self._noted.add(self.birth_of(tensor))
 
     def expect_gradients(self, index: int, first: Tensor) -> None:
         """From now on what is added to `first` is a gradient for input `index`."""
@@ -142,7 +176,10 @@ class Recorder(StorageTracker):
             if birth in self._left_out:
                 continue
             labels = self._labels.get(birth)
-            if not labels:
+            if birth in self._noted:
+                if size > 0:  # when it goes is the schedule's matter
+                    yield "state", size
+            elif not labels:
                 yield size
             elif first[birth] == position:
                 yield "born", labels[0], size
@@ -177,7 +214,7 @@ def _element_bytes(thing: Any) -> int:
     )
 
 
-def on_zeros(func: Any, mode: FakeTensorMode, *args: Any, **kwargs: Any) -> Any:
+def on_zeros(func: Any, *args: Any, **kwargs: Any) -> Any:
     """What an operator returns of zeros in the place of fake tensors, as fake tensors again."""
 
     def real(thing: Any) -> Any:
@@ -189,7 +226,46 @@ def on_zeros(func: Any, mode: FakeTensorMode, *args: Any, **kwargs: Any) -> Any:
 
     with unset_fake_temporarily():
         results = func(*map_leaves(real, args), **map_leaves(real, kwargs))
-    return map_leaves(lambda leaf: faked(leaf, mode) if isinstance(leaf, Tensor) else leaf, results)
+    # A fake one of the same shape would lose memory that a result has beyond its elements.
+    forms = [form_of(leaf, memory_key(leaf)) for leaf in leaves(results) if isinstance(leaf, Tensor)]
+    made = iter(tensors_of(forms))
+    return map_leaves(lambda leaf: next(made) if isinstance(leaf, Tensor) else leaf, results)
+
+
+def reduced_in_place(func: Any, x: Tensor, y: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+    """What a loss returns of fake tensors, in as much memory as with real ones."""
+    result = func(x, y, *rest, **kwargs)
+    if result.dim():
+        return result
+    return result.new_empty(torch.broadcast_shapes(x.shape, y.shape)).resize_(())
+
+
+def fold(x: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+    """What patches folded into images are of fake tensors: in memory that is as large as the patches'."""
+    result = FOLD(x, *rest, **kwargs)
+    return result.new_empty((max(x.numel(), result.numel()),)).resize_(result.shape)
+
+
+def ctc_loss(
+    func: Any,
+    scores: Tensor,
+    targets: Tensor,
+    lengths: Any,
+    target_lengths: Any,
+    *rest: Any,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """What the loss of connectionist temporal classification returns: a number and a table for each sample.
+
+    The table is as wide as the longest target. Where targets have no lengths, because there is no memory or
+    they are an input, which is zeros here, they are taken to fill their rows.
+    """
+    if isinstance(target_lengths, (tuple, list)) and any(target_lengths):
+        longest = max(target_lengths)
+    else:
+        longest = targets.shape[1] if targets.dim() == 2 else -(-targets.numel() // max(scores.shape[1], 1))
+    time, batch = scores.shape[0], scores.shape[1]
+    return scores.new_zeros((batch,)), scores.new_zeros((batch, time, 2 * longest + 1))
 
 
 def batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:

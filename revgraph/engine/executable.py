@@ -93,7 +93,8 @@ class PlannedOperation:
 class ReplayStep:
     """A replay of the schedule, lowered: an operation and the numbers of values.
 
-    `wanted` are those that its evaluation is to give.
+    `wanted` are those that its evaluation is to give. After the one that `is_last` the operation's forward
+    is not asked for any more.
     """
 
     action: Action
@@ -105,6 +106,7 @@ class ReplayStep:
     captures: bool
     exact: bool
     is_wiring: bool
+    is_last: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +251,7 @@ class Executable:
         makes = (operation.target,) if inverts and operation.target is not None else outputs
         action: Action = "invert" if inverts else "rerun"
         captures = way == "hold"
-        return ReplayStep(action, operation, reads, makes, frozenset(makes), (), captures, True, False)
+        return ReplayStep(action, operation, reads, makes, frozenset(makes), (), captures, True, False, True)
 
     def _reads_no_more(self, whole: Schedule, silent: frozenset[str]) -> bool:
         """Whether the schedule without the lent inputs makes do with what this one leaves on the tape."""
@@ -289,6 +291,7 @@ class Executable:
                     captures,
                     each.exact or self._on_grid,
                     is_wiring,
+                    whole.last_at[each.node] == len(steps),
                 )
             )
         fixed = frozenset(map(place, {*plan.stored, *plan.graph.inputs}.difference(names)))

@@ -124,10 +124,16 @@ class Forward:
         for index, hook in zip(tape.lean_nodes, tape.hooks, strict=True):
             if hook() is None:
                 silent.append(executable.operations[index].node)
+                tape.kept.pop(index, None)
         replays = tape.replays = executable.replays(frozenset(silent))
         for each in careful:
-            if each.saved.is_silent and not each.operation.gives_again:
-                del tape.evaluations[each.operation.index]  # with the copies of buffers that it holds
+            if each.saved.is_silent:
+                each.forget_results()
+                # Where an input that is lent goes, another schedule has its turn.
+                if each.operation.node not in replays.schedule.last_at and not (
+                    replays.lent and each.operation.gives_again
+                ):
+                    del tape.evaluations[each.operation.index]  # with the copies of buffers that it holds
         for number, value in inputs.items():
             if number in replays.lent:
                 base = value if value._base is None else value._base

@@ -202,6 +202,10 @@ class NodeEvaluation:
             kept.clear()
         return made
 
+    def forget_results(self) -> None:
+        """Let go of kept results, which nothing will be captured from."""
+        self.kept = self.calls = None
+
     def saves_again(self, tape: Tape, given: dict[int, Tensor]) -> list[Any]:
         """The forms of what the function saves on these values now: for finding out why it differs."""
         forms: list[Any] = []

@@ -198,6 +198,8 @@ class BackwardPass:
         if trial is not None and not self._agrees(trial, step):
             raise self._differs(step, "operators compute other values under a dispatch mode of the backward")
         self._free(step)
+        if step.is_last and self.releases and not self.tape.regions:  # their stages may need it yet
+            self.tape.evaluations.pop(step.operation.index, None)
 
     def context(self) -> AbstractContextManager[Any]:
         """The contexts of the forward, where those of this pass are other ones."""

@@ -136,7 +136,7 @@ class _Posing:
         return Option(
             name=cast("Decision", decision),
             results=tuple(map(int, results)),
-            held_bytes=max(0, own_bytes(course.forward)),
+            held_bytes=course.held_bytes,
             pinned=tuple(self.index[self.graph.value[value].storage] for value in held),
             needs=self._indices(needs(node, cast("Decision", decision))),
             gives=self._indices((node.target,)) if decision == "invert" and node.target is not None else (),
@@ -191,6 +191,8 @@ def _peak(events: tuple[Event, ...], sizes: Mapping[str, int]) -> int:
     for event in events:
         if event[0] == "use":
             memory.use(event[1], event[2])
+        elif event[0] == "state":
+            memory.use(event[1], event[1])
         elif event[0] == "born":
             labels[event[1]] = memory.born(event[2])
         elif event[0] == "drop":

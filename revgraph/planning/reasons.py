@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from revgraph.courses import Course, own_bytes
+from revgraph.courses import Course
 from revgraph.graph import Node
 from revgraph.planning.plans import TERM, Plan, human_bytes
 from revgraph.planning.simulating import courses_of
@@ -18,12 +18,12 @@ def _reason(plan: Plan, node: Node, chosen: Course) -> str:
     keep = node.cost.courses.get("keep")
     if keep is None:
         return "without knowing what it costs, for it could not be run without values"
-    internals = max(0, own_bytes(keep.forward))
+    internals = keep.held_bytes
     if plan.decisions[node.name] == "keep":
         if not internals:
             return "for it has no internals to save"
         return f"for its internals ({human_bytes(internals)}) fit, and it is not evaluated twice"
-    held = max(0, own_bytes(chosen.forward))
+    held = chosen.held_bytes
     saves = f"holds {human_bytes(held)} in place of {human_bytes(internals)} of internals"
     again = _again(node, chosen)
     back = ""

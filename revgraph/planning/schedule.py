@@ -93,9 +93,9 @@ class Schedule(Sequence[Instruction]):
     """The instructions of a step, and where the backward's are.
 
     `replays` are those that are carried out again in the backward pass, in order; a position counts them.
-    `captured_at` gives for a node the position that captures it, `begins` for each position that of its
-    stage's first instruction. `lent` are the caller's inputs that need not be held for the backward, because
-    inversion gives them back.
+    `captured_at` gives for a node the position that captures it, `last_at` that of its last replay, and
+    `begins` for each position that of its stage's first instruction. `lent` are the caller's inputs that need
+    not be held for the backward, because inversion gives them back.
     """
 
     def __init__(self, instructions: Sequence[Instruction], lent: frozenset[str] = frozenset()) -> None:
@@ -103,6 +103,7 @@ class Schedule(Sequence[Instruction]):
         self.lent = lent
         self.replays = tuple(each for each in instructions if each.action in REPLAYING)
         self.captured_at: dict[str, int] = {}
+        self.last_at = {each.node: position for position, each in enumerate(self.replays)}
         self.begins: list[int] = []
         self._index()
 

@@ -90,6 +90,9 @@ class Machine:
         self.sums: dict[str, int] = {}
         self.same: dict[str, str] = {}
         self.courses = courses_of(plan)
+        self.last_replay = schedule(plan).last_at
+        self.position = 0
+        self.states: dict[str, list[int]] = {}
         self.clock = Clock(plan.graph, plan.profile)
         self.node = dict(self.graph.node)
         if self.graph.loss is not None:
@@ -104,6 +107,9 @@ class Machine:
 
     def take(self, step: Instruction) -> Moment:
         """Take the next step."""
+        if self.states and step.action != "run":  # the forward is over, and what was noted for no replay goes
+            for name in self.states.keys() - self.last_replay.keys():
+                self._let_state_go(name)
         self.memory.most = self.memory.live
         work, nanoseconds = NOTHING, 0
         match step.action:
@@ -240,7 +246,15 @@ class Machine:
         for name in step.frees:
             place = self.rebuilt if name in self.rebuilt else self.tape
             self.memory.release(place.pop(name))
+        if self.last_replay[node.name] == self.position:
+            self._let_state_go(node.name)
+        self.position += 1
         return work
+
+    def _let_state_go(self, name: str) -> None:
+        """Let go of what a node's forward noted for replays."""
+        for number in self.states.pop(name, ()):
+            self.memory.release(number)
 
     def _follow(
         self,
@@ -256,6 +270,8 @@ class Machine:
             what = event[0]
             if what == "use":
                 memory.use(event[1], event[2])
+            elif what == "state":
+                self.states.setdefault(node.name, []).append(memory.born(event[1]))
             elif what == "drop":
                 memory.release(labels.pop(event[1], NOWHERE))
             elif what in ("born", "laid", "same"):

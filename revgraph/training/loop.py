@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from revgraph.engine.module import ReversibleModule
-from revgraph.errors import DataError
+from revgraph.errors import DataError, PlanError
 from revgraph.graph import Graph
 from revgraph.planning import Plan
 from revgraph.training.averages import settling
@@ -72,7 +72,8 @@ def fit(
     thrown away. Ctrl-C saves and returns; a second Ctrl-C raises KeyboardInterrupt at once. The global
     random generators are seeded, and the net stays on the device it was trained on.
 
-    A reversible `net` trains under its own plan, or the one that `plan` makes for its graph.
+    A reversible `net` trains under its own plan, or the one that `plan` makes for its graph. With `resume` it
+    is the plan that the run had, unless `plan` makes another.
 
     Processes that torchrun or Accelerate launched train together: all call this alike, each computes its part
     of every batch, and the main one alone plans for all, reads and writes the folder and tells `watch`.
@@ -90,7 +91,8 @@ def fit(
     try:
         with parting(together):
             if isinstance(net, ReversibleModule):
-                share_plan(net, plan)
+                if plan is not None or not resume:
+                    share_plan(net, plan)
             elif plan is not None:
                 raise TrainingError(
                     f"a {type(net).__name__} has no plan: train a reversible net, or give none"
@@ -104,7 +106,10 @@ def fit(
             try:
                 if start is not None:
                     with restoring(start):
-                        trainer.restore(together.from_main(lambda: _verified(start, trainer)))
+                        state = together.from_main(lambda: _verified(start, trainer))
+                        trainer.restore(state)
+                        if isinstance(net, ReversibleModule) and plan is None:
+                            share_plan(net, lambda graph: _plan_in(state, start, graph) or net.plan)
                     trainer.load_weights(start)
                 with settling(net, recipe.steps):
                     return run.go(trainer, start, tensorboard)
@@ -203,6 +208,8 @@ class _Run:
                 f"{_intact(self.folder)}"
             )
         rows.sync()
+        if isinstance(trainer.net, ReversibleModule):
+            state = {**state, "plan": trainer.net.plan.to_json()}
         return save(self.folder / CHECKPOINTS, step, trainer.net, state)
 
 
@@ -235,6 +242,24 @@ def _verified(start: Checkpoint, trainer: Trainer) -> dict[str, Any]:
     state = load_state(start)
     trainer.verify(state)
     return state
+
+
+def _plan_in(state: dict[str, Any], start: Checkpoint, graph: Graph) -> Plan | None:
+    """The plan that the run had; None in a checkpoint without one, of a revgraph that did not write it yet.
+
+    Raises:
+        PlanError: it is for another graph, or another version of revgraph predicted other figures of it.
+    """
+    text = state.get("plan")
+    if text is None:
+        return None
+    try:
+        return Plan.from_json(text, graph)
+    except PlanError as error:
+        raise PlanError(
+            f"the run cannot go on under the plan in its checkpoint {str(start.folder)!r}: {error} To go on "
+            "under another one, ask for it with --plan or --budget (`plan` in Python)."
+        ) from error
 
 
 def _intact(folder: Path) -> str:

@@ -78,16 +78,7 @@ def test_the_corpus_is_large_and_of_many_kinds() -> None:
     assert len({entry.kind for entry in TRACED}) == 17
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            entry.name,
-            marks=[pytest.mark.xfail(strict=True, reason=entry.frontier)] if entry.frontier else [],
-        )
-        for entry in TRACED
-    ],
-)
+@pytest.mark.parametrize("name", [entry.name for entry in TRACED])
 def test_plans_measure_what_they_predict(name: str) -> None:
     net, inputs = traced(NETS[name])
     plans = whole_plans(net.graph)
@@ -97,17 +88,7 @@ def test_plans_measure_what_they_predict(name: str) -> None:
     agree(net, inputs, plans)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            entry.name,
-            marks=[pytest.mark.xfail(strict=True, reason=reason)] if reason else [],
-        )
-        for entry in TRACED
-        for reason in [entry.difference or entry.without_memory]
-    ],
-)
+@pytest.mark.parametrize("name", [entry.name for entry in TRACED])
 def test_random_plans_measure_what_they_predict_without_memory(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

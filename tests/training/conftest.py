@@ -64,12 +64,12 @@ class Coupled(nn.Module):
 
 
 @pytest.fixture
-def inverted() -> Callable[[], rg.ReversibleModule]:
-    """Makes a reversible net with its couplings inverted, equal at every call."""
+def inverted() -> Callable[..., rg.ReversibleModule]:
+    """Makes a reversible net with its couplings inverted, equal at every call, planned for `batch` images."""
 
-    def make() -> rg.ReversibleModule:
+    def make(batch: int = 20) -> rg.ReversibleModule:
         torch.manual_seed(7)
-        net = rg.trace(Coupled(), torch.zeros(20, 3, 32, 32))
+        net = rg.trace(Coupled(), torch.zeros(batch, 3, 32, 32))
         net.plan = rg.decide(net.graph, {"block.f": "invert", "block.g": "invert"})
         return net
 

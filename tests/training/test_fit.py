@@ -22,6 +22,7 @@ import revgraph as rg
 from revgraph.errors import DataError
 from revgraph.training import loop
 from revgraph.training.checkpoints import checkpoints
+from revgraph.training.checksums import write_checksums
 from revgraph.training.errors import TrainingError
 from revgraph.training.evaluating import evaluate
 from revgraph.training.images import Data
@@ -252,6 +253,67 @@ def test_inverted_net_learns_as_the_stored_one(
     losses = [[row.loss for row in read_rows(tmp_path / name)] for name in ("inverted", "stored")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4 if precision == "no" else 0.1)
     assert copy.deepcopy(net).plan == net.plan
+
+
+def plain(net: rg.ReversibleModule) -> rg.Plan:
+    return rg.keep_all(net.graph)
+
+
+def test_resumed_run_goes_on_under_its_plan(
+    inverted: Callable[[], rg.ReversibleModule], few: Data, tmp_path: Path
+) -> None:
+    whole = train(inverted(), few, tmp_path / "whole", plan=rg.keep_all)
+    train(inverted(), few, tmp_path / "parts", plan=rg.keep_all, watch=Pressing(3))
+    net = inverted()
+    resumed = train(net, few, tmp_path / "parts", resume=True)
+    assert net.plan == plain(net) != inverted().plan
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    assert resumed.test == whole.test
+
+
+def test_resumed_run_takes_the_plan_that_it_is_given(
+    inverted: Callable[[], rg.ReversibleModule], few: Data, tmp_path: Path
+) -> None:
+    train(inverted(), few, tmp_path, watch=Pressing(3))
+    net = inverted()
+    train(net, few, tmp_path, resume=True, plan=rg.keep_all, watch=Pressing(5))
+    assert net.plan == plain(net)
+    again = inverted()
+    assert train(again, few, tmp_path, resume=True).step == 8
+    assert again.plan == plain(again)
+
+
+def test_checkpoint_without_a_plan_is_resumed_under_the_nets_own(
+    inverted: Callable[[], rg.ReversibleModule], few: Data, tmp_path: Path
+) -> None:
+    folder = train(inverted(), few, tmp_path, plan=rg.keep_all, watch=Pressing(3)).checkpoint.folder
+    state = torch.load(folder / "state.pt", weights_only=True)
+    del state["plan"]
+    torch.save(state, folder / "state.pt")
+    write_checksums(folder, ("model.safetensors", "state.pt"))
+    net = inverted()
+    train(net, few, tmp_path, resume=True)
+    assert net.plan == inverted().plan
+
+
+def test_plan_of_a_checkpoint_that_does_not_fit_says_what_to_do(
+    inverted: Callable[..., rg.ReversibleModule], few: Data, tmp_path: Path
+) -> None:
+    folder = train(inverted(), few, tmp_path, watch=Pressing(3)).checkpoint.folder
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    net = inverted(batch=10)
+    message = (
+        f"under the plan in its checkpoint '{folder}': this plan is for another graph .*--plan or --budget"
+    )
+    with pytest.raises(rg.PlanError, match=message):
+        train(net, few, tmp_path, resume=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert train(net, few, tmp_path, resume=True, plan=rg.keep_all).step == 8
+
+
+def test_net_without_a_plan_has_none_in_its_checkpoint(tiny: Make, few: Data, tmp_path: Path) -> None:
+    folder = train(tiny(), few, tmp_path).checkpoint.folder
+    assert "plan" not in torch.load(folder / "state.pt", weights_only=True)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 works on a GPU")

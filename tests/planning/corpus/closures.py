@@ -11,10 +11,6 @@ import torch.nn.functional as F
 from planning.corpus.registry import net
 from torch import Tensor, nn
 
-REPLAYED_BUFFERS = (
-    "the forward's copy of a buffer that a node writes is held to the end of the step where the node saves "
-    "nothing itself and is run again for its results; 32 bytes here, of which the prediction knows nothing"
-)
 KERNEL = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]) / 16
 
 
@@ -31,7 +27,7 @@ def scaled_by(numbers: list[float]) -> Callable[[Tensor], Tensor]:
     return scaled
 
 
-@net(rows, without_memory="a constant's copy without memory counts: 936 bytes at the peak for 904")
+@net(rows)
 class ConstantInAClosure(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -128,7 +124,7 @@ class Average(nn.Module):
         return y - self.average
 
 
-@net(rows, difference=REPLAYED_BUFFERS)
+@net(rows)
 class StatisticsInASubmodule(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +139,7 @@ class Scaled(Average):
         return torch.tanh(super().forward(y)) * y
 
 
-@net(rows, difference=REPLAYED_BUFFERS)
+@net(rows)
 class StatisticsThatAreReplayed(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -28,7 +28,7 @@ class TiedLanguageModel(nn.Module):
         return self.head(self.norm(x))
 
 
-@net(ids, without_memory="torch's bag of embeddings holds 184 bytes, and 60 where it has no memory")
+@net(ids)
 class BagOfWords(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -53,7 +53,7 @@ class PenaltyOfAllParameters(nn.Module):
         return F.mse_loss(self.decode(code), x) + penalty
 
 
-@net(rows, without_memory="two scalars at the peak, 8 bytes, come up that do not without memory")
+@net(rows)
 class ReconstructionAndPenalty(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -105,10 +105,7 @@ class Triplets(nn.Module):
         )
 
 
-@net(
-    lambda: (torch.randn(6, 2, 5), torch.randint(1, 5, (2, 3))),
-    without_memory="the loss reads lengths, which tensors without memory do not have: it has no costs then",
-)
+@net(lambda: (torch.randn(6, 2, 5), torch.randint(1, 5, (2, 3))))
 class TemporalClassification(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -117,6 +114,23 @@ class TemporalClassification(nn.Module):
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         scores = self.body(x).log_softmax(-1)
         return F.ctc_loss(scores, labels, torch.full((2,), 6), torch.full((2,), 3))
+
+
+@net(
+    lambda: (
+        torch.randn(6, 2, 5),
+        torch.randint(1, 5, (2, 3)),
+        torch.full((2,), 6),
+        torch.full((2,), 3),
+    )
+)
+class TemporalClassificationOfGivenLengths(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(5, 5)
+
+    def forward(self, x: Tensor, labels: Tensor, lengths: Tensor, label_lengths: Tensor) -> Tensor:
+        return F.ctc_loss(self.body(x).log_softmax(-1), labels, lengths, label_lengths)
 
 
 @net(lambda: (torch.randint(20, (2, 6)),))

@@ -17,10 +17,8 @@ class Entry:
     """A net of the corpus: `make` and `inputs` are called with the random state seeded.
 
     `options` are those of the trace. `float64` is whether a copy in float64 is worth comparing with plain
-    autograd: not where the forward names a precision of its own. `difference` says why figures of random
-    plans are known to differ from those predicted, `without_memory` why they do where costs come from tensors
-    without memory, `frontier` why those of planned ones do; all are empty for all others. `untraced` is what
-    the error says of a net that is not traced.
+    autograd: not where the forward names a precision of its own. `untraced` is what the error says of a net
+    that is not traced.
     """
 
     name: str
@@ -29,9 +27,6 @@ class Entry:
     inputs: Callable[[], tuple[Any, ...]]
     options: Mapping[str, Any] = field(default_factory=dict)
     float64: bool = True
-    difference: str = ""
-    without_memory: str = ""
-    frontier: str = ""
     untraced: str = ""
 
 
