@@ -219,8 +219,8 @@ def _verify_form(node: Node) -> None:
     if node.kind not in KINDS:
         raise GraphError(f"node {node.name!r} is of kind {node.kind!r}; the kinds are {', '.join(KINDS)}")
     if node.kind == "coupling":
-        if node.target is None or node.target not in node.inputs or len(node.outputs) != 1:
-            raise GraphError(f"coupling {node.name!r} needs one target among its inputs and one output")
+        if node.target is None or node.target not in node.inputs or not node.outputs:
+            raise GraphError(f"coupling {node.name!r} needs one target among its inputs and an output")
         if node.inputs.count(node.target) != 1:
             raise GraphError(f"coupling {node.name!r} reads its target {node.target!r} as another input too")
     elif node.target is not None:

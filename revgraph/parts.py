@@ -61,12 +61,12 @@ class Cost:
 class Node:
     """One evaluation in the network.
 
-    A coupling computes its one output from its `target` and the remaining inputs, the others; given the
-    output and the others it gives back the target. `module` is the path of the module that the node calls (""
-    where it calls none, or several); `expression` is the node as a person would write it; `where` is the line
-    of the user's code or spec that made it. An `additive` coupling only adds or subtracts, which saves
-    nothing for its backward: to recompute it takes no target. `others` are the inputs that a coupling reads
-    besides its target.
+    A coupling computes its output from its `target` and the remaining inputs, the others; given the output
+    and the others it gives back the target. What its function returns besides are further outputs. `module`
+    is the path of the module that the node calls ("" where it calls none, or several); `expression` is the
+    node as a person would write it; `where` is the line of the user's code or spec that made it. An
+    `additive` coupling only adds or subtracts, which saves nothing for its backward: to recompute it takes
+    no target. `others` are the inputs that a coupling reads besides its target.
     """
 
     name: str

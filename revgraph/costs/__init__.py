@@ -158,7 +158,7 @@ def _kept_results(kept: Recorded | None, node: Node, decision: Decision) -> Iter
     else:
         for size in sorted({1, 2, len(worth) // 4, len(worth) // 2, 3 * len(worth) // 4, len(worth)}):
             yield tuple(sorted(worth[:size]))
-    if decision == "invert" or node.additive:
+    if (decision == "invert" or node.additive) and len(node.outputs) == 1:
         yield (TERM,)
 
 

@@ -185,7 +185,7 @@ class Forward:
         if operation.law is None or operation.target is None:
             return results
         term, target = results[0] if results else None, self.values[operation.target]
-        return (join(self.net, operation, target, term, self.log_dets),)
+        return (join(self.net, operation, target, term, self.log_dets), *results[1:])
 
     def _shielded(self, operation: PlannedOperation, inputs: list[Any]) -> tuple[Any, ...]:
         """The results of an operation that leaves no mark on buffers.

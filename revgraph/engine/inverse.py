@@ -123,8 +123,14 @@ class _Writing:
     def _undone(self, move: Move) -> tuple[Operation, Node]:
         operation, node = move.operation, self.graph.node[move.operation.node]
         if operation.law is not None and operation.target is not None:
-            (output,) = operation.makes
-            undone = replace(operation, law=Undone(operation.law), target=output, makes=(operation.target,))
+            output, run = operation.makes[0], operation.expression
+            undone = replace(
+                operation,
+                expression=replace(run, outputs=run.outputs[:1]),
+                law=Undone(operation.law),
+                target=output,
+                makes=(operation.target,),
+            )
             inputs = (output, *node.others)
             return undone, replace(
                 node, inputs=inputs, outputs=(operation.target,), target=output, cost=Cost()

@@ -56,7 +56,7 @@ def _can_run(operation: Operation, known: set[str]) -> bool:
 def _undone(graph: Graph, operation: Operation, known: set[str]) -> tuple[str, ...]:
     """What undoing an operation gives that is not known yet; nothing where it cannot be undone."""
     if operation.law is not None and operation.target is not None:
-        can = known.issuperset((*operation.makes, *operation.reads))
+        can = known.issuperset((operation.makes[0], *operation.reads))
         return (operation.target,) if can and operation.target not in known else ()
     if operation.rearrangement is None:
         return ()

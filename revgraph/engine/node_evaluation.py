@@ -106,10 +106,10 @@ class NodeEvaluation:
                 if target is None:
                     pass  # a boundary
                 elif operation.joint is not None and log_dets is None:
-                    results = (operation.joint[0](target, *results),)
+                    results = (operation.joint[0](target, results[0]), *results[1:])
                 elif operation.law is not None:
                     term = results[0] if results else None
-                    results = (join(tape.net, operation, target, term, log_dets),)
+                    results = (join(tape.net, operation, target, term, log_dets), *results[1:])
         except Exception as error:
             add_note(error, f"in the forward of {operation.describe()}")
             raise
@@ -183,10 +183,11 @@ class NodeEvaluation:
                     if operation.law is not None and needs_results:
                         if results is None:
                             assert kept is not None
-                            term = kept.term()
+                            term, besides = kept.term(), ()
                         else:
-                            term = results[0] if results else None
-                        results = self._join(tape, operation.law, given, term, wanted, made, capture, joins)
+                            term, besides = results[0] if results else None, results[1:]
+                        joined = self._join(tape, operation.law, given, term, wanted, made, capture, joins)
+                        results = (*joined, *besides)
                 finally:
                     pop_hooks()
                     set_grad_enabled(enabled)

@@ -16,7 +16,7 @@ def needs(node: Node, decision: Decision) -> tuple[str, ...]:
     if decision == "keep":
         return ()
     if decision == "invert":
-        return (*node.others, *node.outputs)
+        return (*node.others, node.outputs[0])
     return tuple(dict.fromkeys(node.others if node.additive else node.inputs))
 
 
@@ -218,7 +218,7 @@ def _rules(
         )
         if node.kind == "coupling" and decisions[name] == "invert":
             assert node.target is not None
-            taken = tuple(dict.fromkeys((*node.others, *outputs)))
+            taken = tuple(dict.fromkeys(needs(node, "invert")))
             rules.append((Source("inverted", name), taken, (node.target,)))
         elif node.kind == "wiring":
             rules.append((Source("rewired", name), outputs, node.inputs))

@@ -37,12 +37,14 @@ class HalfStep:
     """A traced call that is a coupling: `addition = target (+) terms`.
 
     `region` are the nodes, in order, that compute the terms and serve nothing else: the coupling's F.
-    `others` are the values that F reads. `spine` are the calls of the coupling's arithmetic before the last.
+    `others` are the values that F reads, and `besides` what it gives to others than this coupling: further
+    results of a module. `spine` are the calls of the coupling's arithmetic before the last.
     """
 
     reading: Reading
     region: tuple[fx.Node, ...]
     others: tuple[fx.Node, ...]
+    besides: tuple[fx.Node, ...]
 
     @property
     def addition(self) -> fx.Node:
@@ -292,24 +294,57 @@ class _Search:
             return None
         if not all(self.flow.is_tensor(term) for term in terms):
             return None
-        region = self.region(reading.spine, terms, couplings)
-        inside = set(region)
-        outside = [term for term in terms if term not in inside and term.op != "get_attr"]
-        others = tuple(dict.fromkeys((*self.inputs(region), *outside)))
+        region, others, besides = self._function(reading, couplings, shares=True)
+        if besides and self._follows((*others, target), besides):
+            region, others, besides = self._function(reading, couplings, shares=False)
         if target in others or self._depends(others, target, couplings, begun):
             return None
         own = self.region(reading.spine, (target,), couplings)
         if own and set(self.inputs(own)) & set(others):
             return None
-        return HalfStep(reading, region, others)
+        return HalfStep(reading, region, others, besides)
+
+    def _function(
+        self, reading: Reading, couplings: Set[fx.Node], shares: bool
+    ) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...], tuple[fx.Node, ...]]:
+        """The region of a reading, what it reads from outside, and what it gives to others."""
+        region = self.region(reading.spine, reading.terms, couplings, shares)
+        inside = {*region, *reading.spine}
+        outside = [term for term in reading.terms if term not in inside and term.op != "get_attr"]
+        others = tuple(dict.fromkeys((*self.inputs(region), *outside)))
+        besides = tuple(
+            node
+            for node in region
+            if any(user not in inside and not self._is_quiet(user) for user in node.users)
+        )
+        return region, others, besides
+
+    def _follows(self, nodes: Sequence[fx.Node], from_: Sequence[fx.Node]) -> bool:
+        """Whether one of the nodes is computed from one of the others."""
+        earliest = min(self.flow.order[node] for node in from_)
+        seen: set[fx.Node] = set()
+        pending = list(nodes)
+        while pending:
+            node = pending.pop()
+            if node in from_:
+                return True
+            if node not in seen and self.flow.order[node] > earliest:
+                seen.add(node)
+                pending += node.all_input_nodes
+        return False
 
     def region(
-        self, spine: Sequence[fx.Node], terms: Sequence[fx.Node], couplings: Set[fx.Node]
+        self,
+        spine: Sequence[fx.Node],
+        terms: Sequence[fx.Node],
+        couplings: Set[fx.Node],
+        shares: bool = False,
     ) -> tuple[fx.Node, ...]:
         """The nodes that lead to the terms and, through them, to the spine alone, in order.
 
         Couplings and inputs stop it. Numbers that are asked of values outside stay outside with these, and
-        guards on values inside come in.
+        guards on values inside come in. If it `shares`, a module of which a term is one result comes in
+        although others read its further results.
         """
         order = self.flow.order
         inside: set[fx.Node] = set()
@@ -323,8 +358,14 @@ class _Search:
             if fixed or node in spined:
                 continue
             users = [user for user in node.users if not self._is_quiet(user)]
-            if any(user not in inside and not (user in spined and node in terms) for user in users):
-                continue
+            outside = [
+                user for user in users if user not in inside and not (user in spined and node in terms)
+            ]
+            if outside:
+                items = self._further_results(node, outside) if shares else []
+                if not items:
+                    continue
+                inside.update(items)
             inside.add(node)
             for other in node.all_input_nodes:
                 if other not in queued:
@@ -333,6 +374,20 @@ class _Search:
         self._leave_outside(inside)
         self._take_guards(inside)
         return tuple(sorted(inside, key=order.__getitem__))
+
+    def _further_results(self, node: fx.Node, users: Sequence[fx.Node]) -> list[fx.Node]:
+        """These users of a module call with the items that they take of it; none where one does more."""
+        if node.op != "call_module" or len(users) == len(node.users):
+            return []
+        items: list[fx.Node] = []
+        pending = list(users)
+        while pending:
+            item = pending.pop()
+            if item.target is not operator.getitem or not self.flow.makes_tensors(item):
+                return []
+            items.append(item)
+            pending += () if self.flow.is_tensor(item) else item.users
+        return items
 
     def _is_quiet(self, node: fx.Node) -> bool:
         return node in self.flow.silent and node not in self.flow.loud

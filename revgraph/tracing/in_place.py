@@ -34,6 +34,10 @@ def out_of_place(
     Raises:
         Untraceable: it edits in place and has no such form.
     """
+    if target is operator.setitem:
+        if not stands_for_tensor(args[0]):
+            raise Untraceable("items of a traced object are assigned")
+        return with_items, args, kwargs, args[0]
     if kind == "call_function" and target in OPERATORS:
         return OPERATORS[target], args, kwargs, args[0] if stands_for_tensor(args[0]) else None
     if kind == "call_method" and target.endswith("_") and not target.endswith("__"):
@@ -51,9 +55,23 @@ def out_of_place(
     return target, args, kwargs, None
 
 
+def with_items(x: Tensor, key: Any, value: Any) -> Tensor:
+    """A copy of a tensor with other numbers at a key: what `x[key] = value` makes of x."""
+    result = x.clone()
+    result[key] = value
+    return result
+
+
 def replaced(tree: Any, old: ShadowProxy, new: ShadowProxy) -> Any:
     """Arguments with one proxy in place of another."""
     return map_leaves(lambda leaf: new if leaf is old else leaf, tree)
+
+
+def is_same_view(one: Tensor, two: Tensor) -> bool:
+    """Whether two tensors are the same elements of one memory."""
+    return is_same(one, two) and (
+        (one.stride(), one.storage_offset()) == (two.stride(), two.storage_offset())
+    )
 
 
 def is_same(one: Tensor, two: Tensor) -> bool:

@@ -78,8 +78,9 @@ class Ledger:
         module: str,
         text: str,
         where: str,
+        besides: tuple[str, ...] = (),
     ) -> None:
-        """A half-step whose output value bears its name."""
-        others = self.only_values(reads)
-        self.nodes.append(Node(name, "coupling", (target, *others), (name,), module, target, text, where))
-        self.operations.append(Operation(name, term, reads, (name,), law, target))
+        """A half-step whose output value bears its name; `besides` are further results of its function."""
+        others, makes = self.only_values(reads), (name, *besides)
+        self.nodes.append(Node(name, "coupling", (target, *others), makes, module, target, text, where))
+        self.operations.append(Operation(name, term, reads, makes, law, target))

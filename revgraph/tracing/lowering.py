@@ -106,26 +106,50 @@ class _Lowering:
     def write(self) -> Any:
         """Write every node down; returns the form of the results."""
         inside = {node for each in self.half_steps.values() for node in (*each.region, *each.spine)}
-        results: Any = None
+        # What a coupling gives besides may be read before it is added: that waits for the coupling.
+        awaited = {node for each in self.half_steps.values() for node in each.besides}
+        waiting: list[fx.Node] = []
         for node in self.graph.nodes:
-            if node in self.half_steps:
-                self._half_step(self.half_steps[node])
-            elif node in inside or node in self.done or node in self.ledger.names or node.op == "get_attr":
+            if node in inside or node.op in ("get_attr", "output"):
                 continue
-            elif node.op == "placeholder":
-                self._input(node)
-            elif node.op == "output":
-                names = [self._result(output) for output in node.all_input_nodes]
-                places = {output: name for output, name in zip(node.all_input_nodes, names, strict=True)}
-                given: Any = node.args[0]
-                results = fill(self.tracer.results, [places[output] for output in given])
-            else:
-                self._call(node)
+            if self._awaits(node, awaited):
+                waiting.append(node)
+                awaited.add(node)
+                continue
+            ready = [node]
+            while ready:
+                for each in ready:
+                    self._write(each)
+                    awaited.discard(each)
+                    if half_step := self.half_steps.get(each):
+                        awaited.difference_update(half_step.besides)
+                waiting = [each for each in waiting if each in awaited]
+                ready = [each for each in waiting if not self._awaits(each, awaited)][:1]
+        (output,) = (node for node in self.graph.nodes if node.op == "output")
+        names = [self._result(each) for each in output.all_input_nodes]
+        places = {each: name for each, name in zip(output.all_input_nodes, names, strict=True)}
+        given: Any = output.args[0]
+        results = fill(self.tracer.results, [places[each] for each in given])
         self._drop_unread_unpacking(results)
         returned = dict.fromkeys(leaf.name for leaf in leaves(results) if isinstance(leaf, Named))
         values = self.ledger.only_values(tuple(returned))
         self.ledger.nodes.append(Node(self.ledger.unique("output"), "output", values, ()))
         return results
+
+    def _awaits(self, node: fx.Node, awaited: set[fx.Node]) -> bool:
+        half_step = self.half_steps.get(node)
+        reads = node.all_input_nodes if half_step is None else (half_step.target, *half_step.others)
+        return not awaited.isdisjoint(reads)
+
+    def _write(self, node: fx.Node) -> None:
+        if node in self.half_steps:
+            self._half_step(self.half_steps[node])
+        elif node in self.done or node in self.ledger.names:
+            return
+        elif node.op == "placeholder":
+            self._input(node)
+        else:
+            self._call(node)
 
     def _input(self, node: fx.Node) -> None:
         name = self.ledger.unique(str(node.target))
@@ -141,7 +165,7 @@ class _Lowering:
         called = [str(each.target) for each in half_step.region if each.op == "call_module"]
         module = called[0] if len(called) == 1 else ""
         name = self.ledger.unique(module or self._scoped(node, node.name))
-        term = phrase_terms(half_step.region, half_step.others, half_step.terms, where)
+        term = phrase_terms(half_step.region, half_step.others, half_step.terms, half_step.besides, where)
         reads = tuple(self.ledger.name_of(other) for other in half_step.others)
         target = self.ledger.name_of(half_step.target)
         texts = [text_of(each, set(half_step.region), self.ledger.name_of) for each in half_step.terms]
@@ -150,7 +174,10 @@ class _Lowering:
             text = f"F({', '.join(self.ledger.only_values(reads))})"
         self.ledger.names[node] = self.ledger.add_value(name, self.tracer.shadows[node])
         text = f"{target} (+) {text}"
-        self.ledger.add_coupling(name, target, term, reads, half_step.law, module, text, where[node])
+        besides = tuple(
+            self._make(each, f"{name}.{index}") for index, each in enumerate(half_step.besides, 1)
+        )
+        self.ledger.add_coupling(name, target, term, reads, half_step.law, module, text, where[node], besides)
         if not isinstance(half_step.law, Arithmetic) or half_step.law.is_linear:
             self._mark_additive()
 

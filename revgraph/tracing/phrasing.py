@@ -39,15 +39,17 @@ def phrase_terms(
     region: Iterable[fx.Node],
     inputs: tuple[fx.Node, ...],
     terms: tuple[fx.Node, ...],
+    besides: tuple[fx.Node, ...],
     where: Mapping[fx.Node, str],
 ) -> Expression:
-    """As `phrase`, with a single output: several terms as a tuple."""
-    found = phrase(region, inputs, terms, where)
+    """As `phrase`, with the terms as the first output, several of them as a tuple."""
+    found = phrase(region, inputs, (*terms, *besides), where)
     if len(terms) == 1:
         return found
-    terms_at = tuple(Register(index) for index in found.outputs)
+    terms_at = tuple(Register(index) for index in found.outputs[: len(terms)])
     packed = Call("function", _tuple_of, terms_at, {}, found.size, ())
-    return expression((*found.calls, packed), found.inputs, (found.size,))
+    outputs = (found.size, *found.outputs[len(terms) :])
+    return expression((*found.calls, packed), found.inputs, outputs)
 
 
 def _tuple_of(*terms: Any) -> tuple[Any, ...]:

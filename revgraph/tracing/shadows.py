@@ -94,7 +94,7 @@ class ShadowProxy(fx.Proxy):
         raise Untraceable("a tensor is turned into a numpy array")
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        raise Untraceable("items of a tensor are assigned in place")
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
     def __len__(self) -> int:
         if is_tensor(self.shadow):

@@ -18,7 +18,7 @@ from revgraph.expressions import Register, leaves, map_leaves
 from revgraph.storages import memory_key, parts_of
 from revgraph.tracing.ambient import modes, random_state
 from revgraph.tracing.evaluating import Evaluator
-from revgraph.tracing.in_place import is_same, out_of_place, replaced, stands_for_tensor
+from revgraph.tracing.in_place import is_same, is_same_view, out_of_place, replaced, stands_for_tensor
 from revgraph.tracing.patches import patched
 from revgraph.tracing.shadows import (
     ReadPastAttributes,
@@ -282,6 +282,8 @@ class Tracer(fx.Tracer):
             raise Untraceable("the gradient mode or autocast is changed inside the forward")
         if kind == "placeholder":
             return self._record(kind, target, args, kwargs, name, None)
+        if target is operator.setitem and stands_for_tensor(args[0]):
+            self._renew(args[0], args[1])
         if target is not operator.getitem and target is not getattr:
             args, kwargs = self._unpacked(args), self._unpacked(kwargs)
         target, args, kwargs, changed = out_of_place(kind, target, args, kwargs)
@@ -306,6 +308,13 @@ class Tracer(fx.Tracer):
             self._overwritten.append(changed.shadow)
             changed.node, changed.shadow = proxy.node, shadow
         return proxy
+
+    def _renew(self, x: ShadowProxy, key: Any) -> None:
+        """Items of a tensor are about to be assigned: what was changed there by itself is not read any more,
+        as in `x[0] += 1`, which changes a view and then assigns it."""
+        view = self._evaluate("call_function", operator.getitem, (x, key), {})
+        if is_tensor(view):
+            self._overwritten = [gone for gone in self._overwritten if not is_same_view(gone, view)]
 
     def _evaluate(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:

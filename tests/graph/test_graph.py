@@ -216,9 +216,9 @@ WRONG: dict[str, tuple[rg.Graph, str]] = {
     "two nodes of a name": (changed(3, name="f"), "2 nodes are named 'f': names must be unique"),
     "two values of a name": (with_values(*VALUES, VALUES[0]), "2 values are named 'x': names must be unique"),
     "unknown kind": (changed(4, kind="layer"), "node 'head' is of kind 'layer'; the kinds are"),
-    "no target": (changed(2, target=None), "coupling 'f' needs one target among its inputs and one output"),
+    "no target": (changed(2, target=None), "coupling 'f' needs one target among its inputs and an output"),
     "foreign target": (changed(2, target="z"), "coupling 'f' needs one target"),
-    "two outputs": (changed(2, outputs=("y", "z")), "coupling 'f' needs one"),
+    "no output": (changed(2, outputs=()), "coupling 'f' needs one target"),
     "target twice": (
         changed(2, inputs=("a", "b", "a")), "coupling 'f' reads its target 'a' as another input too"
     ),

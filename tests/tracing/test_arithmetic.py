@@ -468,3 +468,73 @@ def test_alpha_given_as_a_tensor_valued_size_is_right() -> None:
 def test_complex_streams_are_right() -> None:
     model = Net(lambda net, x1, x2: (x1 + x2 * 2j, x2), f=mlp())
     agree(model, randn(3, 4).to(torch.complex128), randn(3, 4, seed=2).to(torch.complex128) * 1j)
+
+
+ASSIGNED: dict[str, Callable[..., Any]] = {
+    "slice": lambda x, y, f: x.__setitem__((slice(None), slice(0, 2)), f(y)[:, :2]),
+    "mask": lambda x, y, f: x.__setitem__(x > 0, 1.0),
+    "row": lambda x, y, f: x.__setitem__(0, f(y)[1]),
+    "index": lambda x, y, f: x.__setitem__((torch.tensor([0, 2]), 1), y[:2, 0]),
+    "ellipsis": lambda x, y, f: x.__setitem__((..., 3), y[..., 0]),
+    "of another dtype": lambda x, y, f: x.__setitem__((slice(None), 0), (y[:, 0] > 0).int()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ASSIGNED)
+def test_items_may_be_assigned(kind: str) -> None:
+    def body(net: Any, x1: Tensor, x2: Tensor) -> Any:
+        x = x1 * 1.0
+        alias = x
+        ASSIGNED[kind](x, x2, net.f)
+        return alias + x2, x
+
+    agree(Net(body, f=mlp()), *pair())
+
+
+def test_items_may_be_changed_in_place_and_assigned() -> None:
+    def body(net: Any, x1: Tensor, x2: Tensor) -> Any:
+        x = x1 * 1.0
+        x[:, :2] += net.f(x2)[:, :2]
+        x[0] *= 2
+        return x + x2
+
+    agree(Net(body, f=mlp()), *pair())
+
+
+def test_items_are_assigned_to_no_tensor_of_the_caller() -> None:
+    class Masks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x[:, 0] = 0.0
+            return x * 2
+
+    x = randn(3, 4)
+    net = rg.trace(Masks(), x.clone())
+    given = x.clone()
+    with torch.no_grad():
+        torch.testing.assert_close(net(given), Masks()(x.clone()), rtol=0, atol=0)
+    assert torch.equal(given, x)
+
+
+def test_items_assigned_to_a_buffer_are_refused_or_right() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("last", torch.zeros(4, dtype=torch.double))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.last[0] = x.detach().mean()
+            return x * 2
+
+    with pytest.raises(rg.TraceError, match="in place"):
+        rg.trace(Counts(), randn(3, 4))
+
+
+def test_view_read_after_items_of_its_tensor_were_assigned_is_refused() -> None:
+    def body(net: Any, x1: Tensor, x2: Tensor) -> Any:
+        x = x1 * 1.0
+        view = x.view(-1)
+        x[0] = 0.0
+        return view * 2
+
+    with pytest.raises(rg.TraceError, match="in place"):
+        rg.trace(Net(body), *pair())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
-from tracing.agreement import agree, equal_trees, linear, mlp, randn
+from tracing.agreement import agree, equal_runs, equal_trees, linear, mlp, randn
 
 import revgraph as rg
 
@@ -168,6 +168,83 @@ def test_results_that_nothing_reads_do_not_end_a_function(how: str) -> None:
         net = agree(Net(depth), randn(3, 4), randn(3, 4, seed=2), couplings=depth)
         held.append(rg.measure(net, randn(3, 4), randn(3, 4, seed=2)).held_bytes)
     assert held[0] == held[1]
+
+
+class Loss(nn.Module):
+    """A function with a loss beside its result, and a map of its size."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.q, self.o = linear(seed=seed), linear(seed=seed + 9)
+
+    def forward(self, x: Tensor) -> Any:
+        p = torch.softmax(self.q(x), -1)
+        return self.o(p * x), {"loss": (p * p).mean(), "map": p}
+
+
+class Losses(nn.Module):
+    def __init__(self, depth: int, reads: str = "loss") -> None:
+        super().__init__()
+        self.reads, self.f = reads, nn.ModuleList(Loss(index) for index in range(depth))
+
+    def forward(self, a: Tensor, b: Tensor) -> Any:
+        total: Any = 0.0
+        for f in self.f:
+            r, besides = f(b)
+            total = total + (besides["loss"] if self.reads == "loss" else besides["map"].square().mean())
+            a, b = b, a + r
+        return a, b, total
+
+
+@pytest.mark.parametrize("decision", ["invert", "recompute", "keep"])
+def test_loss_that_a_function_returns_besides_leaves_the_coupling(decision: Any) -> None:
+    held: list[int] = []
+    for depth in (2, 6):
+        a, b = randn(3, 4), randn(3, 4, seed=2)
+        net = agree(Losses(depth), a, b, couplings=depth)
+        names = [node.name for node in net.graph.nodes if node.kind == "coupling"]
+        net.plan = rg.decide(net.graph, dict.fromkeys(names, decision))
+        equal_runs(net, Losses(depth), a, b)
+        found = rg.measure(net, a, b)
+        assert (found.held_bytes, found.peak_bytes) == (net.plan.held_bytes, net.plan.peak_bytes)
+        held.append(found.held_bytes)
+    if decision == "invert":
+        assert held[1] - held[0] < 64  # a loss of 8 bytes each
+
+
+def test_function_with_a_loss_besides_under_every_plan() -> None:
+    a, b = randn(3, 4), randn(3, 4, seed=2)
+    model = Losses(5)
+    net = rg.trace(model, a, b)
+    for plan in rg.frontier(net.graph):
+        net.plan = plan
+        equal_runs(net, model, a, b)
+        found = rg.measure(net, a, b)
+        assert (found.held_bytes, found.peak_bytes) == (plan.held_bytes, plan.peak_bytes)
+
+
+def test_inverse_with_a_loss_besides() -> None:
+    a, b = randn(3, 4), randn(3, 4, seed=2)
+    net = rg.trace(Losses(3), a, b)
+    with torch.no_grad():
+        torch.testing.assert_close(net.inverse(*net(a, b)), (a, b), rtol=1e-12, atol=1e-12)
+
+
+def test_large_result_that_is_read_besides_is_right() -> None:
+    agree(Losses(3, reads="map"), randn(3, 4), randn(3, 4, seed=2), couplings=3)
+
+
+def test_result_that_comes_back_into_its_own_function_is_right() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f = Loss(3)
+
+        def forward(self, a: Tensor, b: Tensor) -> Any:
+            r, besides = self.f(b)
+            return a + r * torch.sigmoid(besides["loss"]), b, besides["loss"] * 2
+
+    agree(Gated(), randn(3, 4), randn(3, 4, seed=2), couplings=1)
 
 
 class Checkpointed(nn.Module):

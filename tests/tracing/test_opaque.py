@@ -291,7 +291,7 @@ def test_function_of_a_coupling_behaves_as_before_whatever_it_does(body: Any) ->
     agree(Half(), *pair())
 
 
-@pytest.mark.parametrize("body", [branch, numpied, without_grad, set_built], ids=lambda body: body.__name__)
+@pytest.mark.parametrize("body", [branch, numpied, without_grad], ids=lambda body: body.__name__)
 def test_refusal_names_the_line_of_the_users_code(body: Any) -> None:
     with pytest.raises(rg.TraceError) as caught:
         rg.trace(Body(body, f=mlp()), randn(3, 4))
