@@ -13,6 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, TypeAlias
 
 import torch
@@ -28,15 +29,36 @@ Conditions: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class BijectionForm:
-    """How a bijection was called: with how many `streams`, in a list or not, and what its module returned.
+    """How a module was called: with how many `streams`, in a list or not, and what it returned.
 
     Where the way back `edits` in place what it is given, it gets copies.
     """
 
+    protocol: _Protocol
     streams: int
     in_list: bool = False
     gives_log_det: bool = False
     edits: bool = False
+
+    def couple(self, module: nn.Module, streams: Sequence[Tensor], given: Conditions) -> tuple[Tensor, ...]:
+        """The outputs for these streams."""
+        result = self.protocol.forth(module, streams, self.in_list, given, False)
+        return _outputs_of(result, self.gives_log_det)
+
+    def uncouple(self, module: nn.Module, outputs: Sequence[Tensor], given: Conditions) -> tuple[Tensor, ...]:
+        """The streams that give these outputs."""
+        outputs = [output.clone() for output in outputs] if self.edits else outputs
+        return _outputs_of(self.protocol.back(module, outputs, self.in_list, given), self.gives_log_det)
+
+    def couple_with_log_det(
+        self, module: nn.Module, streams: Sequence[Tensor], given: Conditions
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The outputs, and log |det dy/dx| per sample."""
+        result = self.protocol.forth(module, streams, self.in_list, given, True)
+        log_det, x = result[1], streams[0]
+        if not isinstance(log_det, Tensor):  # of modules that only rearrange, perhaps
+            log_det = x.new_full((), float(log_det or 0))
+        return _outputs_of(result, True), log_det if log_det.ndim else log_det.expand(len(x))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +133,8 @@ class Bijection(Boundary):
     first and one dtype. Functions inside must not draw random numbers in training: the way back cannot draw
     the same.
 
+    A network of FrEIA's (`SequenceINN`, `GraphINN`) is as many nodes as it has modules.
+
     Args:
         module: the module.
         streams: how many of the arguments are streams, where their sizes do not tell.
@@ -149,8 +173,17 @@ class Bijection(Boundary):
     def forward(self, *args: Any, **conditions: Any) -> Any:
         given, listed = flat(args)
         result = self._run(given, listed, conditions)
+        if self.is_network:  # which is traced into, so that nothing is asked of sizes
+            outputs = result[0]
+            return outputs[0] if isinstance(outputs, (tuple, list)) and len(outputs) == 1 else outputs
         outputs = _outputs_of(result, self._form_of(args, result).gives_log_det)
         return outputs[0] if len(outputs) == 1 and not listed else outputs
+
+    @property
+    def is_network(self) -> bool:
+        """Whether the module has others in it that are called with flags: each of these is a node."""
+        inner = [each for each in self.module.modules() if each is not self.module]
+        return self._protocol.takes_lists and any(map(takes_flags, inner))
 
     def form_for(self, args: Sequence[Any], conditions: dict[str, Any]) -> BijectionForm:
         """How a call is meant: the module is run there and back, to see what it returns and edits.
@@ -170,7 +203,8 @@ class Bijection(Boundary):
         """What the module returns where it is not known yet how many of the arguments are streams."""
         count = listed or self.streams or len(given)
         others = (tuple(given[count:]), conditions)
-        return self._protocol.forth(self.module, given[:count], listed > 0, others, False)
+        # Networks may refuse a step that gives no log-determinant; in a trace nothing reads it.
+        return self._protocol.forth(self.module, given[:count], listed > 0, others, self.is_network)
 
     def _form_of(self, args: Sequence[Any], result: Any) -> BijectionForm:
         """How a call with these arguments was meant, from the sizes of what it gave."""
@@ -181,7 +215,7 @@ class Bijection(Boundary):
             most = [len(given)] if self._protocol.takes_lists else range(1, len(counts) + 1)
         flags = [False, True] if self.log_det is None else [self.log_det]
         found = [
-            BijectionForm(count, listed > 0, flag)
+            BijectionForm(self._protocol, count, listed > 0, flag)
             for flag in ([True] if self._protocol.takes_lists else flags)
             for count in most
             if self._gives(result, flag, given) == sum(counts[:count])
@@ -216,29 +250,6 @@ class Bijection(Boundary):
             return sum(each.numel() for each in _outputs_of(result, log_det))
         except TypeError:
             return -1
-
-    def couple(self, form: BijectionForm, streams: Sequence[Tensor], given: Conditions) -> tuple[Tensor, ...]:
-        """The outputs for these streams."""
-        result = self._protocol.forth(self.module, streams, form.in_list, given, False)
-        return _outputs_of(result, form.gives_log_det)
-
-    def uncouple(
-        self, form: BijectionForm, outputs: Sequence[Tensor], given: Conditions
-    ) -> tuple[Tensor, ...]:
-        """The streams that give these outputs."""
-        outputs = [output.clone() for output in outputs] if form.edits else outputs
-        result = self._protocol.back(self.module, outputs, form.in_list, given)
-        return _outputs_of(result, form.gives_log_det)
-
-    def couple_with_log_det(
-        self, form: BijectionForm, streams: Sequence[Tensor], given: Conditions
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """The outputs, and log |det dy/dx| per sample."""
-        result = self._protocol.forth(self.module, streams, form.in_list, given, True)
-        log_det, x = result[1], streams[0]
-        if not isinstance(log_det, Tensor):  # of modules that only rearrange, perhaps
-            log_det = x.new_full((), float(log_det or 0))
-        return _outputs_of(result, True), log_det if log_det.ndim else log_det.expand(len(x))
 
 
 class _Protocol(ABC):
@@ -303,7 +314,7 @@ def _protocol_of(module: nn.Module) -> _Protocol:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"a Bijection wraps a module, not {type(module).__name__}")
-    if {"rev", "jac"}.issubset(inspect.signature(module.forward).parameters):
+    if takes_flags(module):
         return _Flags()
     for forward, inverse in (("_forward", "_inverse"), ("__call__", "inverse")):
         if callable(getattr(module, forward, None)) and callable(getattr(module, inverse, None)):
@@ -312,6 +323,16 @@ def _protocol_of(module: nn.Module) -> _Protocol:
         f"{type(module).__name__} has no inverse: a Bijection wraps a module with a method `inverse` beside "
         "its forward, or with a forward that takes `rev` and `jac`, or with `_forward` and `_inverse`"
     )
+
+
+def takes_flags(module: nn.Module) -> bool:
+    """Whether a module's forward is told which way it goes, and whether to give a log-determinant."""
+    return _takes_flags(type(module))
+
+
+@cache
+def _takes_flags(kind: type[nn.Module]) -> bool:
+    return {"rev", "jac"}.issubset(inspect.signature(kind.forward).parameters)
 
 
 def flat(args: Sequence[Any]) -> tuple[list[Any], int]:

@@ -204,16 +204,16 @@ class BijectionLaw(Law):
     after: Packing
 
     def couple(self, root: nn.Module, x: Tensor, term: Any) -> Tensor:
-        outputs = self.module(root).couple(self.form, self.before.unpack(x), term or ((), {}))
+        outputs = self.form.couple(self.module(root), self.before.unpack(x), term or ((), {}))
         return self._packed(self.after, outputs, x)
 
     def uncouple(self, root: nn.Module, y: Tensor, term: Any) -> Tensor:
-        streams = self.module(root).uncouple(self.form, self.after.unpack(y), term or ((), {}))
+        streams = self.form.uncouple(self.module(root), self.after.unpack(y), term or ((), {}))
         return self._packed(self.before, streams, y)
 
     def couple_with_log_det(self, root: nn.Module, x: Tensor, term: Any) -> tuple[Tensor, Tensor | None]:
-        given = term or ((), {})
-        outputs, log_det = self.module(root).couple_with_log_det(self.form, self.before.unpack(x), given)
+        streams = self.before.unpack(x)
+        outputs, log_det = self.form.couple_with_log_det(self.module(root), streams, term or ((), {}))
         return self._packed(self.after, outputs, x), log_det
 
     def look(self, root: nn.Module) -> Hashable:
@@ -223,12 +223,12 @@ class BijectionLaw(Law):
         return tuple(self.module(root).modules())
 
     def tells_volume(self, root: nn.Module) -> str:
-        return "" if self.form.gives_log_det else type(self.module(root).module).__name__
+        return "" if self.form.gives_log_det else type(self.module(root)).__name__
 
-    def module(self, root: nn.Module) -> Bijection:
+    def module(self, root: nn.Module) -> nn.Module:
+        """The module that the bijection wraps."""
         module = module_at(root, self.path)
-        assert isinstance(module, Bijection)
-        return module
+        return module.module if isinstance(module, Bijection) else module
 
     def _packed(self, packing: Packing, streams: tuple[Tensor, ...], like: Tensor) -> Tensor:
         packed = packing.pack(*streams)

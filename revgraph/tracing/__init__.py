@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from revgraph.couplings import Boundary, Coupling
 from revgraph.errors import RevgraphError, TraceError, TraceWarning
 from revgraph.isolation import untouched
+from revgraph.joint_bijections import Bijection
 from revgraph.program import Program
 from revgraph.storages import faked
 from revgraph.tracing.arguments import call_with, fill_form, form_of
@@ -191,10 +192,12 @@ def _trace(
 ) -> _Traced:
     names = {id(parameter): path for path, parameter in model.named_parameters()}
     buffers = dict(model.named_buffers(remove_duplicate=False))
+    buffers |= {path: each for path, each in model.named_parameters() if not each.is_floating_point()}
 
     def call(proxies: list[Any]) -> Any:
         given = dict(zip(named, proxies, strict=True))
-        if isinstance(model, (Boundary, Coupling, Wiring)):
+        is_network = isinstance(model, Bijection) and model.is_network
+        if isinstance(model, (Boundary, Coupling, Wiring)) and not is_network:
             arguments = fill_form(form, given)
             return call_with(lambda *args, **kwargs: tracer.call_root(args, kwargs), arguments, model.forward)
         return call_with(model.forward, fill_form(form, given))
@@ -211,9 +214,12 @@ def _trace(
         couplings = {
             node
             for node in graph.nodes
-            if node.op == "call_module" and isinstance(modules[str(node.target)], Coupling)
+            if node.op == "call_module"
+            and (isinstance(modules[str(node.target)], (Bijection, Coupling)) or node.target in tracer.steps)
         }
         streams = couplings | added | {user for node in couplings for user in node.users}
+        steps = [node for node in couplings if node.target in tracer.steps]
+        streams |= {item for node in steps for made in node.users for item in made.users}
         for scope in tracer.scopes:
             scope.nodes = [node for node in scope.nodes if node.graph is graph and not node._erased]
         found = find(graph, model, tracer.shadows, streams, tracer.scopes, sums_only)

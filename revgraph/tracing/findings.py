@@ -26,8 +26,8 @@ SUMS: frozenset[Any] = frozenset(
     (operator.add, operator.sub, torch.add, torch.sub, torch.subtract, "add", "sub", "subtract")
 )
 # Sums beyond these are counted and not explained; a module is large from this share of all parameters on.
-MOST_EXPLAINED, LARGE = 200, 0.05
-LONGEST = 100
+MOST_EXPLAINED, LARGE = 200, 0.2
+LONGEST, MOST_NAMED = 100, 5
 
 GAINS_NOTHING = "no stream goes through it, so that it would gain nothing"
 NO_FORM = "neither operand has the sum's shape and dtype, so that none could be given back"
@@ -63,7 +63,9 @@ class Findings:
             more = f" and {len(count) - 3} more lines" if len(count) > 3 else ""
             lines.append(f"  not {named}{more}: {reason}")
         lines += [f"no coupling: {name}: {reason}" for name, reason in self.boundaries.items()]
-        lines += [f"whole: {name}: {reason}" for name, reason in whole_modules(graph, tracer).items()]
+        whole = [f"whole: {name}: {reason}" for name, reason in whole_modules(graph, tracer).items()]
+        lines += whole[:MOST_NAMED]
+        lines += [f"whole: {len(whole) - MOST_NAMED} more modules"] if len(whole) > MOST_NAMED else []
         return tuple(lines)
 
     def warnings(self) -> Sequence[str]:
@@ -82,7 +84,7 @@ def explain_sums(
 ) -> Findings:
     """The sums of a graph whose half-steps are `found`: which are couplings, and why others are not."""
     findings = Findings()
-    inside = {node for half_step in found.values() for node in half_step.region}
+    inside = {node for each in found.values() for node in (*each.region, *each.spine)}
     order = {node: index for index, node in enumerate(graph.nodes)}
     passed = found.keys() | streams
     for node in graph.nodes:
@@ -139,7 +141,7 @@ def _why_whole(path: str, module: nn.Module, tracer: Tracer) -> str:
         )
     if isinstance(module, Boundary):
         return "it is a revgraph.Boundary"
-    if type(module).__module__.startswith("torch."):
+    if type(module).__module__.startswith("torch.") and not isinstance(module, nn.Sequential):
         return "it is torch's own"
     hooks = (
         module._forward_hooks,

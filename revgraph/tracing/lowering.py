@@ -211,22 +211,34 @@ class _Lowering:
             if user.target is operator.getitem and isinstance(user.args[1], int):
                 self.ledger.names[user] = state[user.args[1]]
 
-    def _bijection(self, node: fx.Node, module: Bijection) -> str:
+    def _is_step(self, node: fx.Node) -> bool:
+        """Whether a call is a step of a network of bijections."""
+        return node.op == "call_module" and str(node.target) in self.tracer.steps
+
+    def _bijection(self, node: fx.Node, module: nn.Module) -> str:
         """A call of a module with an inverse, as a coupling of its streams; or why it cannot be one."""
         shadows, where = self.tracer.shadows, self.tracer.where
         given, _ = flat(node.args)
+        conditions, result = dict(node.kwargs), shadows[node]
+        items, taken = list(node.users), list[fx.Node]()
+        if not isinstance(module, Bijection):  # it returns its streams in a tuple, with a log-determinant
+            module, result = Bijection(module), tuple(result[0])
+            if conditions.pop("rev", False) is not False:
+                return "it is called the way back"
+            conditions.pop("jac", None)
+            taken, items = items, [each for item in items for each in item.users]
         call = map_leaves(
             lambda leaf: shadows.get(leaf, leaf) if isinstance(leaf, fx.Node) else leaf,
-            (tuple(node.args), dict(node.kwargs)),
+            (tuple(node.args), conditions),
         )
         form = self.tracer.evaluator.evaluate("call_function", module.form_for, call, {})
         streams, others = given[: form.streams], given[form.streams :]
-        made = shadows[node] if isinstance(shadows[node], tuple) else (shadows[node],)
-        if reason := _no_streams(streams, others, node, shadows, made):
+        made = result if isinstance(result, tuple) else (result,)
+        if reason := _no_streams(streams, (others, conditions), shadows, made):
             return reason
         term, extras = expression((), 0, ()), ()
-        if others or node.kwargs:
-            term, extras = phrase_conditions(others, node, where)
+        if others or conditions:
+            term, extras = phrase_conditions(others, conditions, where.get(node, ""), where)
         path = str(node.target)
         before = Packing.of([shadows[stream] for stream in streams])
         after = Packing.of(made, before)
@@ -242,9 +254,9 @@ class _Lowering:
         self.ledger.add_coupling(name, target, term, reads, law, path, text, where[node])
         self._note_example(name, law, term, target, extras)
         outputs = self._unpack(name, after, node)
-        if isinstance(shadows[node], tuple):
-            for user in node.users:
-                self.ledger.names[user] = outputs[cast("int", user.args[1])]
+        self.done.update(taken)
+        if isinstance(result, tuple):
+            self.ledger.names.update((item, outputs[cast("int", item.args[1])]) for item in items)
         else:
             self.ledger.names[node] = outputs[0]
         return ""
@@ -320,8 +332,8 @@ class _Lowering:
     def _call(self, node: fx.Node) -> None:
         """A call that is no half-step: a boundary, a wiring, or one that only makes numbers."""
         module = self.modules[str(node.target)] if node.op == "call_module" else None
-        if isinstance(module, (Bijection, Coupling)):
-            if isinstance(module, Bijection):
+        if module is not None and (isinstance(module, (Bijection, Coupling)) or self._is_step(node)):
+            if not isinstance(module, Coupling):
                 reason = self._bijection(node, module)
             elif not (reason := why_no_half_steps(node, module, self.tracer.shadows)):
                 self._coupling_module(node, module)
@@ -385,8 +397,7 @@ class _Lowering:
 
 def _no_streams(
     streams: list[Any],
-    conditions: list[Any],
-    node: fx.Node,
+    conditions: Any,
     shadows: Mapping[fx.Node, Any],
     made: tuple[Tensor, ...],
 ) -> str:
@@ -395,7 +406,7 @@ def _no_streams(
         return "a stream is a parameter, a buffer or a constant, which nothing takes back"
     if len(set(streams)) < len(streams):
         return "one value is given as two streams"
-    if set(streams) & {leaf for leaf in leaves((conditions, dict(node.kwargs))) if isinstance(leaf, fx.Node)}:
+    if set(streams) & {leaf for leaf in leaves(conditions) if isinstance(leaf, fx.Node)}:
         return "it reads a stream as a condition too"
     every = [*(shadows[each] for each in streams), *made]
     if len({each.dtype for each in every}) > 1 or len({each.device for each in every}) > 1:

@@ -68,11 +68,10 @@ def phrase_function(
 
 
 def phrase_conditions(
-    args: Iterable[Any], node: fx.Node, where: Mapping[fx.Node, str]
+    args: Iterable[Any], kwargs: dict[str, Any], place: str, where: Mapping[fx.Node, str]
 ) -> tuple[Expression, tuple[fx.Node, ...]]:
-    """These arguments of a call and its keyword arguments, as one result; and the traced values in them."""
-    kwargs = dict(node.kwargs)
-    return _phrase_call("function", conditions, 0, tuple(args), kwargs, where.get(node, ""), where)
+    """These arguments as one result; and the traced values in them."""
+    return _phrase_call("function", conditions, 0, tuple(args), kwargs, place, where)
 
 
 def conditions(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

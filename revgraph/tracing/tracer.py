@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from revgraph.couplings import Boundary, Coupling
 from revgraph.errors import RevgraphError, TraceError
 from revgraph.expressions import Register, leaves, map_leaves
+from revgraph.joint_bijections import Bijection, takes_flags
 from revgraph.storages import memory_key, parts_of
 from revgraph.tracing.ambient import modes, random_state
 from revgraph.tracing.evaluating import Evaluator
@@ -59,7 +60,8 @@ class Tracer(fx.Tracer):
     Torch's own modules, couplings, wiring and boundaries (but for those `opened`) are single calls. In-place
     arithmetic on traced values becomes out-of-place, with later reads of the same value redirected. Of the
     model's own `parameters`, in whose place there may be fake ones, it knows the paths by identity: user code
-    may hold them in other ways, too. `buffers` are the model's own, by path, with the numbers they hold.
+    may hold them in other ways, too. `buffers` are the model's own, and its parameters that are
+    whole numbers, by path.
     """
 
     proxy_buffer_attributes = True
@@ -83,6 +85,7 @@ class Tracer(fx.Tracer):
         self.kept: list[Tensor] = []
         self.opaque: dict[str, str] = {}
         self.checkpointed: dict[str, None] = {}
+        self.steps: set[str] = set()
         self._open: list[Scope] = []
         self._overwritten: list[Tensor] = []
         self._mode = modes()
@@ -154,10 +157,27 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
-            (isinstance(m, (Coupling, Wiring, Boundary)) and not isinstance(m, self.opened))
+            self._is_unit(m, module_qualified_name)
             or (type(m).__module__.startswith("torch.") and not _is_list_like(m))
             or bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
         )
+
+    def _is_unit(self, m: nn.Module, path: str) -> bool:
+        """Whether a module is a node by what it is, and not by what it does."""
+        if isinstance(m, Bijection):
+            return not m.is_network
+        if isinstance(m, (Coupling, Wiring, Boundary)):
+            return not isinstance(m, self.opened)
+        if takes_flags(m) and self.is_in_network and not Bijection(m).is_network:
+            self.steps.add(path)
+            return True
+        return False
+
+    @property
+    def is_in_network(self) -> bool:
+        """Whether the trace is inside a network of bijections."""
+        callers = [self.root, *(self.root.get_submodule(scope.path) for scope in self._open)]
+        return any(isinstance(each, Bijection) for each in callers)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -166,7 +186,10 @@ class Tracer(fx.Tracer):
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
-            return self.create_proxy("call_module", path, args, kwargs)
+            proxy = self.create_proxy("call_module", path, args, kwargs)
+            if path in self.steps:
+                proxy.items[1] = 0.0  # nothing is to read the log-determinant, which the net adds up itself
+            return proxy
         args, kwargs = self._unpacked(args), self._unpacked(kwargs)
         scope = Scope(
             path, self.create_arg(args), self.create_arg(kwargs), self._open[-1] if self._open else None

@@ -119,6 +119,24 @@ class Edits(Flags):
         return (y * 2,), None if log_det is None else log_det + math.log(2) * 6
 
 
+class Steps(nn.Module):
+    """A network of modules with flags, of which one splits, in plain code."""
+
+    def __init__(self, condition: int = 0) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList(Flags(seed, condition) for seed in range(3))
+        self.halves = Halves()
+
+    def forward(self, x: Any, c: Sequence[Tensor] = (), rev: bool = False, jac: bool = True) -> Any:
+        streams, total = (tuple(x) if isinstance(x, (tuple, list)) else (x,)), 0
+        calls: list[Any] = [*self.steps, self.halves]
+        for call in reversed(calls) if rev else calls:
+            given = {} if call is self.halves else {"c": c}
+            streams, log_det = call(streams, rev=rev, jac=jac, **given)
+            total = total + log_det
+        return streams, total
+
+
 class ToChannels(nn.Module):
     """Pixels into channels and scaled, one stream of another shape."""
 
@@ -175,6 +193,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...], dict[str, An
     "told, by keyword": (lambda: Chain(*map(Told, range(3))), (randn(4, 6),), {"context": randn(4, 2)}),
     "groups": (lambda: Chain(*map(Grouped, range(3))), (randn(4, 6), EDGES), {}),
     "edits": (lambda: Chain(*map(Edits, range(3))), (randn(4, 6),), {}),
+    "a network": (lambda: rg.Bijection(Steps()), (randn(4, 6),), {}),
+    "a network, conditioned": (lambda: rg.Bijection(Steps(2)), (randn(4, 6),), {"c": [randn(4, 2)]}),
     "another shape": (lambda: Chain(ToChannels(), ToChannels()), (randn(4, 2, 4, 4),), {}),
     "batch normalization": (
         lambda: Chain(*[Flags(seed, 0, nn.BatchNorm1d(16)) for seed in range(3)]), (randn(4, 6),), {}
@@ -250,7 +270,7 @@ def streams_of(net: rg.ReversibleModule) -> list[str]:
     return list(net.graph.inputs[: 2 if turned else 1])
 
 
-@pytest.mark.parametrize("case", ["flags", "parts", "told", "edits"])
+@pytest.mark.parametrize("case", ["flags", "parts", "told", "edits", "a network"])
 def test_log_determinants_are_those_of_the_jacobian(case: str) -> None:
     make, (x,), _ = CASES[case]
     net = rg.trace(make(), x)
@@ -291,6 +311,26 @@ def test_held_bytes_do_not_grow_with_depth(kind: Any) -> None:
         assert measured.peak_bytes == net.plan.peak_bytes
         held.append(measured.held_bytes - 4 * 8 * sum(1 for _ in net.parameters()))
     assert held[1] <= held[0] + 8 * 12
+
+
+def test_each_step_of_a_network_is_a_node_and_a_bijection_keeps_the_module_around_it_open() -> None:
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Chain(Turn(), Turn(1))
+            self.network = rg.Bijection(Steps())
+
+        def forward(self, a: Tensor, b: Tensor) -> Any:
+            a, b = self.inner(a, b)
+            return self.network(a), b
+
+    net = rg.trace(Around(), randn(4, 6), randn(4, 6))
+    names = [node.name for node in net.graph.nodes if node.kind == "coupling"]
+    assert names == [
+        *(f"inner.blocks.{place}" for place in range(2)),
+        *(f"network.module.steps.{place}" for place in range(3)),
+        "network.module.halves",
+    ]
 
 
 def test_streams_stay_side_by_side_between_bijections() -> None:
