@@ -147,6 +147,16 @@ def test_the_order_in_a_buffer_is_the_one_that_is_there_now() -> None:
     undone(net, x)
 
 
+def test_the_order_in_a_parameter_of_whole_numbers_is_wiring_too() -> None:
+    model = Ordered([7, 3, 1, 0, 5, 2, 4, 6])
+    order = model.order
+    del model.order
+    model.register_parameter("order", nn.Parameter(order, requires_grad=False))
+    x = randn(3, 8)
+    net = agree(model, x, couplings=1)
+    undone(net, x)
+
+
 def test_an_order_that_lost_a_place_is_refused_by_name() -> None:
     x = randn(3, 8)
     net = rg.trace(Ordered([7, 3, 1, 0, 5, 2, 4, 6]), x)
