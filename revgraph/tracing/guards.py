@@ -40,6 +40,7 @@ CONTAINERS = (list, tuple, dict, set, frozenset, deque)
 HOOKS = (
     *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
 )  # of opened modules
+MEMBERS = ("_parameters", "_buffers", "_modules")
 Mark: TypeAlias = tuple[int, int]
 MISSING = object()
 
@@ -158,6 +159,7 @@ class Guards:
             owner = owners.setdefault(id(each.owner), f"o{len(owners)}")
             bound[owner] = each.owner
             text = f"{owner}.{each.name}" if each.name.isidentifier() else f"getattr({owner}, {each.name!r})"
+            text = f"getattr({owner}, {each.name!r}, MISSING)" if each.value is MISSING else text
             text = f"snapshot({text})" if isinstance(each.value, Snapshot) else text
             by_identity = not isinstance(each.value, (*PLAIN, MethodType, Snapshot))
             texts[by_identity].append(text)
@@ -254,7 +256,14 @@ class AttributeReads:
         original: Any = kind.__getattribute__
 
         def read(owner: Any, name: str) -> Any:
-            value = original(owner, name)
+            try:
+                value = original(owner, name)
+            except AttributeError:
+                if not isinstance(owner, nn.Module) or any(name in vars(owner)[each] for each in MEMBERS):
+                    raise  # it goes on to one of these
+                if id(owner) in self.paths and not self.asleep():
+                    self._note(owner, name, MISSING)
+                raise
             if name in MODULE_TABLES or name.startswith("__") or self.asleep():
                 return value
             if id(owner) not in self._objects and id(owner) not in self.paths:
