@@ -316,7 +316,7 @@ class _Search:
         if not all(self.flow.is_tensor(term) for term in terms):
             return None
         region, others, besides = self._function(reading, couplings, shares=True)
-        if besides and self._follows((*others, target), besides):
+        if target in region or (besides and self._follows((*others, target), besides)):
             region, others, besides = self._function(reading, couplings, shares=False)
         if target in others or self._depends(others, target, couplings, begun):
             return None
