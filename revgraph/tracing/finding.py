@@ -82,7 +82,18 @@ def find(
     """
     flow = Flow(graph, root, shadows, streams)
     search = _Search(flow)
-    possible = {node: found for node in graph.nodes if (found := list(readings(node, shadows, sums_only)))}
+    innermost = _innermost(scopes)
+    possible = {
+        node: found
+        for node in graph.nodes
+        if (
+            found := [
+                each
+                for each in readings(node, shadows, sums_only)
+                if all(innermost.get(call) is innermost.get(node) for call in each.spine)
+            ]
+        )
+    }
     for found in possible.values():
         found.sort(key=lambda reading: flow.rank(reading, possible.keys()))
     possible = _worth(flow, possible, counts_forks=False)
@@ -97,6 +108,16 @@ def find(
         if node in half_steps:
             _absorb(search, half_steps, node, scopes)
     return search.half_steps({node: [each.reading] for node, each in half_steps.items()})
+
+
+def _innermost(scopes: list[Scope]) -> dict[fx.Node, Scope]:
+    """The module call in which each node was made; what goes on in another one is not read along with it,
+    or both would have to stay open."""
+    found: dict[fx.Node, Scope] = {}
+    for scope in scopes:  # those inside come first
+        for node in scope.nodes:
+            found.setdefault(node, scope)
+    return found
 
 
 def refine(
@@ -295,7 +316,7 @@ class _Search:
         if not all(self.flow.is_tensor(term) for term in terms):
             return None
         region, others, besides = self._function(reading, couplings, shares=True)
-        if besides and self._follows((*others, target), besides):
+        if target in region or (besides and self._follows((*others, target), besides)):
             region, others, besides = self._function(reading, couplings, shares=False)
         if target in others or self._depends(others, target, couplings, begun):
             return None

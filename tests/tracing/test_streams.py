@@ -240,3 +240,20 @@ def test_losses_added_up_are_no_stream() -> None:
             return x1, x2, total
 
     agree(Sums(), randn(3, 4), randn(3, 4, seed=2), couplings=4)
+
+
+def test_module_that_scales_a_sum_stays_a_call() -> None:
+    class Scale(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f, self.scale = mlp(), Scale()
+
+        def forward(self, x1: Tensor, x2: Tensor) -> Any:
+            return self.scale(x1 + self.f(x2)), x2
+
+    net = agree(Net(), randn(3, 4), randn(3, 4, seed=2), couplings=1)
+    assert "scale" in [node.module for node in net.graph.nodes]

@@ -48,7 +48,7 @@ class FourierMixing(nn.Module):
         return x
 
 
-@net(lambda: (torch.randn(2, 4, 12),), untraced="items of a tensor are assigned in place")
+@net(lambda: (torch.randn(2, 4, 12),))
 class SpectralConvolutionInPlace(nn.Module):
     """Weights for the lowest frequencies, as in Fourier neural operators."""
 
