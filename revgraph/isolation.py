@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import random
 import sys
-from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import cache
+from functools import cache, partial
+from operator import is_
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ from revgraph.expressions import leaves
 from revgraph.storages import faked, memory_key, parts_of
 
 version_kept: Any = torch.autograd._unsafe_preserve_version_counter  # pyright: ignore
+CONTAINERS = (OrderedDict, dict, list, set, deque)
+HEAP_TYPE = 1 << 9  # the flag of classes that Python code defines
+MOST_HELD = 100_000  # a model that holds a whole data set is not gone through to its end
 MODULE_TABLES = frozenset(nn.Module().__dict__)
 
 
@@ -31,7 +35,9 @@ def untouched(model: nn.Module, fake_mode: FakeTensorMode | None = None) -> Iter
     With a mode, parameters and buffers are fake ones meanwhile. Without, buffers are copies, and parameters,
     which may be large, the model's own: what writes one of them is undone.
     """
-    modules = list(model.modules())
+    scripted = [each for each in model.modules() if isinstance(each, torch.jit.ScriptModule)]
+    modules = [each for each in model.modules() if not isinstance(each, torch.jit.ScriptModule)]
+    compiled = [buffer for module in scripted for buffer in module.buffers(recurse=False)]
     attributes = [dict(module.__dict__) for module in modules]
     tables = [(dict(module._parameters), dict(module._buffers), dict(module._modules)) for module in modules]
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
@@ -41,8 +47,8 @@ def untouched(model: nn.Module, fake_mode: FakeTensorMode | None = None) -> Iter
         random_kept(),
         _autocast_cache_kept(),
         _contents_kept(attributes) as held,
-        _memory_kept(own := [each for each in (*model.parameters(), *held) if not is_lazy(each)]),
-        _CopyOnWrite(own) if fake_mode is None else nullcontext(),
+        _memory_kept(own := [each for each in (*model.parameters(), *held, *compiled) if not is_lazy(each)]),
+        _CopyOnWrite(own) if held or compiled or fake_mode is None else nullcontext(),
     ):
         try:
             _replace(modules, fake_mode)
@@ -207,28 +213,91 @@ def _autocast_cache_kept() -> Iterator[None]:
 
 @contextmanager
 def _contents_kept(attributes: list[dict[str, Any]]) -> Iterator[list[Tensor]]:
-    """Lists, dictionaries and the like that modules hold as attributes end with what they held.
+    """Containers, objects and generators that modules hold as attributes end as they began.
 
     Gives the tensors among the attributes and in them.
     """
-    held: dict[int, tuple[Any, Any]] = {}
-    tensors: list[Tensor] = []
+    held = _Held()
     for own in attributes:
         for name, value in own.items():
             if name not in MODULE_TABLES:
-                _hold_contents(value, held, tensors)
+                held.hold(value)
     try:
-        yield tensors
+        yield held.tensors
     finally:
-        for value, content in held.values():
-            value.clear()
-            value.extend(content) if isinstance(value, (list, deque)) else value.update(content)
+        for undo in held.undo.values():
+            undo()
 
 
-def _hold_contents(value: Any, held: dict[int, tuple[Any, Any]], tensors: list[Tensor]) -> None:
-    if isinstance(value, Tensor):
-        tensors.append(value)
-    elif isinstance(value, (list, dict, set, deque)) and id(value) not in held:
-        held[id(value)] = (value, copy.copy(value))
-        for item in value.values() if isinstance(value, dict) else value:
-            _hold_contents(item, held, tensors)
+class _Held:
+    """What modules hold besides modules: what puts it back, by identity, and the tensors in it.
+
+    Contents are put back by the methods of Python's own classes, for a subclass may refuse changes; and only
+    where they have changed.
+    """
+
+    def __init__(self) -> None:
+        self.undo: dict[int, Callable[[], Any]] = {}
+        self.tensors: list[Tensor] = []
+        self._alive: list[Any] = []  # or identities could be given again
+
+    def hold(self, value: Any) -> None:
+        """Note what there is to put back of a value, and of what is in it."""
+        if isinstance(value, Tensor):
+            self.tensors.append(value)
+        if (
+            isinstance(value, (Tensor, nn.Module, type))
+            or id(value) in self.undo
+            or len(self.undo) >= MOST_HELD
+        ):
+            return
+        kind = next((each for each in type(value).__mro__ if each in CONTAINERS), None)
+        restore: Callable[[], Any] | None = None
+        if kind is not None:
+            restore = partial(_put_back, value, kind, _content(value))
+        elif (reset := _generator(value)) is not None:
+            restore = reset
+        if type(value).__flags__ & HEAP_TYPE and isinstance(getattr(value, "__dict__", None), dict):
+            inner = restore
+            attributes = partial(_put_back, vars(value), dict, _content(vars(value)))
+            restore = attributes if inner is None else lambda: (inner(), attributes())[1]
+        if restore is None:
+            return
+        self.undo[id(value)] = restore
+        self._alive.append(value)
+        if kind is not None:
+            for item in value.values() if isinstance(value, dict) else value:
+                self.hold(item)
+        for item in vars(value).values() if hasattr(value, "__dict__") else ():
+            self.hold(item)
+
+
+def _content(value: Any) -> list[Any]:
+    return [each for pair in dict.items(value) for each in pair] if isinstance(value, dict) else list(value)
+
+
+def _put_back(value: Any, kind: Any, content: list[Any]) -> None:
+    now = _content(value)
+    if len(now) == len(content) and all(map(is_, now, content)):
+        return
+    kind.clear(value)
+    if kind is set:
+        set.update(value, content)
+    elif kind in (list, deque):
+        kind.extend(value, content)
+    else:
+        for key, item in zip(content[::2], content[1::2], strict=True):
+            kind.__setitem__(value, key, item)
+
+
+def _generator(value: Any) -> Callable[[], Any] | None:
+    """What sets a generator of random numbers back to where it stands; None of anything else."""
+    if isinstance(value, torch.Generator):
+        return partial(value.set_state, value.get_state())
+    if isinstance(value, random.Random):
+        return partial(value.setstate, value.getstate())
+    numpy = sys.modules.get("numpy.random")
+    if numpy is None or not isinstance(value, (numpy.Generator, numpy.RandomState, numpy.BitGenerator)):
+        return None
+    bits: Any = getattr(value, "bit_generator", None) or getattr(value, "_bit_generator", value)
+    return partial(setattr, bits, "state", copy.deepcopy(bits.state))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +98,27 @@ def _net(
     exact: bool | float,
     half_streams: bool = False,
 ) -> ReversibleModule:
-    program = trace_program(model, args, kwargs, name, sums_only=exact is not False)
-    if not half_streams:
-        _refuse_half(program)
-    if exact is not False:
-        program = on_grid(program, model, exact)
-    _, named = form_of(model, args, kwargs)
-    return ReversibleModule(model, replace(program, graph=with_costs(program, model, named)))
+    tracing = Tracing(name, exact, half_streams)
+    return ReversibleModule(model, tracing(model, args, kwargs), retrace=tracing)
+
+
+@dataclass(frozen=True, slots=True)
+class Tracing:
+    """How a net was traced, for the other forms of call that come later."""
+
+    name: str
+    exact: bool | float
+    half_streams: bool
+
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+        """The program of a call, with its costs."""
+        program = trace_program(model, args, kwargs, self.name, sums_only=self.exact is not False)
+        if not self.half_streams:
+            _refuse_half(program)
+        if self.exact is not False:
+            program = on_grid(program, model, self.exact)
+        _, named = form_of(model, args, kwargs)
+        return replace(program, graph=with_costs(program, model, named))
 
 
 def _refuse_half(program: Program) -> None:

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from revgraph.expressions import Expression, attribute_at, leaves, map_leaves, m
 from revgraph.graph import Graph
 from revgraph.joint_bijections import Bijection, BijectionForm, Packing
 from revgraph.wiring import Wiring
+
+if TYPE_CHECKING:
+    from revgraph.tracing.guards import Guards
 
 
 class Law(ABC):
@@ -477,7 +480,7 @@ class Program:
     `arguments` maps parameter names of the model's forward to trees whose leaves are `Named` values or the
     constants the trace saw; `results` is such a tree for what the model returns. `numbers` are the
     example's plain numbers, `differentiable` its tensors that require a gradient. `signature` binds a
-    call's arguments to those names.
+    call's arguments to those names. `guards` tell whether the model is still as the trace took it to be.
     """
 
     graph: Graph
@@ -487,3 +490,4 @@ class Program:
     numbers: dict[str, Any]
     differentiable: frozenset[str]
     signature: inspect.Signature
+    guards: Guards | None = None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,68 +12,160 @@ from torch import Tensor, nn
 
 from revgraph.engine._torch import dispatch_mode_count
 from revgraph.engine.executable import Executable
+from revgraph.engine.facade import blank, checkpointing_replaced
 from revgraph.engine.forward import Forward
 from revgraph.engine.inverse import InverseNet
 from revgraph.engine.log_det import LogDets, begin
 from revgraph.engine.observer import DriftWatch, Observer
 from revgraph.engine.sharding import advice_on_shards
 from revgraph.engine.state import compiles, is_transformed, uncompiled
-from revgraph.errors import PlanError, add_note
+from revgraph.errors import BudgetError, PlanError, TraceError, add_note
 from revgraph.expressions import map_leaves
 from revgraph.graph import Graph
+from revgraph.isolation import MODULE_TABLES
 from revgraph.parts import Cost
-from revgraph.planning import Plan, plan
+from revgraph.planning import Plan, keep_all, plan
 from revgraph.planning.same_graph import fitted
 from revgraph.planning.schedule import silent_nodes
 from revgraph.program import Named, Program
+from revgraph.tracing.ambient import without_autocast
 from revgraph.tracing.arguments import bind, read_form
+from revgraph.tracing.hooks import HookChanges
 
 FIRST_COMPARED, COMPARED_EVERY = 8, 16
+MOST_FORMS = 32  # of those kept: the ones used last
+
+
+@dataclass(slots=True, eq=False)
+class TracedForm:
+    """What a net knows of one form of call: its program, and what is made of it when it is needed."""
+
+    program: Program
+    plan: Plan | None = None
+    made: Executable | None = None
+    inverses: dict[tuple[str, ...], InverseNet] = field(default_factory=dict)
+    forwards: int = 0
+    is_tried: bool = False
+
+    def has_hooks(self) -> bool:
+        """Whether modules that were opened have hooks."""
+        return self.program.guards is not None and any(self.program.guards.hooks)
+
+    def without_made(self) -> TracedForm:
+        """What is copied and pickled."""
+        return TracedForm(self.program, self.plan, forwards=self.forwards)
+
+    def holds(self) -> bool:
+        """Whether the model is still as the trace took it to be."""
+        guards = self.program.guards
+        return guards is None or guards.hold()
 
 
 class ReversibleModule(nn.Module):
     """A model's modules under their own names, run as a graph of couplings, boundaries and wiring.
 
     Parameters, buffers and submodules are the model's own objects, so `state_dict` has the model's keys and
-    training one trains the other. `plan` says what is stored, inverted and recomputed: that of the least
-    peak, made when it is first needed, or one that is assigned, from the next forward on. Get a reversible
-    module from `rg.trace` or `rg.load`.
+    training one trains the other; attributes, methods, indexing and `len` are the model's, too. `plan` says
+    what is stored, inverted and recomputed: that of the least peak, made when it is first needed, or one that
+    is assigned, from the next forward on. Get a reversible module from `rg.trace` or `rg.load`.
+
+    `graph` and `plan` are those of the example's form. A call of another form (an argument given or not,
+    another structure, another mode where the code asks for it), or after a change of an attribute that the
+    traced code read, is traced when it first comes, and kept.
     """
 
-    def __init__(self, model: nn.Module, program: Program, chosen: Plan | None = None) -> None:
+    def __new__(cls, model: nn.Module, *_: Any, **__: Any) -> ReversibleModule:
+        return blank(cls, type(model))
+
+    def __init__(
+        self,
+        model: nn.Module,
+        program: Program,
+        chosen: Plan | None = None,
+        retrace: Callable[..., Program] | None = None,
+    ) -> None:
         super().__init__()
         for table in SHARED:
             self.__dict__[table] = model.__dict__[table]
-        self.__dict__["_model"] = model  # not a submodule: its parameters are this module's own
-        self.training = model.training
         self._is_full_backward_hook = model._is_full_backward_hook
-        self._program = program
-        self._plan = chosen
-        self._forwards = 0
+        self._first = TracedForm(program, chosen)
+        self._forms = [self._first]  # those used last come first
+        self._is_assigned = chosen is not None
+        self._retrace = retrace
         self._compares_always: bool | None = None
-        self._made: Executable | None = None
-        self._inverses: dict[tuple[str, ...], InverseNet] = {}
         self._observer: Observer | None = None
         self._watch: DriftWatch | None = None
+        self.__dict__["_model"] = model  # not a submodule: its parameters are this module's own
+
+    # The model's face
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            model = self.__dict__.get("_model")
+            if model is None or name.startswith("__"):
+                raise
+        if name == "gradient_checkpointing_enable" and hasattr(model, name):
+            return checkpointing_replaced
+        return getattr(model, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        model = self.__dict__.get("_model")
+        own = model is None or name in OWN or hasattr(ReversibleModule, name)
+        if own or (name.startswith("_") and not hasattr(model, name)):  # what tools note on a module
+            super().__setattr__(name, value)
+        else:
+            setattr(model, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self.__dict__:
+            super().__delattr__(name)
+        else:
+            delattr(self.__dict__["_model"], name)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *dir(self.__dict__["_model"])})
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return blank, (ReversibleModule, type(self.__dict__["_model"])), self.__getstate__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: without what is made again when it is needed."""
+        forms = {id(form): form.without_made() for form in self._forms}
+        first = forms.get(id(self._first)) or self._first.without_made()
+        return {**self.__dict__, "_first": first, "_forms": [*forms.values()]}
+
+    @property
+    def training(self) -> bool:
+        """Whether the model is in training mode."""
+        model = self.__dict__.get("_model")
+        return True if model is None else model.training
+
+    @training.setter
+    def training(self, mode: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        if "_model" in self.__dict__:
+            self.__dict__["_model"].training = mode
 
     def train(self, mode: bool = True) -> ReversibleModule:
-        """Set training or evaluation mode, of the model too."""
-        self.__dict__["_model"].training = mode
-        return super().train(mode)
+        """Set training or evaluation mode, of the model."""
+        self.__dict__["_model"].train(mode)
+        return self
+
+    # Graph and plan
 
     @property
     def graph(self) -> Graph:
         """The network as data."""
-        return self._program.graph
+        return self._first.program.graph
 
     @property
     def plan(self) -> Plan:
         """What is stored, inverted and recomputed; the default plan until another one is assigned."""
-        if self._plan is None:
-            self._plan = plan(self.graph)
-            self._made = Executable(self.__dict__["_model"], self._program, self._plan)
-            self._made.replays(silent_nodes(self._plan))
-        return self._plan
+        if self._first.plan is None:
+            self._first.plan = plan(self.graph)
+            self._executable.replays(silent_nodes(self._first.plan))
+        return self._first.plan
 
     @plan.setter
     def plan(self, value: Plan) -> None:
@@ -81,23 +173,48 @@ class ReversibleModule(nn.Module):
             raise PlanError(
                 f"a net's plan is a revgraph.Plan, not a {type(value).__name__}: see revgraph.plan"
             )
-        self._plan = fitted(value, self.graph)
-        self._forwards = 0
-        self._made = None
+        fitting = fitted(value, self.graph)
+        for form in (*self._forms, self._first):  # the other forms' plans follow it
+            form.plan, form.made, form.forwards = None, None, 0
+        self._first.plan = fitting
+        self._is_assigned = True
+
+    def _planned(self, form: TracedForm) -> Plan:
+        """The plan of a form: chosen as the first one's, or after the one that is assigned there."""
+        if form is self._first:
+            return self.plan
+        if form.plan is None:
+            graph = form.program.graph
+            if graph == self.graph:
+                form.plan = self.plan
+            elif self._is_assigned:
+                form.plan = _plan_like(self.plan, graph)
+            else:
+                form.plan = plan(graph)
+        return form.plan
+
+    @property
+    def _program(self) -> Program:
+        return self._first.program
 
     @property
     def _executable(self) -> Executable:
+        """The example's form, with the plan worked into it."""
+        return self._executable_of(self._first)
+
+    def _executable_of(self, form: TracedForm) -> Executable:
         """The program with the plan worked into it, made anew where plan or modules are other ones."""
-        made = self._made
+        made = form.made
         if made is None or not made.is_current():
-            made = self._made = Executable(self.__dict__["_model"], self._program, self.plan)
+            made = form.made = Executable(self.__dict__["_model"], form.program, self._planned(form))
         return made
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What is copied and pickled: without what is made again when it is needed."""
-        return {**self.__dict__, "_made": None, "_inverses": {}}
+    # Calls
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._called(*args, **kwargs)
+
+    def _called(self, *args: Any, **kwargs: Any) -> Any:
         if compiles():
             return uncompiled(self._forward, *args, **kwargs)
         return self._forward(*args, **kwargs)
@@ -130,38 +247,97 @@ class ReversibleModule(nn.Module):
         return self._forward_with_log_det(*args, **kwargs)
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._ran(self._given(args, kwargs), None)
+        form, env = self._given(args, kwargs)
+        # The first run tells whether hooks of opened modules change results: then it must not have been.
+        back = None if form.is_tried or not form.has_hooks() else _as_it_is(self)
+        try:
+            result = self._ran(form, env, None)
+        except HookChanges:
+            self._forms = [each for each in self._forms if each is not form]
+            if back is None:
+                self._forms = self._forms or [self._first]
+                raise
+            back()
+            other = self._traced(args, kwargs, None)
+            if form is self._first:
+                self._first = other
+            return self._forward(*args, **kwargs)
+        form.is_tried = True
+        return result
 
     def _forward_with_log_det(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
-        env = self._given(args, kwargs)
-        log_dets = begin(self, self._program, env)
-        return self._ran(env, log_dets), log_dets.total
+        form, env = self._given(args, kwargs)
+        log_dets = begin(self, form.program, env)
+        return self._ran(form, env, log_dets), log_dets.total
 
-    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The values and numbers that a call gives, by name."""
+    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[TracedForm, dict[str, Any]]:
+        """The form of a call, and the values and numbers that it gives, by name."""
+        forms = self._forms
         env: dict[str, Any] = {}
-        given = bind(self._program.signature, args, kwargs)
-        read_form(self._program.arguments, given, "the call", env)
-        return env
+        given = bind(forms[0].program.signature, args, kwargs)
+        refused: TraceError | None = None
+        for place, form in enumerate(forms):
+            if not form.holds():
+                continue
+            try:
+                read_form(form.program.arguments, given, "the call", env)
+            except TraceError as error:
+                refused = refused or error
+                env = {}
+                continue
+            if place:
+                forms.insert(0, forms.pop(place))
+            return form, env
+        form = self._traced(args, kwargs, refused)
+        read_form(form.program.arguments, given, "the call", env)
+        return form, env
 
-    def _ran(self, env: dict[str, Any], log_dets: LogDets | None) -> Any:
+    def _traced(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], refused: TraceError | None
+    ) -> TracedForm:
+        """A new form, traced with this call.
+
+        Raises:
+            TraceError: it cannot be traced.
+        """
+        guards = self._first.program.guards
+        if self._retrace is None or is_transformed():
+            changed = guards.broken() if guards is not None else "the model"
+            raise refused or TraceError(
+                f"{changed} has changed since the trace. Call the net once as it is now, outside of "
+                "torch.func's transforms, or trace the model again."
+            )
+        with without_autocast():
+            program = self._retrace(self.__dict__["_model"], args, kwargs)
+        form = TracedForm(program)
+        self._forms.insert(0, form)
+        if guards is not None and not guards.modules_hold():  # what was known is of no use any more
+            if program.graph == self.graph:
+                form.plan = self._first.plan
+            elif self._is_assigned and self._first.plan is not None:
+                form.plan = _plan_like(self._first.plan, program.graph)
+            self._first, self._forms = form, [form]
+        del self._forms[MOST_FORMS:]
+        return form
+
+    def _ran(self, form: TracedForm, env: dict[str, Any], log_dets: LogDets | None) -> Any:
         """What the net returns for these inputs."""
         try:
             if torch.is_grad_enabled() and not is_transformed():
                 with self._drift_watched():
-                    forward = Forward(self, self._executable, env, self._observer, log_dets)
-                    forward.record(self._compares())
+                    forward = Forward(self, self._executable_of(form), env, self._observer, log_dets)
+                    forward.record(self._compares(form))
             else:
-                forward = Forward(self, self._executable, env, self._observer, log_dets)
+                forward = Forward(self, self._executable_of(form), env, self._observer, log_dets)
                 forward.run()
         except Exception as error:
             called = (
-                path for operation in self._program.operations for path in operation.expression.module_paths
+                path for operation in form.program.operations for path in operation.expression.module_paths
             )
             if advice := advice_on_shards(self, called):
                 add_note(error, advice)
             raise
-        results = self._program.results
+        results = form.program.results
         if type(results) is Named:
             return forward[results.name]
         if type(results) is tuple and all([type(each) is Named for each in results]):
@@ -212,10 +388,11 @@ class ReversibleModule(nn.Module):
             raise PlanError(
                 f"graph {graph.name!r} is not the net's own with other costs: nodes or values differ"
             )
-        self._program = replace(self._program, graph=graph)
-        if self._plan is not None:
-            self._plan = replace(self._plan, graph=graph)
-        self._made = None
+        first = self._first
+        first.program = replace(first.program, graph=graph)
+        if first.plan is not None:
+            first.plan = replace(first.plan, graph=graph)
+        first.made = None
 
     def inverse(self, *outputs: Any, **known: Any) -> Any:
         """The inputs that give these outputs.
@@ -256,17 +433,33 @@ class ReversibleModule(nn.Module):
 
     def _inverted(self, outputs: tuple[Any, ...], known: dict[str, Any], log_det: bool) -> Any:
         names = tuple(sorted(known))
-        inverse = self._inverses.get(names)
+        form = self._form_for_inverse()
+        inverse = form.inverses.get(names)
         if inverse is None:
-            inverse = self._inverses[names] = InverseNet(self._program, names)
+            inverse = form.inverses[names] = InverseNet(form.program, names)
         if compiles():
             return uncompiled(inverse.run, self, outputs, known, log_det)
         return inverse.run(self, outputs, known, log_det)
 
-    def _compares(self) -> bool:
+    def _form_for_inverse(self) -> TracedForm:
+        """The form that outputs are those of: the example's, or another one that the model is in now.
+
+        Raises:
+            TraceError: the model has changed, and the net has not been called since.
+        """
+        for form in (self._first, *self._forms):
+            if form.holds():
+                return form
+        guards = self._first.program.guards
+        raise TraceError(
+            f"{guards.broken() if guards is not None else 'the model'} has changed since the trace: call the "
+            "net forward once as it is now, and then its inverse."
+        )
+
+    def _compares(self, form: TracedForm) -> bool:
         """Whether this forward is one of those that replays are compared with, which takes time."""
-        number = self._forwards
-        self._forwards += 1
+        number = form.forwards
+        form.forwards += 1
         if self._observer is not None:
             return self._observer.compares
         if self._compares_always is not None:
@@ -299,3 +492,37 @@ SHARED = (
     "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks",
     "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
 )  # fmt: skip
+# What tools set on any module; everything else that is assigned to a net is the model's.
+OWN = MODULE_TABLES | {
+    *("forward", "_first", "_forms", "_retrace", "_is_assigned", "_compares_always", "_observer", "_watch"),
+    "_model",
+}
+
+
+def _as_it_is(net: nn.Module) -> Callable[[], None]:
+    """What puts buffers and torch's generators back to where they are now."""
+    buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
+    generators = [
+        torch.default_generator,
+        *(torch.cuda.default_generators if torch.cuda.is_initialized() else ()),
+    ]
+    states = [(each, each.get_state()) for each in generators]
+
+    def back() -> None:
+        with torch.no_grad():
+            for buffer, content in buffers:
+                buffer.copy_(content)
+        for generator, state in states:
+            generator.set_state(state)
+
+    return back
+
+
+def _plan_like(assigned: Plan, graph: Graph) -> Plan:
+    """A plan for another form of call, after the one that was assigned to the first: within as many bytes."""
+    if set(assigned.decisions.values()) <= {"keep"}:
+        return keep_all(graph)
+    try:
+        return plan(graph, assigned.peak_bytes)
+    except BudgetError:
+        return plan(graph)

@@ -21,12 +21,13 @@ from revgraph.isolation import untouched
 from revgraph.joint_bijections import Bijection
 from revgraph.program import Program
 from revgraph.storages import faked
-from revgraph.tracing.arguments import call_with, fill_form, form_of
+from revgraph.tracing.arguments import call_with, check_unchanged, fill_form, form_of
 from revgraph.tracing.collapsing import collapse
 from revgraph.tracing.finding import find, refine
 from revgraph.tracing.findings import Findings, explain_sums
+from revgraph.tracing.hooks import call_hooks, call_pre_hooks
 from revgraph.tracing.lowering import lower
-from revgraph.tracing.shadows import ReadPastAttributes, place_of
+from revgraph.tracing.shadows import ReadPastAttributes, guard, place_of
 from revgraph.tracing.slices import gather_slices
 from revgraph.tracing.tracer import Tracer
 from revgraph.tracing.undoing import Example, check_undoing
@@ -200,7 +201,10 @@ def _trace(
         if isinstance(model, (Boundary, Coupling, Wiring)) and not is_network:
             arguments = fill_form(form, given)
             return call_with(lambda *args, **kwargs: tracer.call_root(args, kwargs), arguments, model.forward)
-        return call_with(model.forward, fill_form(form, given))
+        arguments = fill_form(form, given)
+        results = call_with(model.forward, arguments)
+        check_unchanged(arguments, given)
+        return results
 
     # With gradients, as the net will run: without, `no_grad` inside the forward would go unnoticed.
     with untouched(model, fake_mode), torch.enable_grad():
@@ -222,6 +226,7 @@ def _trace(
         streams |= {item for node in steps for made in node.users for item in made.users}
         for scope in tracer.scopes:
             scope.nodes = [node for node in scope.nodes if node.graph is graph and not node._erased]
+            scope.is_empty = not scope.nodes
         found = find(graph, model, tracer.shadows, streams, tracer.scopes, sums_only)
         findings = explain_sums(graph, tracer.shadows, tracer.where, found, streams)
         collapse(tracer, graph, found.keys() | couplings, found)
@@ -230,11 +235,15 @@ def _trace(
         return _Traced(program, examples, findings, tracer)
 
 
+# Calls that nothing reads, and that do something.
+KEPT = (guard, call_hooks, call_pre_hooks)
+
+
 def _drop_unused(graph: fx.Graph) -> None:
     """Remove what nothing reads; calls of modules stay, for they may count or log."""
     for node in reversed(list(graph.nodes)):
         silent = node.op in ("get_attr", "call_method") or (
-            node.op == "call_function" and getattr(node.target, "__name__", "") != "guard"
+            node.op == "call_function" and node.target not in KEPT
         )
         if silent and not node.users:
             graph.erase_node(node)

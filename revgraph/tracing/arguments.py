@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import inspect
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from revgraph.errors import TraceError
+from revgraph.isolation import HEAP_TYPE
 from revgraph.program import Named
+from revgraph.tracing.ambient import is_random_source
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectForm:
+    """The form of an object of user code (a dataclass, a graph batch): class and attributes."""
+
+    kind: type
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Backward:
+    """Stands for a weak reference from a part of an object to the object."""
 
 
 def form_of(
@@ -16,7 +37,8 @@ def form_of(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The form of a call: parameter names to trees of `Named` leaves and constants; and the named things.
 
-    Tensors and plain numbers are named; None, flags, strings and other objects are part of the form.
+    Tensors and plain numbers are named, in attributes of objects that hold tensors, too; None, flags, strings
+    and other things are part of the form.
 
     Raises:
         TraceError: the forward does not take these arguments.
@@ -60,14 +82,21 @@ def call_with(forward: Any, arguments: dict[str, Any], like: Any = None) -> Any:
     return forward(*bound.args, **bound.kwargs)
 
 
-def fill_form(form: Any, named: dict[str, Any]) -> Any:
-    """The tree of a form with its `Named` leaves replaced by what they name."""
+def fill_form(form: Any, named: dict[str, Any], whole: Any = None) -> Any:
+    """The tree of a form with its `Named` leaves replaced by what they name; `whole` is the object around."""
+    if isinstance(form, ObjectForm):
+        made: Any = object.__new__(form.kind)
+        for name, item in form.fields.items():
+            object.__setattr__(made, name, fill_form(item, named, made if whole is None else whole))
+        return made
+    if isinstance(form, Backward):
+        return weakref.ref(whole)
     if isinstance(form, Named):
         return named[form.name]
     if isinstance(form, dict):
-        return {key: fill_form(item, named) for key, item in form.items()}
+        return {key: fill_form(item, named, whole) for key, item in form.items()}
     if isinstance(form, (tuple, list)):
-        items = [fill_form(item, named) for item in form]
+        items = [fill_form(item, named, whole) for item in form]
         return type(form)(*items) if hasattr(form, "_fields") else type(form)(items)
     return form
 
@@ -85,6 +114,20 @@ def read_form(form: Any, given: Any, place: str, found: dict[str, Any]) -> None:
         raise TraceError(
             f"argument {place} was a tensor or number in the trace and is {_text(given)} now; {AGAIN}"
         )
+    if isinstance(form, ObjectForm):
+        if type(given) is not form.kind:
+            raise TraceError(
+                f"argument {place} was a {form.kind.__name__} in the trace and is {_text(given)} now; {AGAIN}"
+            )
+        fields = _fields(given)
+        if fields.keys() != form.fields.keys():
+            names = ", ".join(sorted(fields.keys() ^ form.fields.keys()))
+            raise TraceError(f"argument {place} differs in {names} from what was traced; {AGAIN}")
+        for name, item in form.fields.items():
+            read_form(item, fields[name], f"{place}.{name}", found)
+        return
+    if isinstance(form, Backward):
+        return
     if isinstance(form, dict):
         if not isinstance(given, dict) or set(given) != set(form):
             extra = sorted(_differences(form, given)) if isinstance(given, dict) else []
@@ -101,7 +144,7 @@ def read_form(form: Any, given: Any, place: str, found: dict[str, Any]) -> None:
         for index, item in enumerate(form):
             read_form(item, given[index], f"{place}[{index}]", found)
         return
-    if isinstance(given, Tensor) or not (given is form or given == form):
+    if isinstance(given, Tensor) or not _is_equal(form, given):
         raise TraceError(
             f"argument {place} was {_text(form)} in the trace and is {_text(given)} now; {AGAIN}"
         )
@@ -119,14 +162,113 @@ def _differences(form: dict[Any, Any], given: dict[Any, Any]) -> set[str]:
 AGAIN = "trace the model again with such arguments"
 
 
-def _form(value: Any, name: str, named: dict[str, Any]) -> Any:
+def check_unchanged(arguments: dict[str, Any], named: dict[str, Any]) -> None:
+    """Hold a forward to its arguments as they were: a graph would not put a result into them.
+
+    Raises:
+        TraceError: something traced has been put into an argument.
+    """
+    known = {id(each) for each in named.values()}
+    for name, tree in arguments.items():
+        for place, leaf in _walk(tree, name, set()):
+            if id(leaf) not in known:
+                raise TraceError(
+                    f"the forward puts a result into its argument {place}, where a graph cannot put it. "
+                    "Return it instead, or let a submodule do so, which then becomes one node."
+                )
+
+
+def _walk(tree: Any, place: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """The traced values in an argument with their places."""
+    if issubclass(type(tree), Proxy):
+        yield place, tree
+    elif id(tree) in seen:
+        return
+    elif issubclass(type(tree), dict):
+        seen.add(id(tree))
+        for key, item in tree.items():
+            yield from _walk(item, f"{place}[{key!r}]", seen)
+    elif issubclass(type(tree), (tuple, list)):
+        seen.add(id(tree))
+        for index, item in enumerate(tree):
+            yield from _walk(item, f"{place}[{index}]", seen)
+    elif _is_structured(tree):
+        seen.add(id(tree))
+        for name, item in _fields(tree).items():
+            yield from _walk(item, f"{place}.{name}", seen)
+
+
+def _is_equal(form: Any, given: Any) -> bool:
+    try:
+        return given is form or bool(given == form)
+    except Exception:  # arrays, and what cannot be compared
+        return False
+
+
+def _is_structured(value: Any) -> bool:
+    """Whether a value is an object of user code whose attributes can be gone through."""
+    kind = type(value)
+    return (
+        bool(kind.__flags__ & HEAP_TYPE)
+        and (hasattr(value, "__dict__") or dataclasses.is_dataclass(value))
+        and not isinstance(value, (type, enum.Enum, nn.Module, Tensor, Proxy, weakref.ref))
+        and not is_random_source(value)
+        and kind.__module__.partition(".")[0] not in ("torch", "revgraph", "builtins", "functools")
+    )
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """An object's attributes."""
+    if dataclasses.is_dataclass(value):
+        names = (each.name for each in dataclasses.fields(value))
+        slots = {name: getattr(value, name) for name in names if hasattr(value, name)}
+        return {**slots, **getattr(value, "__dict__", {})}
+    return dict(vars(value))
+
+
+def _holds_tensors(value: Any, seen: frozenset[int] = frozenset()) -> bool:
+    if isinstance(value, Tensor):
+        return True
+    if id(value) in seen:
+        raise TraceError(
+            f"an argument of class {type(value).__name__} holds itself: give its tensors instead"
+        )
+    seen |= {id(value)}
+    if isinstance(value, dict):
+        return any(_holds_tensors(each, seen) for each in value.values())
+    if isinstance(value, (tuple, list)):
+        return any(_holds_tensors(each, seen) for each in value)
+    return _is_structured(value) and any(_holds_tensors(each, seen) for each in _fields(value).values())
+
+
+def _settled(value: Any) -> Any:
+    """The form of a thing without tensors, whose numbers are constants."""
+    if _is_structured(value):
+        return ObjectForm(type(value), {key: _settled(item) for key, item in _fields(value).items()})
+    if isinstance(value, dict):
+        return {key: _settled(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        items = [_settled(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def _form(value: Any, name: str, named: dict[str, Any], inside: bool = False) -> Any:
     if isinstance(value, Tensor) or (isinstance(value, (int, float)) and not isinstance(value, bool)):
         named[name] = value
         return Named(name)
     if isinstance(value, dict):
-        return {key: _form(item, f"{name}.{key}", named) for key, item in value.items()}
+        return {key: _form(item, f"{name}.{key}", named, inside) for key, item in value.items()}
+    if isinstance(value, weakref.ref) and inside:
+        return Backward()
+    if _is_structured(value):
+        # Settings without tensors are no inputs: a call with other ones is of another form.
+        if not _holds_tensors(value):
+            return ObjectForm(type(value), {key: _settled(item) for key, item in _fields(value).items()})
+        items = {key: _form(item, f"{name}.{key}", named, True) for key, item in _fields(value).items()}
+        return ObjectForm(type(value), items)
     if isinstance(value, (tuple, list)):
-        items = [_form(item, f"{name}.{index}", named) for index, item in enumerate(value)]
+        items = [_form(item, f"{name}.{index}", named, inside) for index, item in enumerate(value)]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
 

@@ -72,6 +72,10 @@ def lower(
             key for key, thing in named.items() if isinstance(thing, Tensor) and thing.requires_grad
         ),
         signature=signature_of(type(tracer.root)),
+        guards=tracer.reads.guards(
+            lambda scope: scope is not None and scope.is_gone(),
+            {str(node.target) for node in graph.nodes if node.op == "call_module"},
+        ),
     )
     return program, lowering.examples
 

@@ -67,6 +67,8 @@ class ShadowProxy(fx.Proxy):
     def _answer(self, ask: str) -> Any:
         if is_tensor(self.shadow):
             raise Untraceable("the path through the code depends on the values in a tensor")
+        if self.node.op == "get_attr" and type(self.shadow) is bool:  # a training flag
+            return QUESTIONS[ask](self.tracer.reads.flag(str(self.node.target), self.shadow))
         if self.node.op == "get_attr":
             raise Untraceable(f"the path through the code depends on {self.node.target}")
         self.tracer.check_random()
@@ -190,7 +192,7 @@ def caller() -> str:
         name = frame.f_globals.get("__name__", "")
         if name == "revgraph.specs.networks" and "step" in frame.f_locals:
             return frame.f_locals["step"].where
-        if _is_users(name):
+        if is_users(name):
             return _place(frame.f_code.co_filename, frame.f_lineno)
         frame = frame.f_back
     return ""
@@ -201,13 +203,13 @@ def place_of(error: BaseException) -> str:
     place = ""
     trace = error.__traceback__
     while trace is not None:
-        if _is_users(trace.tb_frame.f_globals.get("__name__", "")):
+        if is_users(trace.tb_frame.f_globals.get("__name__", "")):
             place = " at " + _place(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
         trace = trace.tb_next
     return place
 
 
-def _is_users(module: str) -> bool:
+def is_users(module: str) -> bool:
     return not module.startswith(
         ("torch.", "revgraph.tracing", "revgraph.engine", "revgraph.isolation", "contextlib")
     )

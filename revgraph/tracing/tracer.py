@@ -17,8 +17,10 @@ from revgraph.errors import RevgraphError, TraceError
 from revgraph.expressions import Register, leaves, map_leaves
 from revgraph.joint_bijections import Bijection, takes_flags
 from revgraph.storages import memory_key, parts_of
-from revgraph.tracing.ambient import modes, random_state
+from revgraph.tracing.ambient import RandomSources, is_random_source, modes
 from revgraph.tracing.evaluating import Evaluator
+from revgraph.tracing.guards import AttributeReads
+from revgraph.tracing.hooks import call_hooks, call_pre_hooks, stays_open
 from revgraph.tracing.in_place import is_same, is_same_view, out_of_place, replaced, stands_for_tensor
 from revgraph.tracing.patches import patched
 from revgraph.tracing.shadows import (
@@ -44,6 +46,11 @@ class Scope:
     nodes: list[fx.Node] = field(default_factory=list)
     result: Any = None
     checkpoints: bool = False
+    is_empty: bool = False
+
+    def is_gone(self) -> bool:
+        """Whether its nodes were there and are no more: it became one call."""
+        return not self.is_empty and all(node._erased for node in self.nodes)
 
 
 def _is_list_like(module: nn.Module) -> bool:
@@ -89,8 +96,15 @@ class Tracer(fx.Tracer):
         self._open: list[Scope] = []
         self._overwritten: list[Tensor] = []
         self._mode = modes()
-        self._random = random_state()
+        self._random = RandomSources()
         self.evaluator = Evaluator(model, fake_mode)
+        modules = dict(model.named_modules(remove_duplicate=False))
+        self.reads = AttributeReads(
+            modules,
+            lambda: self.evaluator.running,
+            lambda: self._open[-1] if self._open else None,
+            self._watch_generator,
+        )
         self._parameters = parameters
         own = (*model.parameters(), *model.buffers())
         self._memory = {memory_key(part) for each in own if not is_lazy(each) for part in parts_of(each)}
@@ -114,9 +128,11 @@ class Tracer(fx.Tracer):
                 proxies.append(proxy)
 
             def forward(_root: nn.Module) -> Any:
-                with self._training_as_value(model, ""):
+                self.reads.open(model)
+                with self.reads.watching(), self._training_as_value(model, ""):
                     results = self._unpacked(call(proxies))
                     self.check_random()
+                self.reads.check_unchanged((0, 0))
                 nodes: list[fx.Node] = []
                 self.results = map_leaves(lambda leaf: self._result(leaf, nodes), results)
                 return tuple(self._proxy_of(node) for node in nodes)
@@ -149,8 +165,15 @@ class Tracer(fx.Tracer):
 
     def check_random(self) -> None:
         """Refuse random numbers that the user's code drew by itself: a graph would draw them only once."""
-        if random_state() != self._random:
-            raise Untraceable("random numbers are drawn outside of any traced tensor")
+        if drawn := self._random.drawn():
+            raise Untraceable(
+                f"random numbers are drawn from {drawn} outside of any traced tensor, so a graph would draw "
+                "them only once. Draw them like a traced tensor (torch.randn_like), or give them as an input"
+            )
+
+    def _watch_generator(self, name: str, source: Any) -> None:
+        self.check_random()
+        self._random.add(name, source)
 
     def proxy(self, node: fx.Node) -> ShadowProxy:
         return ShadowProxy(node, self)
@@ -159,7 +182,8 @@ class Tracer(fx.Tracer):
         return (
             self._is_unit(m, module_qualified_name)
             or (type(m).__module__.startswith("torch.") and not _is_list_like(m))
-            or bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+            or type(m).__module__.startswith("revgraph.engine")
+            or not stays_open(m)
         )
 
     def _is_unit(self, m: nn.Module, path: str) -> bool:
@@ -184,30 +208,42 @@ class Tracer(fx.Tracer):
     ) -> Any:
         if self.evaluator.running:
             return forward(*args, **kwargs)
-        path = self.path_of_module(m)
+        path = self.reads.paths.get(id(m))
+        if path is None:  # made in the forward, or held in a plain list: its code is the code around it
+            return forward(*self._unpacked(args), **self._unpacked(kwargs))
         if self.is_leaf_module(m, path):
             proxy = self.create_proxy("call_module", path, args, kwargs)
             if path in self.steps:
                 proxy.items[1] = 0.0  # nothing is to read the log-determinant, which the net adds up itself
             return proxy
+        self.check_random()  # here, or a draw of the code around it would be taken for the module's
         args, kwargs = self._unpacked(args), self._unpacked(kwargs)
         scope = Scope(
             path, self.create_arg(args), self.create_arg(kwargs), self._open[-1] if self._open else None
         )
         last = next(iter(reversed(self.graph.nodes)))
-        overwritten = len(self._overwritten)
+        overwritten, seen = len(self._overwritten), self.reads.mark()
         self._open.append(scope)
         try:
+            self.reads.open(m)
+            if m._forward_hooks or m._forward_pre_hooks:
+                forward = m.forward  # without the hooks, which are calls of their own
+            if m._forward_pre_hooks:
+                self._call_hooks(call_pre_hooks, path, m, args, kwargs)
             with self._training_as_value(m, path):
                 result = forward(*args, **kwargs)
+            if m._forward_hooks:
+                self._call_hooks(call_hooks, path, m, args, kwargs, self._unpacked(result))
             self.check_random()
+            self.reads.check_unchanged(seen)
             scope.result = self.create_arg(self._unpacked(result))
         except RevgraphError:
             raise
         except Exception as error:
             self._roll_back(last)
             del self._overwritten[overwritten:]
-            self._random = random_state()
+            self.reads.forget(seen)
+            self._random.settle()
             self.opaque[path] = f"{type(error).__name__}: {error}"
             return self.create_proxy("call_module", path, args, kwargs)
         finally:
@@ -220,6 +256,11 @@ class Tracer(fx.Tracer):
         for scope in self._open:
             scope.checkpoints = True
 
+    def _call_hooks(self, call: Any, path: str, module: nn.Module, *given: Any) -> None:
+        """Record the call of an opened module's hooks, which does not run now."""
+        owner = self._record("get_attr", path, (), {}, None, module)
+        self._record("call_function", call, (owner, *given), {}, None, None)
+
     def call_root(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The model itself as one call, where it is a coupling, a wiring or a boundary."""
         return self.create_proxy("call_module", "", args, kwargs)
@@ -227,7 +268,7 @@ class Tracer(fx.Tracer):
     @contextmanager
     def _training_as_value(self, m: nn.Module, path: str) -> Iterator[None]:
         """While `m.training` is read it is a traced value: it may change after the trace."""
-        training = m.__dict__["training"]
+        training = m.training
         name = f"{path}.training" if path else "training"
         m.__dict__["training"] = self._record("get_attr", name, (), {}, None, training)
         try:
@@ -313,7 +354,10 @@ class Tracer(fx.Tracer):
         if changed is not None and memory_key(changed.shadow) in self._memory:
             what = getattr(target, "__name__", target)
             raise Untraceable(f"{what} edits a parameter or buffer in place")
-        tensors = [leaf for leaf in leaves((args, kwargs)) if stands_for_tensor(leaf)]
+        given = leaves((args, kwargs))
+        if any(is_random_source(leaf) for leaf in given):
+            raise Untraceable("a call draws from a generator of its own, which a replay would not wind back")
+        tensors = [leaf for leaf in given if stands_for_tensor(leaf)]
         versions = [proxy.shadow._version for proxy in tensors]
         self.check_random()
         shadow = self._evaluate(kind, target, args, kwargs)
@@ -343,7 +387,7 @@ class Tracer(fx.Tracer):
         try:
             return self.evaluator.evaluate(kind, target, args, kwargs)
         finally:
-            self._random = random_state()
+            self._random.settle()
 
     def _record(
         self,

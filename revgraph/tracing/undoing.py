@@ -20,7 +20,7 @@ from revgraph.expressions import Expression
 from revgraph.isolation import untouched
 from revgraph.looks import form_of, look_of
 from revgraph.program import BijectionLaw, Law
-from revgraph.tracing.ambient import random_state
+from revgraph.tracing.ambient import RandomSources
 
 # As many samples show whether a coupling is undone; batch normalization needs several.
 SAMPLES = 4
@@ -72,11 +72,11 @@ def _try(model: nn.Module, example: Example) -> None:
                 for each in (example.target, *example.reads)
             ]
             results = example.run.run(model, reads)
-            before = random_state()
+            random = RandomSources()
             y = example.law.couple(model, x, term := results[0] if results else None)
         except Exception:  # of code that asks more of its inputs than their form
             continue
-        if random_state() == before and bool(y.isfinite().all()):
+        if not random.drawn() and bool(y.isfinite().all()):
             _compare(model, example, x, y, term)
         return
 

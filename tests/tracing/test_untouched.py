@@ -6,8 +6,10 @@ import contextlib
 import copy
 import gc
 import pickle
+import random
 import time
 import weakref
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -99,6 +101,79 @@ def test_failing_trace_leaves_the_model_as_it_was() -> None:
     same_marks(before, marks(model))
 
 
+class Frozen(dict):  # type: ignore[type-arg]
+    """A dictionary that refuses changes, as configurations are."""
+
+    def __setitem__(self, *_: Any) -> None:
+        raise TypeError("frozen")
+
+    def update(self, *_: Any, **__: Any) -> None:
+        raise TypeError("frozen")
+
+    clear = pop = update
+
+
+class Counter:
+    def __init__(self) -> None:
+        self.count, self.seen, self.random = 0, [1], random.Random(3)
+
+
+class Edits(nn.Module):
+    """Edits everything that it holds, in its own code or in a submodule, and fails or not."""
+
+    sparse: Tensor
+
+    def __init__(self, fails: bool, inner: nn.Module | None = None) -> None:
+        super().__init__()
+        self.fails, self.inner, self.layer = fails, inner, linear()
+        self.config, self.order = Frozen(a=1), OrderedDict(a=[1], b=2)
+        self.counter, self.plain, self.inside = Counter(), randn(4), [randn(4, seed=2)]
+        self.generator, self.calls = torch.Generator(), 0
+        self.register_buffer("sparse", torch.eye(4, dtype=torch.double).to_sparse())
+        self.scripted = torch.jit.script(nn.Linear(4, 4).double())  # pyright: ignore
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x) + self.scripted(x) if self.inner is None else self.inner(x)
+        self.plain.add_(1)
+        self.inside[0].mul_(2)
+        self.inside.append(self.plain)
+        self.order["a"].append(2)
+        self.order["c"] = 3
+        self.counter.count += 1
+        self.counter.seen.append(2)
+        self.counter.new = self.counter.random.random()
+        self.calls += int(torch.randint(5, (1,), generator=self.generator))
+        dict.update(self.config, a=2, b=self.calls)
+        if self.fails:
+            raise ValueError("no")
+        return torch.sparse.mm(self.sparse, y.T).T
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_the_forward_edits_is_as_before(fails: bool, inner: bool) -> None:
+    model = Edits(fails, Edits(fails) if inner else None)
+    held = [each for each in model.modules() if isinstance(each, Edits)]
+    if not fails and inner:
+        model = nn.Sequential(linear(), model)
+    with contextlib.nullcontext() if inner and not fails else pytest.raises(rg.TraceError):
+        rg.trace(model, randn(3, 4))
+    for each in held:
+        assert each.config == {"a": 1}
+        assert type(each.config) is Frozen
+        assert list(each.order.items()) == [("a", [1]), ("b", 2)]
+        assert vars(each.counter).keys() == {"count", "seen", "random"}
+        assert (each.counter.count, each.counter.seen, each.calls) == (0, [1], 0)
+        assert each.counter.random.getstate() == random.Random(3).getstate()
+        assert torch.equal(each.generator.get_state(), torch.Generator().get_state())
+        assert torch.equal(each.plain, randn(4))
+        assert len(each.inside) == 1
+        assert torch.equal(each.inside[0], randn(4, seed=2))
+        assert (each.plain._version, each.inside[0]._version) == (0, 0)
+        assert torch.equal(each.sparse.to_dense(), torch.eye(4, dtype=torch.double))
+
+
 def test_interrupted_trace_leaves_the_model_as_it_was() -> None:
     class Interrupted(Net):
         def forward(self, x1: Tensor, x2: Tensor) -> Any:
@@ -121,7 +196,8 @@ def test_mutable_attributes_changed_inside_forward_are_as_before() -> None:
             return super().forward(x1, x2)
 
     model = Logging()
-    rg.trace(model, *pair())
+    with pytest.raises(rg.TraceError, match=r"changes model\.settings"):
+        rg.trace(model, *pair())
     assert model.settings == {"a": [1, 2]}
 
 

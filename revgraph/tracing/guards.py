@@ -1,0 +1,327 @@
+"""Guards: what a trace fixed of the model, and whether it still holds.
+
+Tracing runs the code of opened modules once, with today's attributes. Whatever that code read of them would
+be a constant of the graph for ever. So every read is seen (`AttributeReads`) and becomes part of the
+program's `Guards`, which are asked at each call, in one generated function: a call that finds another value
+is traced anew.
+
+- Numbers, flags, strings, None and bound methods are compared by value and type.
+- Lists, dictionaries and the like are compared with a snapshot of their content.
+- Tensors that are no buffers, functions and other objects are held to their identity. Where code then reads
+  attributes of such an object (a configuration), these reads are seen as well.
+- The children of opened modules are held to their identity, their hooks to their number.
+
+Properties are not compared: what they read is. Code that changes what it has read cannot be a graph, nor code
+that reads a clock or an iterator: the module stays one node, or the trace is refused.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from operator import is_
+from types import FunctionType, MethodType, ModuleType
+from typing import Any, TypeAlias
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from revgraph.isolation import HEAP_TYPE, MODULE_TABLES
+from revgraph.tracing.ambient import is_random_source
+from revgraph.tracing.shadows import ShadowProxy, Untraceable, is_users
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.device, range, slice)
+CONTAINERS = (list, tuple, dict, set, frozenset, deque)
+HOOKS = (
+    *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
+)  # of opened modules
+Mark: TypeAlias = tuple[int, int]
+MISSING = object()
+
+CLOCKS = {each for each in vars(time).values() if callable(each) and type(each) is type(time.time)}
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One attribute that opened code read: whose, which, and what it was. `path` is how the code wrote it.
+
+    `version` is that of a tensor.
+    """
+
+    owner: Any
+    name: str
+    value: Any
+    path: str
+    version: int = 0
+
+    def now(self) -> Any:
+        """The attribute as it is, in the form that `value` has."""
+        value = getattr(self.owner, self.name, MISSING)
+        return snapshot(value) if isinstance(self.value, Snapshot) else value
+
+    def holds(self) -> bool:
+        """Whether it is what it was."""
+        return _same(self.now(), self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The content of a container: kinds and plain leaves by value, everything else by identity."""
+
+    kind: type
+    items: tuple[Any, ...]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Snapshot) or self.kind is not other.kind:
+            return False
+        return len(self.items) == len(other.items) and all(map(_same, self.items, other.items))
+
+    __hash__ = None  # pyright: ignore
+
+
+def _same(one: Any, two: Any) -> bool:
+    if one is two:
+        return True
+    if type(one) is not type(two) or not isinstance(one, (*PLAIN, Snapshot, MethodType)):
+        return False
+    return bool(one == two)
+
+
+def snapshot(value: Any) -> Any:
+    """A container's content to compare with later; anything else as it is."""
+    if isinstance(value, dict):
+        return Snapshot(type(value), tuple(snapshot(each) for pair in value.items() for each in pair))
+    if isinstance(value, CONTAINERS):
+        items = value if not isinstance(value, (set, frozenset)) else sorted(value, key=repr)
+        return Snapshot(type(value), tuple(map(snapshot, items)))
+    if type(value).__module__ == "numpy" and type(value).__name__ == "ndarray":
+        return Snapshot(type(value), (str(value.dtype), str(value.shape), value.tobytes()))
+    if type(value).__name__ == "SimpleNamespace":
+        return Snapshot(type(value), tuple(snapshot(each) for pair in vars(value).items() for each in pair))
+    return value
+
+
+class Guards:
+    """What a program takes for granted of its model."""
+
+    def __init__(self, reads: list[Read], modules: list[nn.Module]) -> None:
+        self.reads = reads
+        self.modules = modules
+        self.children = [dict(module._modules) for module in modules]
+        self.hooks = self._hook_counts()
+        self._made: tuple[Any, ...] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the generated function, which is made anew."""
+        return {**self.__dict__, "_made": None}
+
+    def hold(self) -> bool:
+        """Whether nothing that the trace fixed has changed since."""
+        made = self._made or self._make()
+        read, plain, kinds, fixed, tables, hooks, counts = made
+        if tables != self.children or [*map(len, hooks)] != counts:
+            return False
+        try:
+            values, others = read()
+            return values == plain and [*map(type, values)] == kinds and all(map(is_, others, fixed))
+        except Exception:  # an attribute that is gone, or that cannot be compared
+            return False
+
+    def modules_hold(self) -> bool:
+        """Whether the opened modules have the children that they had."""
+        return [module._modules for module in self.modules] == self.children
+
+    def broken(self) -> str:
+        """What has changed, for a message."""
+        for each in self.reads:
+            if not each.holds():
+                return each.path
+        return "the modules or their hooks"
+
+    def _hook_tables(self) -> list[Any]:
+        return [module.__dict__[name] for module in self.modules for name in HOOKS]
+
+    def _hook_counts(self) -> list[int]:
+        return [*map(len, self._hook_tables())]
+
+    def _make(self) -> tuple[Any, ...]:
+        owners: dict[int, str] = {}
+        bound: dict[str, Any] = {"snapshot": snapshot, "MISSING": MISSING}
+        texts: tuple[list[str], list[str]] = ([], [])
+        values: tuple[list[Any], list[Any]] = ([], [])
+        for each in self.reads:
+            owner = owners.setdefault(id(each.owner), f"o{len(owners)}")
+            bound[owner] = each.owner
+            text = f"{owner}.{each.name}" if each.name.isidentifier() else f"getattr({owner}, {each.name!r})"
+            text = f"snapshot({text})" if isinstance(each.value, Snapshot) else text
+            by_identity = not isinstance(each.value, (*PLAIN, MethodType, Snapshot))
+            texts[by_identity].append(text)
+            values[by_identity].append(each.value)
+            if isinstance(each.value, Tensor) and not each.value.is_inference():
+                # What code computes of a tensor besides traced ones is a constant, so edits in place count.
+                texts[False].append(f"{text}._version")
+                values[False].append(each.version)
+        source = "lambda: ((" + "".join(f"{text}, " for text in texts[0]) + "), ("
+        source += "".join(f"{text}, " for text in texts[1]) + "))"
+        read = eval(source, bound)  # of names that are attributes, and of nothing else
+        self._made = (
+            read,
+            tuple(values[0]),
+            [*map(type, values[0])],
+            values[1],
+            [module._modules for module in self.modules],
+            self._hook_tables(),
+            self.hooks,
+        )
+        return self._made
+
+
+@dataclass
+class AttributeReads:
+    """Sees the attributes that user code reads of a model's modules, and of the objects that these hold.
+
+    `asleep` tells when what runs is not opened code, `scope` which call of a module is being traced into;
+    `random_source` hears of generators of random numbers.
+    """
+
+    modules: Mapping[str, nn.Module]
+    asleep: Callable[[], bool]
+    scope: Callable[[], Any]
+    random_source: Callable[[str, Any], None]
+    reads: dict[tuple[int, int, str], tuple[Any, Read]] = field(default_factory=dict)
+    opened: dict[tuple[int, int], tuple[Any, nn.Module, dict[str, Any]]] = field(default_factory=dict)
+    paths: dict[int, str] = field(init=False)
+    _objects: dict[int, tuple[Any, str]] = field(default_factory=dict)
+    _patched: dict[type, Any] = field(default_factory=dict)
+    _stack: ExitStack = field(default_factory=ExitStack)
+
+    def __post_init__(self) -> None:
+        self.paths = {id(module): path for path, module in reversed([*self.modules.items()])}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """A block in which reads are seen."""
+        with self._stack:
+            self._watch_class(nn.Module)
+            yield
+
+    def mark(self) -> Mark:
+        """A point to go back to."""
+        return len(self.reads), len(self.opened)
+
+    def forget(self, mark: Mark) -> None:
+        """Drop what was seen since: the code was not opened after all."""
+        seen: tuple[dict[Any, Any], ...] = self.reads, self.opened
+        for table, count in zip(seen, mark, strict=True):
+            while len(table) > count:
+                table.popitem()
+
+    def check_unchanged(self, mark: Mark) -> None:
+        """Refuse code that has changed what it read since the mark."""
+        for _, each in list(self.reads.values())[mark[0] :]:
+            if each.name != "training" and not (each.holds() and each.version == _version(each.value)):
+                raise Untraceable(f"it changes {each.path}, which it also reads")
+        for _, module, before in list(self.opened.values())[mark[1] :]:
+            for name, value in _attributes(module).items():
+                if before.get(name, MISSING) is not value:
+                    path = ".".join(part for part in ("model", self.paths[id(module)], name) if part)
+                    raise Untraceable(f"it assigns {path}, which a graph would not")
+
+    def open(self, module: nn.Module) -> None:
+        """A module's forward is being traced into."""
+        scope = self.scope()
+        self.opened[id(scope), id(module)] = scope, module, _attributes(module)
+        self._note(module, "forward", module.forward)
+
+    def guards(self, gone: Callable[[Any], bool], called: Container[str]) -> Guards:
+        """The guards of a program: of all that was opened, but for calls that are `gone` from its graph.
+
+        Modules that code only goes through (a `ModuleList`) belong to it; those `called` are not looked into.
+        """
+        reads = {(id(each.owner), each.name): each for scope, each in self.reads.values() if not gone(scope)}
+        opened = {id(module): module for scope, module, _ in self.opened.values() if not gone(scope)}
+        through = list(opened.values())
+        while through:
+            for child in through.pop()._modules.values():
+                path = self.paths.get(id(child))
+                if child is not None and path is not None and path not in called and id(child) not in opened:
+                    opened[id(child)] = child
+                    through.append(child)
+        return Guards([*reads.values()], [*opened.values()])
+
+    def flag(self, path: str, value: bool) -> bool:
+        """A training flag that decides the way of the code; its module holds a traced value meanwhile."""
+        self._note(self.modules[path.rpartition(".")[0]], "training", value)
+        return value
+
+    def _watch_class(self, kind: type) -> None:
+        original: Any = kind.__getattribute__
+
+        def read(owner: Any, name: str) -> Any:
+            value = original(owner, name)
+            if name in MODULE_TABLES or name.startswith("__") or self.asleep():
+                return value
+            if id(owner) not in self._objects and id(owner) not in self.paths:
+                return value
+            if not is_users(sys._getframe(1).f_globals.get("__name__", "")):
+                return value
+            return self._saw(owner, name, value)
+
+        self._patched[kind] = original
+        self._stack.enter_context(patch.object(kind, "__getattribute__", read))
+
+    def _saw(self, owner: Any, name: str, value: Any) -> Any:
+        if issubclass(type(value), ShadowProxy) or _is_computed(type(owner), name):
+            return value
+        path = self._note(owner, name, value)
+        kind = type(value)
+        if kind is type(time.time) and value in CLOCKS:
+            raise Untraceable(f"it reads a clock, {path}, which a graph would read only once")
+        if is_random_source(value):
+            self.random_source(path, value)
+        elif hasattr(kind, "__next__"):
+            raise Untraceable(f"it reads the iterator {path}, which a graph would ask only once")
+        elif _has_attributes(value) and id(value) not in self._objects and id(value) not in self.paths:
+            self._objects[id(value)] = value, path
+            if not any(base in self._patched for base in kind.__mro__):
+                self._watch_class(kind)
+        return value
+
+    def _note(self, owner: Any, name: str, value: Any) -> str:
+        known = self._objects.get(id(owner))
+        whose = known[1] if known else ".".join(part for part in ("model", self.paths[id(owner)]) if part)
+        scope = self.scope()
+        key = id(scope), id(owner), name
+        if key not in self.reads:
+            self.reads[key] = scope, Read(owner, name, snapshot(value), f"{whose}.{name}", _version(value))
+        return f"{whose}.{name}"
+
+
+def _version(value: Any) -> int:
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in module.__dict__.items() if name not in MODULE_TABLES}
+
+
+def _is_computed(kind: type, name: str) -> bool:
+    """Whether an attribute is a property or the like: then what it reads is seen instead."""
+    found = next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
+    return hasattr(type(found), "__get__") and not isinstance(found, FunctionType)
+
+
+def _has_attributes(value: Any) -> bool:
+    """Whether a value is an object of user code, with attributes of its own to be seen."""
+    kind = type(value)
+    return (
+        hasattr(value, "__dict__")
+        and bool(kind.__flags__ & HEAP_TYPE)
+        and not isinstance(value, (Tensor, nn.Module, type, ModuleType, *PLAIN, *CONTAINERS))
+        and kind.__module__.partition(".")[0] not in ("torch", "revgraph", "builtins", "functools", "enum")
+    )

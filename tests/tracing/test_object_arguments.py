@@ -1,0 +1,147 @@
+"""Objects as arguments: their tensors are inputs; what the forward puts into them is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections import UserDict
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from tracing.agreement import linear, randn
+
+import revgraph as rg
+
+
+@dataclasses.dataclass
+class Plain:
+    x: Tensor
+    scale: Tensor
+    note: str = "a"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Slotted:
+    x: Tensor
+    scale: Tensor
+    note: str = "a"
+
+
+class Named(NamedTuple):
+    x: Tensor
+    scale: Tensor
+    note: str = "a"
+
+
+class Ordinary:
+    def __init__(self, x: Tensor, scale: Tensor, note: str = "a") -> None:
+        self.inner = {"x": x, "scales": [scale]}
+        self.note = note
+
+    @property
+    def x(self) -> Tensor:
+        return self.inner["x"]
+
+    @property
+    def scale(self) -> Tensor:
+        return self.inner["scales"][0]
+
+
+class Store:
+    def __init__(self, parent: Any, x: Tensor, scale: Tensor) -> None:
+        self.parent, self.x, self.scale = weakref.ref(parent), x, scale
+
+
+class GraphBatch:
+    """As graph libraries have them: attributes of a part that refers back to the whole."""
+
+    def __init__(self, x: Tensor, scale: Tensor, note: str = "a") -> None:
+        self.note = note
+        self.store = Store(self, x, scale)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "store":
+            raise AttributeError(name)
+        return getattr(self.store, name)
+
+    def __call__(self) -> None: ...
+
+
+class Mapped(UserDict):  # type: ignore[type-arg]
+    def __init__(self, x: Tensor, scale: Tensor, note: str = "a") -> None:
+        super().__init__(x=x, scale=scale, note=note)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "data":
+            raise AttributeError(name)
+        return self.data[name]
+
+
+KINDS: list[Any] = [Plain, Slotted, Named, Ordinary, GraphBatch, Mapped]
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = nn.ModuleList(linear(seed=each) for each in range(4))
+
+    def forward(self, batch: Any, gain: Tensor) -> Tensor:
+        a, b = batch.x.chunk(2, -1)
+        for f in self.f:
+            a, b = b, a + torch.tanh(f(b)) * batch.scale * (gain if batch.note == "a" else -gain)
+        return torch.cat([a, b], -1)
+
+
+def batch(kind: Any, seed: int, rows: int = 5, note: str = "a") -> Any:
+    return kind(randn(rows, 8, seed=seed), randn(rows, 1, seed=seed + 1), note)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tensors_of_an_object_are_inputs(kind: Any) -> None:
+    model, gain = Net(), torch.ones(1, dtype=torch.double)
+    net = rg.trace(model, batch(kind, 1), gain)
+    assert sum(node.kind == "coupling" for node in net.graph.nodes) == 4
+    for other in (batch(kind, 3), batch(kind, 5, rows=2), batch(kind, 7, note="b"), batch(kind, 9)):
+        ours, theirs = net(other, gain), model(other, gain)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+        found = torch.autograd.grad(ours.square().sum(), list(model.parameters()))
+        wanted = torch.autograd.grad(theirs.square().sum(), list(model.parameters()))
+        torch.testing.assert_close(found, wanted)
+    assert len(net._forms) == 2
+
+
+def test_settings_without_tensors_are_part_of_the_form() -> None:
+    class Settings:
+        def __init__(self, steps: int) -> None:
+            self.steps = steps
+
+    class Steps(nn.Module):
+        def forward(self, x: Tensor, settings: Settings) -> Tensor:
+            for _ in range(settings.steps):
+                x = torch.sin(x)
+            return x
+
+    settings, x = Settings(2), randn(3, 4)
+    net = rg.trace(Steps(), x, settings)
+    for settings.steps in (2, 4, 1):
+        torch.testing.assert_close(net(x, settings), Steps()(x, settings), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", [Plain, dict, list])
+def test_a_result_that_is_put_into_an_argument_is_refused(kind: Any) -> None:
+    class Puts(nn.Module):
+        def forward(self, x: Tensor, into: Any) -> Tensor:
+            y = torch.sin(x)
+            if isinstance(into, Plain):
+                into.x = y
+            elif isinstance(into, dict):
+                into["y"] = y
+            else:
+                into.append(y)
+            return y
+
+    into: Any = Plain(randn(3), randn(3)) if kind is Plain else kind()
+    with pytest.raises(rg.TraceError, match="puts a result into its argument into"):
+        rg.trace(Puts(), randn(3, 4), into)
