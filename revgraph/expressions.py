@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import nn
+from torch.fx.immutable_collections import immutable_dict
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
         return [map_leaves(function, item) for item in tree]
     if issubclass(kind, dict):
         pairs = [(key, map_leaves(function, item)) for key, item in tree.items()]
-        if kind is dict:
+        if kind is dict or kind is immutable_dict:  # which torch.fx makes of a plain one
             return dict(pairs)
         like = copy.copy(tree)
         for key, item in pairs:

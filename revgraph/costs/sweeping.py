@@ -21,6 +21,7 @@ from revgraph.graph import Cost, Node
 from revgraph.losses import mean_squares
 from revgraph.planning.plans import Decision
 from revgraph.program import Named, Operation, Program
+from revgraph.tracing.hooks import call_hooks, call_pre_hooks
 
 LOSS = "the loss"
 PACKAGE = Path(__file__).parent.parent
@@ -173,6 +174,8 @@ class Sweep:
 
     def _plain(self, operation: Operation, inputs: dict[str, Any]) -> None:
         """Put an operation's results that are no tensors; None where they depend on values."""
+        if any([call.target in (call_hooks, call_pre_hooks) for call in operation.expression.calls]):
+            return  # the user's hooks are not to be called now
         given = [tensors_of([each])[0] if isinstance(each, Form) else each for each in inputs.values()]
         try:
             made = operation.expression.run(self.model, given)

@@ -30,6 +30,7 @@ from revgraph.planning.schedule import silent_nodes
 from revgraph.program import Named, Program
 from revgraph.tracing.ambient import without_autocast
 from revgraph.tracing.arguments import bind, read_form
+from revgraph.tracing.hooks import HookChanges
 
 FIRST_COMPARED, COMPARED_EVERY = 8, 16
 MOST_FORMS = 32  # of those kept: the ones used last
@@ -44,6 +45,11 @@ class TracedForm:
     made: Executable | None = None
     inverses: dict[tuple[str, ...], InverseNet] = field(default_factory=dict)
     forwards: int = 0
+    is_tried: bool = False
+
+    def has_hooks(self) -> bool:
+        """Whether modules that were opened have hooks."""
+        return self.program.guards is not None and any(self.program.guards.hooks)
 
     def without_made(self) -> TracedForm:
         """What is copied and pickled."""
@@ -242,7 +248,22 @@ class ReversibleModule(nn.Module):
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         form, env = self._given(args, kwargs)
-        return self._ran(form, env, None)
+        # The first run tells whether hooks of opened modules change results: then it must not have been.
+        back = None if form.is_tried or not form.has_hooks() else _as_it_is(self)
+        try:
+            result = self._ran(form, env, None)
+        except HookChanges:
+            self._forms = [each for each in self._forms if each is not form]
+            if back is None:
+                self._forms = self._forms or [self._first]
+                raise
+            back()
+            other = self._traced(args, kwargs, None)
+            if form is self._first:
+                self._first = other
+            return self._forward(*args, **kwargs)
+        form.is_tried = True
+        return result
 
     def _forward_with_log_det(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
         form, env = self._given(args, kwargs)
@@ -476,6 +497,25 @@ OWN = MODULE_TABLES | {
     *("forward", "_first", "_forms", "_retrace", "_is_assigned", "_compares_always", "_observer", "_watch"),
     "_model",
 }
+
+
+def _as_it_is(net: nn.Module) -> Callable[[], None]:
+    """What puts buffers and torch's generators back to where they are now."""
+    buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
+    generators = [
+        torch.default_generator,
+        *(torch.cuda.default_generators if torch.cuda.is_initialized() else ()),
+    ]
+    states = [(each, each.get_state()) for each in generators]
+
+    def back() -> None:
+        with torch.no_grad():
+            for buffer, content in buffers:
+                buffer.copy_(content)
+        for generator, state in states:
+            generator.set_state(state)
+
+    return back
 
 
 def _plan_like(assigned: Plan, graph: Graph) -> Plan:

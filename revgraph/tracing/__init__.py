@@ -25,8 +25,9 @@ from revgraph.tracing.arguments import call_with, check_unchanged, fill_form, fo
 from revgraph.tracing.collapsing import collapse
 from revgraph.tracing.finding import find, refine
 from revgraph.tracing.findings import Findings, explain_sums
+from revgraph.tracing.hooks import call_hooks, call_pre_hooks
 from revgraph.tracing.lowering import lower
-from revgraph.tracing.shadows import ReadPastAttributes, place_of
+from revgraph.tracing.shadows import ReadPastAttributes, guard, place_of
 from revgraph.tracing.slices import gather_slices
 from revgraph.tracing.tracer import Tracer
 from revgraph.tracing.undoing import Example, check_undoing
@@ -234,11 +235,15 @@ def _trace(
         return _Traced(program, examples, findings, tracer)
 
 
+# Calls that nothing reads, and that do something.
+KEPT = (guard, call_hooks, call_pre_hooks)
+
+
 def _drop_unused(graph: fx.Graph) -> None:
     """Remove what nothing reads; calls of modules stay, for they may count or log."""
     for node in reversed(list(graph.nodes)):
         silent = node.op in ("get_attr", "call_method") or (
-            node.op == "call_function" and getattr(node.target, "__name__", "") != "guard"
+            node.op == "call_function" and node.target not in KEPT
         )
         if silent and not node.users:
             graph.erase_node(node)

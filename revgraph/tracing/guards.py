@@ -40,7 +40,6 @@ CONTAINERS = (list, tuple, dict, set, frozenset, deque)
 HOOKS = (
     *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
 )  # of opened modules
-MEMBERS = ("_parameters", "_buffers", "_modules")
 Mark: TypeAlias = tuple[int, int]
 MISSING = object()
 
@@ -159,11 +158,14 @@ class Guards:
             owner = owners.setdefault(id(each.owner), f"o{len(owners)}")
             bound[owner] = each.owner
             text = f"{owner}.{each.name}" if each.name.isidentifier() else f"getattr({owner}, {each.name!r})"
-            text = f"getattr({owner}, {each.name!r}, MISSING)" if each.value is MISSING else text
             text = f"snapshot({text})" if isinstance(each.value, Snapshot) else text
             by_identity = not isinstance(each.value, (*PLAIN, MethodType, Snapshot))
             texts[by_identity].append(text)
             values[by_identity].append(each.value)
+            if isinstance(each.value, Tensor) and not each.value.is_inference():
+                # What code computes of a tensor besides traced ones is a constant, so edits in place count.
+                texts[False].append(f"{text}._version")
+                values[False].append(each.version)
         source = "lambda: ((" + "".join(f"{text}, " for text in texts[0]) + "), ("
         source += "".join(f"{text}, " for text in texts[1]) + "))"
         read = eval(source, bound)  # of names that are attributes, and of nothing else
@@ -192,7 +194,7 @@ class AttributeReads:
     scope: Callable[[], Any]
     random_source: Callable[[str, Any], None]
     reads: dict[tuple[int, int, str], tuple[Any, Read]] = field(default_factory=dict)
-    opened: dict[tuple[int, int], tuple[Any, nn.Module]] = field(default_factory=dict)
+    opened: dict[tuple[int, int], tuple[Any, nn.Module, dict[str, Any]]] = field(default_factory=dict)
     paths: dict[int, str] = field(init=False)
     _objects: dict[int, tuple[Any, str]] = field(default_factory=dict)
     _patched: dict[type, Any] = field(default_factory=dict)
@@ -224,11 +226,16 @@ class AttributeReads:
         for _, each in list(self.reads.values())[mark[0] :]:
             if each.name != "training" and not (each.holds() and each.version == _version(each.value)):
                 raise Untraceable(f"it changes {each.path}, which it also reads")
+        for _, module, before in list(self.opened.values())[mark[1] :]:
+            for name, value in _attributes(module).items():
+                if before.get(name, MISSING) is not value:
+                    path = ".".join(part for part in ("model", self.paths[id(module)], name) if part)
+                    raise Untraceable(f"it assigns {path}, which a graph would not")
 
     def open(self, module: nn.Module) -> None:
         """A module's forward is being traced into."""
         scope = self.scope()
-        self.opened[id(scope), id(module)] = scope, module
+        self.opened[id(scope), id(module)] = scope, module, _attributes(module)
         self._note(module, "forward", module.forward)
 
     def guards(self, gone: Callable[[Any], bool], called: Container[str]) -> Guards:
@@ -237,7 +244,7 @@ class AttributeReads:
         Modules that code only goes through (a `ModuleList`) belong to it; those `called` are not looked into.
         """
         reads = {(id(each.owner), each.name): each for scope, each in self.reads.values() if not gone(scope)}
-        opened = {id(module): module for scope, module in self.opened.values() if not gone(scope)}
+        opened = {id(module): module for scope, module, _ in self.opened.values() if not gone(scope)}
         through = list(opened.values())
         while through:
             for child in through.pop()._modules.values():
@@ -256,14 +263,7 @@ class AttributeReads:
         original: Any = kind.__getattribute__
 
         def read(owner: Any, name: str) -> Any:
-            try:
-                value = original(owner, name)
-            except AttributeError:
-                if not isinstance(owner, nn.Module) or any(name in vars(owner)[each] for each in MEMBERS):
-                    raise  # it goes on to one of these
-                if id(owner) in self.paths and not self.asleep():
-                    self._note(owner, name, MISSING)
-                raise
+            value = original(owner, name)
             if name in MODULE_TABLES or name.startswith("__") or self.asleep():
                 return value
             if id(owner) not in self._objects and id(owner) not in self.paths:
@@ -304,6 +304,10 @@ class AttributeReads:
 
 def _version(value: Any) -> int:
     return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in module.__dict__.items() if name not in MODULE_TABLES}
 
 
 def _is_computed(kind: type, name: str) -> bool:

@@ -20,6 +20,7 @@ from revgraph.storages import memory_key, parts_of
 from revgraph.tracing.ambient import RandomSources, is_random_source, modes
 from revgraph.tracing.evaluating import Evaluator
 from revgraph.tracing.guards import AttributeReads
+from revgraph.tracing.hooks import call_hooks, call_pre_hooks, stays_open
 from revgraph.tracing.in_place import is_same, is_same_view, out_of_place, replaced, stands_for_tensor
 from revgraph.tracing.patches import patched
 from revgraph.tracing.shadows import (
@@ -182,7 +183,7 @@ class Tracer(fx.Tracer):
             self._is_unit(m, module_qualified_name)
             or (type(m).__module__.startswith("torch.") and not _is_list_like(m))
             or type(m).__module__.startswith("revgraph.engine")
-            or bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+            or not stays_open(m)
         )
 
     def _is_unit(self, m: nn.Module, path: str) -> bool:
@@ -225,8 +226,14 @@ class Tracer(fx.Tracer):
         self._open.append(scope)
         try:
             self.reads.open(m)
+            if m._forward_hooks or m._forward_pre_hooks:
+                forward = m.forward  # without the hooks, which are calls of their own
+            if m._forward_pre_hooks:
+                self._call_hooks(call_pre_hooks, path, m, args, kwargs)
             with self._training_as_value(m, path):
                 result = forward(*args, **kwargs)
+            if m._forward_hooks:
+                self._call_hooks(call_hooks, path, m, args, kwargs, self._unpacked(result))
             self.check_random()
             self.reads.check_unchanged(seen)
             scope.result = self.create_arg(self._unpacked(result))
@@ -248,6 +255,11 @@ class Tracer(fx.Tracer):
         self.checkpointed[place] = None
         for scope in self._open:
             scope.checkpoints = True
+
+    def _call_hooks(self, call: Any, path: str, module: nn.Module, *given: Any) -> None:
+        """Record the call of an opened module's hooks, which does not run now."""
+        owner = self._record("get_attr", path, (), {}, None, module)
+        self._record("call_function", call, (owner, *given), {}, None, None)
 
     def call_root(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The model itself as one call, where it is a coupling, a wiring or a boundary."""

@@ -72,11 +72,11 @@ def _try(model: nn.Module, example: Example) -> None:
                 for each in (example.target, *example.reads)
             ]
             results = example.run.run(model, reads)
-            sources = RandomSources()
+            random = RandomSources()
             y = example.law.couple(model, x, term := results[0] if results else None)
         except Exception:  # of code that asks more of its inputs than their form
             continue
-        if not sources.drawn() and bool(y.isfinite().all()):
+        if not random.drawn() and bool(y.isfinite().all()):
             _compare(model, example, x, y, term)
         return
 
