@@ -126,7 +126,7 @@ def _checked(traced: _Traced, model: nn.Module) -> Program:
             "The trace went through as if it did not: the net's plan says what is recomputed."
         )
     for text in texts:
-        warnings.warn(text, TraceWarning, stacklevel=5)
+        warnings.warn(text, TraceWarning, stacklevel=6)
     return traced.program
 
 
