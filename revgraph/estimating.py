@@ -13,7 +13,7 @@ from revgraph.engine.forward import Forward
 from revgraph.engine.module import ReversibleModule
 from revgraph.expressions import map_leaves
 from revgraph.graph import Graph
-from revgraph.isolation import untouched
+from revgraph.isolation import model_of, untouched
 from revgraph.tracing.arguments import bind, read_form
 
 # The relative error that is put on what a half-step reads: far above rounding, far below the values.
@@ -40,7 +40,7 @@ def estimate_drift(net: ReversibleModule, *inputs: Any, **extras: Any) -> Graph:
     found: dict[str, tuple[float, float]] = {}
     env: dict[str, Any] = {}
     read_form(net._program.arguments, bind(net._program.signature, inputs, extras), "the call", env)
-    with untouched(net), torch.no_grad():
+    with untouched(model_of(net)), torch.no_grad():
         forward = Forward(net, net._executable, env)
         for operation in net._executable.operations:
             if operation.law is not None and operation.target is not None:

@@ -69,6 +69,11 @@ def untouched(model: nn.Module, fake_mode: FakeTensorMode | None = None) -> Iter
                     table.update(content)
 
 
+def model_of(net: nn.Module) -> nn.Module:
+    """The model that a net runs, whose observers and plans are nothing of it; any other module is itself."""
+    return net.__dict__.get("_model", net)
+
+
 def out_of_inference_mode() -> AbstractContextManager[None]:
     """A block out of inference mode, whose tensors autograd does not save; whether gradients are on stays."""
     return _inference_mode_left() if torch.is_inference_mode_enabled() else nullcontext()

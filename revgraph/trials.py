@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from revgraph.errors import GraphError
 from revgraph.expressions import leaves
-from revgraph.isolation import untouched
+from revgraph.isolation import model_of, untouched
 from revgraph.losses import mean_squares
 from revgraph.storages import StorageTracker
 
@@ -82,7 +82,7 @@ def isolated(net: nn.Module, given: Any, run: Callable[[], T]) -> T:
     try:
         for leaf, _ in gradients:
             leaf.grad = None
-        with untouched(net), torch.enable_grad():
+        with untouched(model_of(net)), torch.enable_grad():
             return run()
     finally:
         for leaf, gradient in gradients:
