@@ -234,6 +234,23 @@ def _contents_kept(attributes: list[dict[str, Any]]) -> Iterator[list[Tensor]]:
             undo()
 
 
+def putting_back(module: nn.Module) -> Callable[[], None]:
+    """What puts a module's own attributes, and the contents of those, back to what they are now."""
+    own = {name: value for name, value in vars(module).items() if name not in MODULE_TABLES}
+    held = _Held()
+    for value in own.values():
+        held.hold(value)
+
+    def put_back() -> None:
+        for undo in held.undo.values():
+            undo()
+        for name in [name for name in vars(module) if name not in MODULE_TABLES]:
+            del vars(module)[name]
+        vars(module).update(own)
+
+    return put_back
+
+
 class _Held:
     """What modules hold besides modules: what puts it back, by identity, and the tensors in it.
 

@@ -13,6 +13,7 @@ Everything here is linear in the number of nodes, but for functions inside funct
 from __future__ import annotations
 
 import operator
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -30,6 +31,11 @@ from revgraph.tracing.tracer import Scope
 from revgraph.tracing.wirings import is_wiring
 
 COPIES = {"clone", torch.clone}
+# Functions and torch's modules that draw random numbers.
+RANDOM = re.compile(
+    "drop|rand|bernoulli|normal|multinomial|poisson|uniform|exponential|rrelu|fractional|gumbel"
+)
+RANDOM_MODULES = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
 
 
 @dataclass(frozen=True)
@@ -99,15 +105,14 @@ def find(
     possible = _worth(flow, possible, counts_forks=False)
     while True:
         half_steps = search.half_steps(possible)
-        chosen = {node: [half_step.reading] for node, half_step in half_steps.items()}
-        worth = _worth(flow, chosen, counts_forks=True)
+        worth = _worth(flow, _chosen(half_steps), counts_forks=True)
         if worth == possible:
             break
         possible = worth
     for node in reversed(list(half_steps)):
         if node in half_steps:
             _absorb(search, half_steps, node, scopes)
-    return search.half_steps({node: [each.reading] for node, each in half_steps.items()})
+    return _in_order(search, search.half_steps(_chosen(half_steps)))
 
 
 def _innermost(scopes: list[Scope]) -> dict[fx.Node, Scope]:
@@ -135,7 +140,32 @@ def refine(
         again[node] = [
             each for each in readings(node, shadows) if (each.law, each.places) == (known.law, known.places)
         ]
-    return search.half_steps(again)
+    return _in_order(search, search.half_steps(again))
+
+
+def _chosen(half_steps: Mapping[fx.Node, HalfStep]) -> dict[fx.Node, list[Reading]]:
+    return {node: [half_step.reading] for node, half_step in half_steps.items()}
+
+
+def _in_order(search: _Search, half_steps: dict[fx.Node, HalfStep]) -> dict[fx.Node, HalfStep]:
+    """The half-steps without those that would draw random numbers in another order than the code does.
+
+    A function runs where its sum stands. What it calls may stand before that, and other calls in between.
+    """
+    while True:
+        order = search.flow.order
+        place = {node: order[each.addition] for each in half_steps.values() for node in each.region}
+        latest: fx.Node | None = None
+        late: fx.Node | None = None
+        for node in search.flow.drawing:
+            if latest is not None and place.get(node, order[node]) < place.get(latest, order[latest]):
+                late = latest
+                break
+            latest = node
+        if late is None:
+            return half_steps
+        rest = {node: each for node, each in half_steps.items() if late not in each.region}
+        half_steps = search.half_steps(_chosen(rest))
 
 
 @dataclass
@@ -191,6 +221,22 @@ class Flow:
                 found.add(node)
         return found
 
+    @cached_property
+    def drawing(self) -> list[fx.Node]:
+        """The calls that may draw random numbers, in order."""
+        return [node for node in self.graph.nodes if self._may_draw(node)]
+
+    def _may_draw(self, node: fx.Node) -> bool:
+        if node.op != "call_module":
+            name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+            return node.op in ("call_function", "call_method") and RANDOM.search(name) is not None
+        return any(
+            not type(each).__module__.startswith(("torch.nn.", "revgraph."))
+            or isinstance(each, RANDOM_MODULES)
+            or getattr(each, "dropout", 0.0) != 0.0
+            for each in self.root.get_submodule(str(node.target)).modules()
+        )
+
     def is_tensor(self, node: fx.Node) -> bool:
         return isinstance(self.shadows.get(node), Tensor)
 
@@ -201,15 +247,16 @@ class Flow:
         """Whether a value is a part of another: of a split, or a slice."""
         return node.target is operator.getitem and self.is_tensor(node)
 
-    def rank(self, reading: Reading, sums: Set[fx.Node]) -> tuple[bool, bool, bool, int, int]:
-        """Smaller for the reading to prefer: the target begins a stream, or is read elsewhere, or is a sum
-        itself; then the older target, and few calls."""
+    def rank(self, reading: Reading, sums: Set[fx.Node]) -> tuple[bool, bool, bool, bool, int, int]:
+        """Smaller for the reading to prefer: the target begins a stream, is not read after its sum but is
+        before, is a sum itself; then the older target, and few calls."""
         target = self.base[reading.target]
         is_sum = target in sums or target in self.streams
         is_read_once = len(self.readers[target]) < 2
         begins = target.op == "placeholder" or target in self.streams or self.is_part(target)
         lies_on = begins or (is_sum and not is_read_once)
-        return not lies_on, is_read_once, not is_sum, self.order[target], len(reading.spine)
+        stays = any(self.order[each] > self.order[reading.node] for each in self.readers[target])
+        return not lies_on, stays, is_read_once, not is_sum, self.order[target], len(reading.spine)
 
 
 def _worth(
@@ -421,7 +468,9 @@ class _Search:
                 other for other in node.all_input_nodes if other not in inside and other.op != "get_attr"
             ]
             if any(holds_tensors(self.flow.shadows.get(other)) for other in outside) or (
-                not self.flow.makes_tensors(node) and any(self.flow.is_tensor(other) for other in outside)
+                node.op != "call_module"  # one may return an object with tensors in it
+                and not self.flow.makes_tensors(node)
+                and any(self.flow.is_tensor(other) for other in outside)
             ):
                 inside.discard(node)
 

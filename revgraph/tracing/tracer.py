@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from revgraph.couplings import Boundary, Coupling
 from revgraph.errors import RevgraphError, TraceError
 from revgraph.expressions import Register, leaves, map_leaves
+from revgraph.isolation import putting_back
 from revgraph.joint_bijections import Bijection, takes_flags
 from revgraph.storages import memory_key, parts_of
 from revgraph.tracing.ambient import RandomSources, is_random_source, modes
@@ -222,7 +223,7 @@ class Tracer(fx.Tracer):
             path, self.create_arg(args), self.create_arg(kwargs), self._open[-1] if self._open else None
         )
         last = next(iter(reversed(self.graph.nodes)))
-        overwritten, seen = len(self._overwritten), self.reads.mark()
+        overwritten, seen, put_back = len(self._overwritten), self.reads.mark(), putting_back(m)
         self._open.append(scope)
         try:
             self.reads.open(m)
@@ -240,6 +241,7 @@ class Tracer(fx.Tracer):
         except RevgraphError:
             raise
         except Exception as error:
+            put_back()  # what the code has noted are traced values, which nothing but a trace can use
             self._roll_back(last)
             del self._overwritten[overwritten:]
             self.reads.forget(seen)
