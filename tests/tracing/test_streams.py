@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -257,3 +258,34 @@ def test_module_that_scales_a_sum_stays_a_call() -> None:
 
     net = agree(Net(), randn(3, 4), randn(3, 4, seed=2), couplings=1)
     assert "scale" in [node.module for node in net.graph.nodes]
+
+
+class Taps(nn.Module):
+    """A chain whose values are read on the way, and added up; every function draws random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps, self.taps = (
+            nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.4)) for _ in range(4)) for _ in range(2)
+        )
+
+    def forward(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, ...]:
+        total = torch.zeros_like(x1)
+        for step, tap in zip(self.steps, self.taps, strict=True):
+            x1, x2 = x2, x1 + step(x2)
+            total = total + tap(x2)
+        return x1, x2, total
+
+
+def test_random_numbers_are_drawn_in_the_order_of_the_code() -> None:
+    """A sum of all taps is no coupling whose function would run them after the chain."""
+    torch.manual_seed(0)
+    model = Taps()
+    plain = copy.deepcopy(model)
+    inputs = torch.randn(2, 6, 4)
+    net = rg.trace(model, *inputs)
+    torch.manual_seed(1)
+    expected = plain(*inputs)
+    torch.manual_seed(1)
+    for one, two in zip(net(*inputs), expected, strict=True):
+        assert torch.equal(one, two)
