@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -166,8 +166,9 @@ class _CopyOnWrite(WriteWatch):
     def hear(self, tensor: Tensor) -> None:
         if not tensor.is_inference():
             self._undo.enter_context(version_kept(tensor))
-        data = tensor.data
-        self._undo.callback(data.copy_, data.clone())
+        with unset_fake_temporarily():  # or the copy would have no numbers
+            data = tensor.data
+            self._undo.callback(data.copy_, data.clone())
 
 
 @cache
