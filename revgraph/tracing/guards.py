@@ -107,11 +107,15 @@ def snapshot(value: Any) -> Any:
 
 
 class Guards:
-    """What a program takes for granted of its model."""
+    """What a program takes for granted of its model.
 
-    def __init__(self, reads: list[Read], modules: list[nn.Module]) -> None:
+    Hooks of the `root` are none of it: a net has the model's, and its own call runs them.
+    """
+
+    def __init__(self, reads: list[Read], modules: list[nn.Module], root: nn.Module) -> None:
         self.reads = reads
         self.modules = modules
+        self.root = root
         self.children = [dict(module._modules) for module in modules]
         self.hooks = self._hook_counts()
         self._made: tuple[Any, ...] | None = None
@@ -144,7 +148,8 @@ class Guards:
         return "the modules or their hooks"
 
     def _hook_tables(self) -> list[Any]:
-        return [module.__dict__[name] for module in self.modules for name in HOOKS]
+        modules = [module for module in self.modules if module is not self.root]
+        return [module.__dict__[name] for module in modules for name in HOOKS]
 
     def _hook_counts(self) -> list[int]:
         return [*map(len, self._hook_tables())]
@@ -252,7 +257,7 @@ class AttributeReads:
                 if child is not None and path is not None and path not in called and id(child) not in opened:
                     opened[id(child)] = child
                     through.append(child)
-        return Guards([*reads.values()], [*opened.values()])
+        return Guards([*reads.values()], [*opened.values()], self.modules[""])
 
     def flag(self, path: str, value: bool) -> bool:
         """A training flag that decides the way of the code; its module holds a traced value meanwhile."""
