@@ -63,7 +63,9 @@ def test_gradients_on_two_devices_are_those_of_autograd(
 ) -> None:
     start = f"{net}, {plan}, "
     results = {name: each for name, each in found[turns].items() if name.startswith(start)}
-    assert results.pop(f"{start}threads") == 2
+    # Taps are boundaries, so that nothing is rebuilt on the second device where couplings alone are.
+    one_alone = plan == "inverted" and net in ("Taps", "Changing")
+    assert results.pop(f"{start}threads") == (1 if one_alone else 2)
     assert len(results) == WAYS
     off = {name: each for name, each in results.items() if isinstance(each, str) or not each <= TOLERANCE}
     assert not off
