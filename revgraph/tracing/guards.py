@@ -128,7 +128,7 @@ class Guards:
         """Whether nothing that the trace fixed has changed since."""
         made = self._made or self._make()
         read, plain, kinds, fixed, tables, hooks, counts = made
-        if tables != self.children or [*map(len, hooks)] != counts:
+        if tables != self.children or [*map(_count, hooks)] != counts:
             return False
         try:
             values, others = read()
@@ -152,7 +152,7 @@ class Guards:
         return [module.__dict__[name] for module in modules for name in HOOKS]
 
     def _hook_counts(self) -> list[int]:
-        return [*map(len, self._hook_tables())]
+        return [*map(_count, self._hook_tables())]
 
     def _make(self) -> tuple[Any, ...]:
         owners: dict[int, str] = {}
@@ -305,6 +305,14 @@ class AttributeReads:
         if key not in self.reads:
             self.reads[key] = scope, Read(owner, name, snapshot(value), f"{whose}.{name}", _version(value))
         return f"{whose}.{name}"
+
+
+def _count(hooks: Mapping[int, Any]) -> int:
+    """How many hooks there are, without those of sharding: the engine gathers parameters where it uses them."""
+    if not hooks:
+        return 0
+    owners = [type(getattr(hook, "__self__", None)).__module__ for hook in hooks.values()]
+    return sum(not owner.startswith("torch.distributed") for owner in owners)
 
 
 def _version(value: Any) -> int:
