@@ -308,7 +308,7 @@ class AttributeReads:
 
 
 def _count(hooks: Mapping[int, Any]) -> int:
-    """How many hooks there are, without those of sharding: the engine gathers parameters where it uses them."""
+    """How many hooks there are, but for sharding's: the engine gathers parameters where it uses them."""
     if not hooks:
         return 0
     owners = [type(getattr(hook, "__self__", None)).__module__ for hook in hooks.values()]
