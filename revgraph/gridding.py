@@ -18,16 +18,8 @@ from revgraph.couplings import Additive
 from revgraph.errors import TraceError
 from revgraph.expressions import Call, Expression, Register, expression, module_at
 from revgraph.graph import Node, Value, verify
-from revgraph.program import (
-    CouplingLaw,
-    Difference,
-    Law,
-    Operation,
-    Program,
-    Rearrangement,
-    Sum,
-    WiringModule,
-)
+from revgraph.program import CouplingLaw, Difference, Law, Operation, Program, Sum
+from revgraph.rearrangements import Rearrangement, WiringModule
 from revgraph.rounding import DIGITS, RESOLUTION, in_range, is_power_of_two, rounded, to_grid
 from revgraph.streams import streams_of
 from revgraph.wiring import Concatenate, Permute, Reshape, SpaceToDepth, Split, Swap

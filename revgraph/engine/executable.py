@@ -27,16 +27,8 @@ from revgraph.gridding import OnGrid
 from revgraph.planning.plans import TERM, Plan
 from revgraph.planning.schedule import CAPTURING, Action, Schedule, schedule, silent_nodes
 from revgraph.planning.simulating import course_names
-from revgraph.program import (
-    Arithmetic,
-    Difference,
-    Law,
-    Named,
-    Operation,
-    Program,
-    Rearrangement,
-    Sum,
-)
+from revgraph.program import Arithmetic, Difference, Law, Named, Operation, Program, Sum
+from revgraph.rearrangements import Rearrangement
 from revgraph.streams import streams_of
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from revgraph.errors import GraphError
 from revgraph.expressions import Expression, leaves, taken_apart
 from revgraph.graph import Cost, Graph, Node, Value
 from revgraph.planning.deciding import decide
-from revgraph.program import Law, Named, Operation, Program, Rearrangement
+from revgraph.program import Law, Named, Operation, Program
+from revgraph.rearrangements import Rearrangement
 
 # Forwards whose replays are compared with them.
 COMPARED, THEN_EVERY = 8, 16

@@ -66,8 +66,8 @@ class ReversibleModule(nn.Module):
 
     Parameters, buffers and submodules are the model's own objects, so `state_dict` has the model's keys and
     training one trains the other; attributes, methods, indexing and `len` are the model's, too. `plan` says
-    what is stored, inverted and recomputed: that of the least peak, made when it is first needed, or one that
-    is assigned, from the next forward on. Get a reversible module from `rg.trace` or `rg.load`.
+    what is stored, inverted and recomputed: the default plan, made when it is first needed, or one that is
+    assigned, from the next forward on. Get a reversible module from `rg.trace` or `rg.load`.
 
     `graph` and `plan` are those of the example's form. A call of another form (an argument given or not,
     another structure, another mode where the code asks for it), or after a change of an attribute that the

@@ -37,9 +37,7 @@ from revgraph.tracing.shadows import ShadowProxy, Untraceable, is_users
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.device, range, slice)
 CONTAINERS = (list, tuple, dict, set, frozenset, deque)
-HOOKS = (
-    *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
-)  # of opened modules
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 Mark: TypeAlias = tuple[int, int]
 MISSING = object()
 

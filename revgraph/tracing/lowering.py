@@ -13,19 +13,8 @@ from revgraph.couplings import Additive, Coupling
 from revgraph.expressions import Call, Expression, Register, expression, fill, leaves, map_leaves, taken_apart
 from revgraph.graph import Graph, Node, verify
 from revgraph.joint_bijections import Bijection, Packing, flat
-from revgraph.program import (
-    Arithmetic,
-    BijectionLaw,
-    CouplingLaw,
-    Law,
-    Named,
-    Operation,
-    Packed,
-    Program,
-    Rearrangement,
-    Unpacked,
-    WiringModule,
-)
+from revgraph.program import Arithmetic, BijectionLaw, CouplingLaw, Law, Named, Operation, Program
+from revgraph.rearrangements import Packed, Rearrangement, Unpacked, WiringModule
 from revgraph.tracing.arguments import signature_of
 from revgraph.tracing.finding import HalfStep
 from revgraph.tracing.findings import Findings, why_no_half_steps

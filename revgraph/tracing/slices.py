@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from revgraph.errors import TraceError
 from revgraph.expressions import map_leaves
-from revgraph.program import Joined, Owned, Placed, Rearrangement, Reshaped, Stacked
+from revgraph.rearrangements import Joined, Owned, Placed, Rearrangement, Reshaped, Stacked
 from revgraph.tracing.tracer import Tracer
 
 # The indices along each dimension that a part takes: it is their product.

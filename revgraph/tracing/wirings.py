@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from revgraph.expressions import leaves, map_leaves
-from revgraph.program import (
+from revgraph.rearrangements import (
     Called,
     Joined,
     Parted,

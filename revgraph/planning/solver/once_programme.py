@@ -16,7 +16,7 @@ import numpy as np
 
 from revgraph.planning.solver.line import Line
 from revgraph.planning.solver.segment_programme import Step
-from revgraph.planning.solver.segments import Segment, kept_results
+from revgraph.planning.solver.segments import Segment
 from revgraph.planning.solver.slots import (
     INFINITE,
     Counted,
@@ -53,17 +53,9 @@ class OnceProgramme(Counted):
         top: float,
         slots: int,
     ) -> None:
-        super().__init__(line, top, slots)
-        self.segments = segments
+        super().__init__(line, segments, top, slots)
         self.count = count = line.count
         self.state = [self.in_slots(line.size(storages)) for storages in line.storages]
-        self.storing = [self.passages(each.storing, each.stop) for each in segments]
-        self.storing_lent = [
-            self.passages(each.storing, each.stop, line.storages[each.start]) for each in segments
-        ]
-        self.undoing = [self.passages(each.undoing, each.stop) for each in segments]
-        kept = kept_results(segments, nothing=round(top) * 2)
-        self.kept = [(self.rows_in_slots(held).tolist(), saved) for held, saved in kept]
         self.runs = [self._runs(i, stretches[i]) for i in range(count)]
         shape = (count + 1, slots + 1)
         self.lent, self.owned, self.released, self.returned = (

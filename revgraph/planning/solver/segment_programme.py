@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from revgraph.planning.solver.line import Line, Storages
-from revgraph.planning.solver.segments import Segment, Whole, kept_results
+from revgraph.planning.solver.segments import Segment, Whole
 from revgraph.planning.solver.slots import (
     INFINITE,
     Counted,
@@ -48,8 +48,7 @@ class SegmentProgramme(Counted):
     """Costs and schedules of a line's segments within `top` bytes, which are counted in so many `slots`."""
 
     def __init__(self, line: Line, segments: Sequence[Segment], top: float, slots: int) -> None:
-        super().__init__(line, top, slots)
-        self.segments = segments
+        super().__init__(line, segments, top, slots)
         self.count = len(segments)
         self.cuts = [segment.start for segment in segments] + [segments[-1].stop]
         states = [line.storages[cut] for cut in self.cuts]
@@ -59,19 +58,9 @@ class SegmentProgramme(Counted):
         self.shared = [[line.size(p & q) for q in states] for p in states]
         self.run_peaks = [self._run_peaks(i, first=False) for i in range(self.count)]
         self.first_run_peaks = [self._run_peaks(i, first=True) for i in range(self.count)]
-        self.storing = [self.passages(each.storing, each.stop) for each in segments]
-        self.storing_lent = [
-            self.passages(each.storing, each.stop, state)
-            for each, state in zip(segments, states, strict=False)
-        ]
-        self.undoing = [self.passages(each.undoing, each.stop) for each in segments]
         self.captured = [self._captured_way(each) for each in segments]
-        self.captured_lent = [
-            self._captured_way(each, state) for each, state in zip(segments, states, strict=False)
-        ]
+        self.captured_lent = [self._captured_way(each, line.storages[each.start]) for each in segments]
         self.rerun_cost = np.array([each.cost for each in segments], np.float32)
-        kept = kept_results(segments, nothing=round(top) * 2)
-        self.kept = [(self.rows_in_slots(held), saved) for held, saved in kept]
         # Where no segment gives its state before back for nothing, a state at hand is of no use.
         self.undoes = any(
             _is_free(whole) for n, segment in enumerate(segments) if states[n] for whole in segment.undoing

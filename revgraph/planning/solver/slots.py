@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from revgraph.planning.solver.line import Line, Storages
-from revgraph.planning.solver.segments import Whole
+from revgraph.planning.solver.segments import Segment, Whole, kept_results
 
 Row = np.ndarray[Any, np.dtype[np.float32]]
 Slots = np.ndarray[Any, np.dtype[np.int64]]
@@ -30,13 +30,25 @@ class Passage(NamedTuple):
 
 
 class Counted:
-    """A line whose bytes up to `top` are counted in so many `slots`, each of `unit` bytes."""
+    """A line whose bytes up to `top` are counted in so many `slots`, each of `unit` bytes.
 
-    def __init__(self, line: Line, top: float, slots: int) -> None:
+    By segment, `storing`, `storing_lent` (where the state before is someone else's) and `undoing` are the
+    ways through it; `kept` are results that its last node may keep, by rank.
+    """
+
+    def __init__(self, line: Line, segments: Sequence[Segment], top: float, slots: int) -> None:
         self.line = line
+        self.segments = segments
         self.slots = slots
         self.unit = max(1.0, top / slots)
         self.every = slice(0, slots + 1)
+        self.storing = [self.passages(each.storing, each.stop) for each in segments]
+        self.storing_lent = [
+            self.passages(each.storing, each.stop, line.storages[each.start]) for each in segments
+        ]
+        self.undoing = [self.passages(each.undoing, each.stop) for each in segments]
+        kept = kept_results(segments, nothing=round(top) * 2)
+        self.kept = [(self.rows_in_slots(held), saved) for held, saved in kept]
 
     def in_slots(self, size: float) -> int:
         return int(size / self.unit + 0.5)
