@@ -231,6 +231,8 @@ def _trace(
         findings = explain_sums(graph, tracer.shadows, tracer.where, found, streams)
         collapse(tracer, graph, found.keys() | couplings, found)
         half_steps = refine(graph, model, tracer.shadows, streams, found)
+        for node in [each for each in found if each not in half_steps]:
+            findings.give_up(tracer.where.get(node, "") or node.name)
         program, examples = lower(tracer, graph, half_steps, form, named, name, findings)
         return _Traced(program, examples, findings, tracer)
 

@@ -32,6 +32,10 @@ LONGEST, MOST_NAMED = 100, 5
 GAINS_NOTHING = "no stream goes through it, so that it would gain nothing"
 NO_FORM = "neither operand has the sum's shape and dtype, so that none could be given back"
 OWN = "what is added is computed from the other operand (a residual branch): keep them as two streams"
+OUT_OF_PLACE = (
+    "what it adds cannot be computed where it stands: modules that stay whole are in the way, or random "
+    "numbers would be drawn in another order"
+)
 FIXED = "one operand is a parameter, a buffer or a constant"
 
 
@@ -67,6 +71,11 @@ class Findings:
         lines += whole[:MOST_NAMED]
         lines += [f"whole: {len(whole) - MOST_NAMED} more modules"] if len(whole) > MOST_NAMED else []
         return tuple(lines)
+
+    def give_up(self, place: str) -> None:
+        """Note that the sum in this place, counted as a coupling, is none after all."""
+        self.couplings -= 1
+        self.reasons.setdefault(OUT_OF_PLACE, []).append(place)
 
     def warnings(self) -> Sequence[str]:
         return [

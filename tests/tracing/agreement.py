@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,6 +32,19 @@ def linear(width: int = 4, out: int | None = None, seed: int = 0) -> nn.Linear:
 
 def mlp(width: int = 4, seed: int = 0) -> nn.Sequential:
     return nn.Sequential(linear(width, 6, seed), nn.Tanh(), linear(6, width, seed + 1))
+
+
+class Net(nn.Module):
+    """A forward written as a function of the module and its inputs."""
+
+    def __init__(self, body: Callable[..., Any], **modules: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.body(self, *args, **kwargs)
 
 
 def agree(model: nn.Module, *args: Any, couplings: int | None = None, **kwargs: Any) -> rg.ReversibleModule:

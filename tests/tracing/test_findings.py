@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from tracing.agreement import linear, mlp, randn
+from tracing.agreement import Net, linear, mlp, randn
 
 import revgraph as rg
-
-
-class Net(nn.Module):
-    def __init__(self, body: Callable[..., Any], **modules: nn.Module) -> None:
-        super().__init__()
-        self.body = body
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, *args: Any) -> Any:
-        return self.body(self, *args)
 
 
 def last_lines(net: rg.ReversibleModule) -> str:
@@ -275,3 +263,27 @@ def test_a_sum_that_is_no_coupling_stays_one_boundary() -> None:
     text = "inputs: {a: [4]}\nlayers:\n  - f: {Linear: [4, 4]}\n  - c: {Sum: [], in: [a, f]}\n"
     net = rg.load(text)
     assert [node.name for node in net.graph.nodes if node.kind == "boundary"] == ["f", "c"]
+
+
+def test_a_sum_that_is_given_up_later_is_not_counted_as_a_coupling() -> None:
+    """Its function's further result is dropped out before other numbers are drawn."""
+
+    def body(net: Any, a: Tensor, b: Tensor) -> Any:
+        result, extra = net.f(b)
+        extra = net.drop(extra)
+        return b, a + result, extra, net.drop(b)
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = linear()
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = torch.tanh(self.layer(x))
+            return y, y * y
+
+    net = rg.trace(Net(body, f=Twice(), drop=nn.Dropout(0.5)), *pair())
+    assert all(node.kind != "coupling" for node in net.graph.nodes)
+    first, second = last_lines(net).splitlines()[:2]
+    assert first == "1 sum found: 0 are couplings, 1 is none"
+    assert "in another order" in second

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from tracing.agreement import agree, equal_runs, linear, mlp, randn
+from tracing.agreement import Net, agree, equal_runs, linear, mlp, randn
 
 import revgraph as rg
-
-
-class Net(nn.Module):
-    def __init__(self, body: Callable[..., Any], **modules: nn.Module) -> None:
-        super().__init__()
-        self.body = body
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.body(self, *args, **kwargs)
 
 
 def unpacked(net: Any, x: Tensor) -> Tensor:
