@@ -9,12 +9,15 @@ READY := $(VENV)/.ready
 # The libraries that revgraph is compared with have an environment of their own.
 PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
+# So have the libraries whose models are put through revgraph.
+CLIENTS := .venv-clients
+CLIENTS_READY := $(CLIENTS)/.ready
 
 # The documentation's theme otherwise advertises its successor on every build.
 export NO_MKDOCS_2_WARNING := 1
 
 .PHONY: demo demo-text test check docs trust fuzz gallery cli-page pictures bench bench-peers bench-step \
-	bench-times bench-frontier bench-quality bench-oracle bench-alike bench-planning bench-flows bench-conversion paper bench-complexity bench-angles bench-accuracy bench-limits bench-imagenet clean
+	bench-times bench-frontier bench-quality bench-oracle bench-alike bench-planning bench-flows bench-conversion paper bench-complexity bench-angles bench-accuracy bench-limits bench-imagenet clients clean
 
 demo: $(READY)
 	$(BIN)/python -m revgraph.training.demo --out runs/demo
@@ -113,8 +116,12 @@ bench-limits: $(READY)
 bench-imagenet: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.imagenet
 
+# Models of other libraries, traced, planned and trained; writes docs/clients.md.
+clients: $(CLIENTS_READY)
+	OMP_NUM_THREADS=1 $(CLIENTS)/bin/python -m benchmarks.clients
+
 clean:
-	rm -rf $(VENV) $(PEERS) site dist runs .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS) $(CLIENTS) site dist runs .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp goes first and comes back last: a set-up that was interrupted starts again from an empty .venv,
@@ -134,4 +141,16 @@ $(PEERS_READY): benchmarks/peers-requirements.txt constraints.txt pyproject.toml
 		--no-build-isolation --editable '.[bench]'
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
 		-r benchmarks/peers-requirements.txt
+	@touch $@
+
+# torchvision, which timm imports, comes without dependencies: it asks for a torch of its own.
+$(CLIENTS_READY): benchmarks/clients-requirements.txt constraints.txt pyproject.toml
+	rm -rf $(CLIENTS) && $(PYTHON) -m venv $(CLIENTS)
+	@echo '*' > $(CLIENTS)/.gitignore
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt hatchling
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		--no-build-isolation --editable .
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-r benchmarks/clients-requirements.txt
 	@touch $@

@@ -13,18 +13,14 @@ import os
 import pstats
 import random
 import resource
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.shared import machine, markdown_table, write_json, write_text
+from benchmarks.shared import cpu_seconds, machine, markdown_table, told_by, write_json, write_text
 
-ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 SECONDS_EACH = 300
 STAGES = ("trace", "cost", "default", "budget", "frontier")
@@ -76,23 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _in_a_process(name: str, limit: int) -> dict[str, Any]:
     """A network's row, with what was done before the limit or the failure, if one came."""
-    command = [sys.executable, "-m", "benchmarks.planning_time", "--one", name]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    problem = None
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit, check=False
-        )
-        output = done.stdout
-        if done.returncode:
-            problem = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    except subprocess.TimeoutExpired as error:
-        output = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
-        problem = f"stopped after {limit} s"
+    found, problem = told_by(["-m", "benchmarks.planning_time", "--one", name], limit)
     row: dict[str, Any] = {"network": name, "problem": problem}
-    for line in output.splitlines():
-        with suppress(json.JSONDecodeError):  # the last line of a stopped process may be cut
-            row.update(json.loads(line))
+    for line in found:
+        row.update(line)
     return row
 
 
@@ -134,27 +117,14 @@ class _Timed:
     """CPU seconds that each stage takes, those of the solver's process too, told as they are known."""
 
     def take(self, stage: str, run: Callable[[], Any]) -> Any:
-        began = _seconds()
+        began = cpu_seconds()
         result = run()
-        self.tell(**{f"{stage}_seconds": round(_seconds() - began, 3)})
+        self.tell(**{f"{stage}_seconds": round(cpu_seconds() - began, 3)})
         return result
 
     def tell(self, **found: Any) -> None:
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(json.dumps({**found, "resident_bytes": resident}), flush=True)
-
-
-def _seconds() -> float:
-    """CPU time of this process and, on Linux, of the one in which programmes are solved."""
-    from revgraph.planning.solver import milp_process
-
-    solver = milp_process._process
-    status = Path(f"/proc/{solver.pid}/stat") if solver is not None else None
-    ticks = 0
-    if status is not None and status.exists():
-        user, system = status.read_text().rpartition(")")[2].split()[11:13]
-        ticks = int(user) + int(system)
-    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
 class _Profiled(_Timed):

@@ -1,4 +1,4 @@
-"""What benchmarks share: the machine described, Markdown tables, files written whole or not at all."""
+"""What benchmarks share: the machine described, processes, Markdown tables, files written whole or not."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ import io
 import json
 import os
 import platform
+import subprocess
+import sys
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[1]
 CPUINFO = Path("/proc/cpuinfo")
 LIBRARIES = ("revgraph", "torch", "numpy", "scipy", "networkx")
 
@@ -29,6 +34,51 @@ def machine(*libraries: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "libraries": {name: version(name) for name in dict.fromkeys((*LIBRARIES, *libraries))},
     }
+
+
+def told_by(command: Sequence[str], limit: int) -> tuple[list[dict[str, Any]], str | None]:
+    """What a Python process of its own, on one thread, prints as lines of JSON, and why it ended early.
+
+    `command` is what follows `python`. What it told before it failed or was stopped after `limit` seconds
+    counts; the reason is the last line of its errors, or None.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    problem = None
+    try:
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=limit,
+            check=False,
+        )
+        output = done.stdout
+        if done.returncode:
+            problem = (done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1]
+    except subprocess.TimeoutExpired as error:
+        output = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
+        problem = f"stopped after {limit} s"
+    told: list[dict[str, Any]] = []
+    for line in output.splitlines():
+        with suppress(json.JSONDecodeError):  # others' prints, and the cut last line of a stopped process
+            found = json.loads(line)
+            told += [found] if isinstance(found, dict) else []
+    return told, problem
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and, on Linux, of the one in which plans' programmes are solved."""
+    from revgraph.planning.solver import milp_process
+
+    solver = milp_process._process
+    status = Path(f"/proc/{solver.pid}/stat") if solver is not None else None
+    ticks = 0
+    if status is not None and status.exists():
+        user, system = status.read_text().rpartition(")")[2].split()[11:13]
+        ticks = int(user) + int(system)
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def version(distribution: str) -> str | None:

@@ -90,8 +90,8 @@ class _Counting(Observer):
         self.calls[node] += 1
 
 
-class _Flops(TorchDispatchMode):
-    """Counts FLOPs by torch's formulas.
+class FlopCount(TorchDispatchMode):
+    """Counts FLOPs by torch's formulas, in `total`.
 
     Not `FlopCounterMode`: its hooks on modules hold what nobody uses of their outputs, so that the engine
     replays for a backward that never comes.
@@ -110,7 +110,7 @@ class _Flops(TorchDispatchMode):
 
 
 def _flops(net: nn.Module, inputs: Sequence[Any], extras: dict[str, Any]) -> int:
-    counter = _Flops()
+    counter = FlopCount()
     with counter:
         loss_of(net(*inputs, **extras)).backward()
     return counter.total

@@ -1,0 +1,249 @@
+"""What is asked of a client: a trace, right gradients and training, bytes and FLOPs, a plan at full size.
+
+Right is what ordinary autograd gives for a deep copy of the model in float64 with the same random numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import revgraph as rg
+from benchmarks.clients.client import Client, Example
+from benchmarks.clients.weighing import Weight, weigh
+from benchmarks.shared import cpu_seconds
+from revgraph.expressions import map_leaves
+
+STEPS = 10
+# What rounding in float64 may make of gradients and losses.
+LIMIT = 1e-8
+# A gradient that is zero but for rounding (a bias in front of a normalization) is compared at this share of
+# the model's largest.
+ZERO = 1e-6
+
+Tell = Callable[[dict[str, Any]], None]
+
+
+def trial(client: Client, tell: Tell) -> None:
+    """Put a client through every stage, and tell what each found, or why it failed, as it ends."""
+    nets: dict[str, rg.ReversibleModule] = {}
+
+    def trace() -> dict[str, Any]:
+        example = _made(client.tiny)
+        nets["tiny"] = net = rg.trace(example.model, *example.args, **example.kwargs)
+        return _found(net)
+
+    stages: dict[str, Callable[[], dict[str, Any]]] = {
+        "trace": trace,
+        "gradients": lambda: _gradients(client),
+        "training": lambda: _training(client),
+        "bytes": lambda: _bytes(client),
+    }
+    if client.full is not None:
+        stages["full"] = lambda: _full(client)
+    for stage, run in stages.items():
+        try:
+            tell({stage: run()})
+        except Exception as error:
+            traceback.print_exc()
+            tell({stage: {"problem": f"{type(error).__name__}: {error}"}})
+            if stage == "trace":  # the others would fail in the same way
+                return
+
+
+def _made(make: Callable[[], Example], dtype: torch.dtype | None = None) -> Example:
+    """An example, with the same numbers each time; in another precision if one is given."""
+    torch.manual_seed(0)
+    example = make()
+    example.model.train()
+    if dtype is None:
+        return example
+
+    def cast(leaf: Any) -> Any:
+        is_float = isinstance(leaf, Tensor) and leaf.is_floating_point()
+        return leaf.detach().to(dtype).requires_grad_(leaf.requires_grad) if is_float else leaf
+
+    return Example(example.model.to(dtype), map_leaves(cast, example.args), map_leaves(cast, example.kwargs))
+
+
+def _found(net: rg.ReversibleModule) -> dict[str, Any]:
+    planned = [node for node in net.graph.nodes if node.kind in ("coupling", "boundary")]
+    return {"nodes": len(planned), "couplings": sum(node.kind == "coupling" for node in planned)}
+
+
+def _pair(client: Client) -> tuple[Example, Example]:
+    """The model under ordinary autograd, and a net of an equal one, both in float64."""
+    ours = _made(client.tiny, torch.float64)
+    plain = copy.deepcopy(ours)
+    client.plain(plain.model)
+    net = rg.trace(ours.model, *ours.args, **ours.kwargs)
+    return plain, Example(net, ours.args, ours.kwargs)
+
+
+def _step(client: Client, example: Example, seed: int) -> Tensor:
+    torch.manual_seed(seed)
+    loss = client.loss(example.model(*example.args, **example.kwargs))
+    loss.backward()
+    return loss.detach()
+
+
+def _gradients(client: Client) -> dict[str, Any]:
+    """The largest error of a gradient, under the default plan and that of the least peak.
+
+    Raises:
+        AssertionError: it is too large, or other parameters have gradients.
+    """
+    plain, ours = _pair(client)
+    net = ours.model
+    assert isinstance(net, rg.ReversibleModule)
+    buffers = {name: value.clone() for name, value in net.named_buffers()}
+    _step(client, plain, 1)
+    wanted = _named_gradients(plain)
+    errors: dict[str, float] = {}
+    for name, plan in (("default", net.plan), ("least", rg.plan(net.graph, budget="least"))):
+        net.plan = plan
+        for buffer_name, value in net.named_buffers():
+            value.copy_(buffers[buffer_name])
+        net.zero_grad(set_to_none=True)
+        _step(client, ours, 1)
+        found = _named_gradients(ours)
+        differing = wanted.keys() ^ found.keys()
+        assert not differing, f"gradients of {sorted(differing)} are there in one of the two"
+        errors[name] = _largest_error(found, wanted)
+    error = max(errors.values())
+    assert error <= LIMIT, f"gradients are wrong by {error:.2g} of the largest element"
+    return {"error": error}
+
+
+def _named_gradients(example: Example) -> dict[str, Tensor]:
+    return {name: each.grad for name, each in example.model.named_parameters() if each.grad is not None}
+
+
+def _largest_error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    scale = max(each.abs().max().item() for each in wanted.values() if each.numel())
+    errors = [
+        ((found[name] - each).abs().max() / each.abs().max().clamp(min=ZERO * scale)).item()
+        for name, each in wanted.items()
+        if each.numel()
+    ]
+    assert all(error == error for error in errors), "a gradient is not a number"
+    return max(errors)
+
+
+def _training(client: Client) -> dict[str, Any]:
+    """The largest difference of a loss over ten steps of AdamW, and of a weight or buffer after them.
+
+    Raises:
+        AssertionError: a difference is too large.
+    """
+    plain, ours = _pair(client)
+    losses: list[list[float]] = []
+    for example in (plain, ours):
+        parameters = [each for each in example.model.parameters() if each.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=1e-3, eps=1e-4)
+        losses.append([])
+        for seed in range(STEPS):
+            optimizer.zero_grad()
+            losses[-1].append(_step(client, example, seed).item())
+            optimizer.step()
+    error = max(abs(found - wanted) / max(abs(wanted), 1e-12) for wanted, found in zip(*losses, strict=True))
+    first, last = losses[1][0], losses[1][-1]
+    wanted, found = plain.model.state_dict(), ours.model.state_dict()
+    assert wanted.keys() == found.keys(), "the net has other weights than the model"
+    for name, value in wanted.items():
+        assert torch.allclose(found[name], value, rtol=1e-6, atol=1e-8), f"{name} was trained otherwise"
+    assert error <= LIMIT, f"a loss is off by {error:.2g} of itself"
+    return {"error": error, "first_loss": first, "last_loss": last}
+
+
+def _bytes(client: Client) -> dict[str, Any]:
+    """What a step takes under ordinary autograd, the library's own checkpointing, and plans.
+
+    Beside the default plan there is the one of the least peak among those that compute no more than the
+    library's checkpointing does, and the cheapest within its bytes.
+    """
+    example = _made(client.tiny)
+    net = rg.trace(example.model, *example.args, **example.kwargs)
+    plain = copy.deepcopy(example)
+    client.plain(plain.model)
+    weights = {"plain": weigh(client, plain)}
+    ours = Example(net, example.args, example.kwargs)
+    weights["default"] = weigh(client, ours)
+    own = None
+    if client.checkpoint is not None:
+        own = _made(client.tiny)
+        client.checkpoint(own.model)
+        weights["own"] = weigh(client, own)
+        weights |= _equal(client, ours, weights["own"], weights["plain"])
+    flops = weights["plain"].flops
+    return {
+        name: {**asdict(weight), "flops_ratio": weight.flops / flops if flops else 1.0}
+        for name, weight in weights.items()
+    }
+
+
+def _equal(client: Client, ours: Example, own: Weight, plain: Weight) -> dict[str, Weight]:
+    net = ours.model
+    assert isinstance(net, rg.ReversibleModule)
+    found: dict[str, Weight] = {}
+    allowed = own.flops / plain.flops + 1e-6
+    frontier = rg.frontier(net.graph, points=30, cost="flops")
+    net.plan = min(
+        (each for each in frontier if each.flops_ratio <= allowed), key=lambda each: each.peak_bytes
+    )
+    found["equal_flops"] = weigh(client, ours)
+    try:
+        net.plan = rg.plan(net.graph, budget=own.peak_bytes, cost="flops")
+    except rg.BudgetError:
+        return found
+    found["equal_bytes"] = weigh(client, ours)
+    return found
+
+
+def _on_cpu(example: Example) -> Example:
+    """An example from the meta device as if on the CPU, without memory: what operators do depends on that."""
+    others: dict[int, Any] = {}
+
+    def faked(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if id(leaf) not in others:
+            fake = torch.empty_like(leaf, device="cpu")
+            is_parameter = isinstance(leaf, nn.Parameter)
+            others[id(leaf)] = nn.Parameter(fake, leaf.requires_grad) if is_parameter else fake
+        return others[id(leaf)]
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in example.model.modules():
+            for table in (module._parameters, module._buffers):
+                table.update({name: faked(value) for name, value in table.items()})
+        return Example(example.model, map_leaves(faked, example.args), map_leaves(faked, example.kwargs))
+
+
+def _full(client: Client) -> dict[str, Any]:
+    """What the full-size model is to a plan: CPU seconds to trace and to plan it, and predicted bytes."""
+    assert client.full is not None
+    with torch.device("meta"):  # not in the fake mode, in which constructors cannot ask for a number
+        made = _made(client.full)
+    example = _on_cpu(made)
+    began = cpu_seconds()
+    net = rg.trace(example.model, *example.args, **example.kwargs)
+    traced = cpu_seconds()
+    plan = rg.plan(net.graph)
+    ended = cpu_seconds()
+    return {
+        **_found(net),
+        "parameters": sum(each.numel() for each in example.model.parameters()),
+        "trace_seconds": traced - began,
+        "plan_seconds": ended - traced,
+        "ordinary_bytes": plan.ordinary_bytes,
+        "peak_bytes": plan.peak_bytes,
+        "flops_ratio": plan.flops_ratio,
+    }
