@@ -9,9 +9,16 @@
     page.py       the table, docs/clients.md
 """
 
-from benchmarks.clients import timm
+from benchmarks.clients import diffusers, freia, monai, nflows, pyg, timm
 from benchmarks.clients.client import Client, Example
 
-CLIENTS = (*timm.CLIENTS,)
+CLIENTS = (
+    *timm.CLIENTS,
+    *diffusers.CLIENTS,
+    *monai.CLIENTS,
+    *pyg.CLIENTS,
+    *freia.CLIENTS,
+    *nflows.CLIENTS,
+)
 
 __all__ = ["CLIENTS", "Client", "Example"]
