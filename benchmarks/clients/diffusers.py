@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.clients.client import Client, Example
+from benchmarks.clients.torchvision_operators import import_torchvision
 
 
 def _unet(size: int, batch: int, **changes: Any) -> Example:
+    import_torchvision()  # which it finds, and imports with transformers
     from diffusers import UNet2DModel
 
     model = UNet2DModel(sample_size=size, in_channels=3, out_channels=3, **changes)
@@ -18,6 +20,7 @@ def _unet(size: int, batch: int, **changes: Any) -> Example:
 
 
 def _dit(batch: int, **changes: Any) -> Example:
+    import_torchvision()  # which it finds, and imports with transformers
     from diffusers import DiTTransformer2DModel
 
     model = DiTTransformer2DModel(**changes)

@@ -26,10 +26,13 @@ def _real_nvp(width: int, inner: int, depth: int, batch: int) -> Example:
     return Example(LogLikelihood(flow), (torch.randn(batch, width),))
 
 
+def _full() -> Example:
+    with torch.device("cpu"):  # its masks are looked at as it is made
+        return _real_nvp(64, 512, 24, 1024)
+
+
 def _loss(log_likelihood: Tensor) -> Tensor:
     return -log_likelihood.mean()
 
 
-CLIENTS = (
-    Client("RealNVP", "nflows", lambda: _real_nvp(6, 16, 4, 16), lambda: _real_nvp(64, 512, 24, 1024), _loss),
-)
+CLIENTS = (Client("RealNVP", "nflows", lambda: _real_nvp(6, 16, 4, 16), _full, _loss),)

@@ -208,7 +208,7 @@ def _equal(client: Client, ours: Example, own: Weight, plain: Weight) -> dict[st
 
 
 def _on_cpu(example: Example) -> Example:
-    """An example from the meta device as if on the CPU, without memory: what operators do depends on that."""
+    """An example as if on the CPU, without memory: what operators do, and take, depends on the device."""
     others: dict[int, Any] = {}
 
     def faked(leaf: Any) -> Any:

@@ -122,8 +122,8 @@ def _checked(traced: _Traced, model: nn.Module) -> Program:
     texts = list(traced.findings.warnings())
     if traced.tracer.checkpointed:
         texts.append(
-            f"{traced.program.graph.name} checkpoints by itself ({', '.join(traced.tracer.checkpointed)}). "
-            "The trace went through as if it did not: the net's plan says what is recomputed."
+            f"{traced.program.graph.name} saves memory by itself ({', '.join(traced.tracer.checkpointed)}). "
+            "The trace went through as if it did not: the net's plan says what is rebuilt."
         )
     for text in texts:
         warnings.warn(text, TraceWarning, stacklevel=6)

@@ -6,11 +6,13 @@ import builtins
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import MethodType
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch.autograd.function import Function
+from torch.nn import Module
 from torch.utils import checkpoint
 
 from revgraph.expressions import apply_function, leaves
@@ -24,6 +26,8 @@ FACTORIES = (
 )
 # In these a proxy may stand where C++ expects a number or a tuple; older releases of torch refuse that.
 STRICT = ("add", "sub", "cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack")
+# The two methods that a reversible Function is given.
+REVERSIBLE = (("forward", "inverse"), ("_forward", "_inverse"))
 # What these say of a number type may be asked of a proxy's.
 LIMITS = ("finfo", "iinfo")
 
@@ -33,15 +37,18 @@ def patched(evaluator: Evaluator, checkpointed: Callable[[str], None]) -> Iterat
     """While user code is traced:
 
     - `isinstance` of a proxy answers as for the tensor it stands for (torch's C++ checks still see a proxy);
-    - factories like `torch.zeros`, and `autograd.Function`s, are recorded when they are given a proxy;
+    - factories like `torch.zeros`, `torch.as_tensor`, and `autograd.Function`s, are recorded
+      when they are given a proxy;
     - asking for the gradient mode is refused, for it may be another one later;
-    - `torch.utils.checkpoint` calls its function and no more, for the plan takes its place. Its own name may
-      have been imported anywhere, so what it calls is patched: `checkpointed` hears the places.
+    - `torch.utils.checkpoint` calls its function and no more, and so do Functions that are told how to
+      undo theirs, for the plan takes their place. The name of `checkpoint` may have been imported anywhere,
+      so what it calls is patched: `checkpointed` hears the places.
     """
     with ExitStack() as stack:
         stack.enter_context(patch.object(builtins, "isinstance", _is_instance(builtins.isinstance)))
         for name in (*FACTORIES, *STRICT, *LIMITS):
             stack.enter_context(patch.object(torch, name, _recording(getattr(torch, name))))
+        stack.enter_context(patch.object(torch, "as_tensor", _converting(torch.as_tensor)))
         apply: Any = Function.__dict__["apply"]
         stack.enter_context(
             patch.object(Function, "apply", classmethod(_recording_apply(apply, checkpointed)))
@@ -69,7 +76,7 @@ def _is_instance(original: Callable[..., bool]) -> Callable[..., bool]:
         shadow = thing.shadow
         if is_tensor(shadow):
             return original(sample, kinds)
-        return type(shadow) in (int, float) and original(shadow, kinds)
+        return original(shadow, (int, float)) and original(shadow, kinds)  # numpy's float is one
 
     return answer
 
@@ -80,6 +87,19 @@ def _recording(factory: Any) -> Any:
         if not proxies:
             return factory(*args, **kwargs)
         return proxies[0].tracer.create_proxy("call_function", factory, args, kwargs)
+
+    return make
+
+
+def _converting(convert: Any) -> Any:
+    """`as_tensor`, which gives back a tensor as it is, but for the dtype and device asked for."""
+    record = _recording(convert)
+
+    def make(data: Any, *args: Any, **kwargs: Any) -> Any:
+        if not is_proxy(data) or not is_tensor(data.shadow) or args or set(kwargs) - {"dtype", "device"}:
+            return record(data, *args, **kwargs)
+        asked = {name: value for name, value in kwargs.items() if value is not None}
+        return data.to(**asked) if asked else data
 
     return make
 
@@ -104,6 +124,10 @@ def _recording_apply(original: Any, checkpointed: Callable[[str], None]) -> Any:
             checkpointed(caller())
             function, _preserve, *inputs = args
             return function(*inputs)
+        if proxies and (inputs := _inputs_of_reversible(args)) is not None:
+            checkpointed(caller())
+            results = args[0](*inputs)
+            return results if isinstance(results, tuple) else (results,)
         if not proxies:
             return original.__get__(None, cls)(*args, **kwargs)
         if cls.__module__.startswith("torch."):
@@ -111,6 +135,24 @@ def _recording_apply(original: Any, checkpointed: Callable[[str], None]) -> Any:
         return proxies[0].tracer.create_proxy("call_function", apply_function, (cls, *args), kwargs)
 
     return apply
+
+
+def _inputs_of_reversible(args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """The inputs in a call of a reversible Function; None if it is none.
+
+    Such a one frees what it is given and rebuilds it in the backward pass, as those of memcnn and PyTorch
+    Geometric do: `apply(module.forward, module.inverse, ..., count, *inputs, *parameters)`.
+    """
+    methods = args[:2]
+    if not all(type(each) is MethodType for each in methods) or len(methods) < 2:
+        return None
+    names = tuple(each.__func__.__name__ for each in methods)
+    owner = methods[0].__self__
+    if owner is not methods[1].__self__ or names not in REVERSIBLE or not issubclass(type(owner), Module):
+        return None
+    place = next((place for place in range(2, len(args)) if type(args[place]) not in (bool, int)), len(args))
+    count = args[place - 1]
+    return args[place : place + count] if type(count) is int and 0 < count <= len(args) - place else None
 
 
 def _refusing(original: Callable[[], bool], evaluator: Evaluator) -> Callable[[], bool]:

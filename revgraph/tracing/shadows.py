@@ -47,7 +47,7 @@ class ShadowProxy(fx.Proxy):
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("__") and getattr(self.shadow, name, self) is None:
-            return self._held_to_none(self.tracer.create_proxy("call_function", getattr, (self, name), {}))
+            return self.tracer.create_proxy("call_function", getattr, (self, name), {}).held_to_none()
         return ShadowAttribute(self, name)
 
     def __getitem__(self, key: Any) -> Any:
@@ -57,12 +57,12 @@ class ShadowProxy(fx.Proxy):
             return tuple(self)[key]
         if key not in self.items:
             item = self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
-            self.items[key] = self._held_to_none(item) if item.shadow is None else item
+            self.items[key] = item.held_to_none() if item.shadow is None else item
         return self.items[key]
 
-    def _held_to_none(self, item: Any) -> None:
+    def held_to_none(self) -> None:
         """None, which code asks for with `is`; other inputs must give it too."""
-        self.tracer.create_proxy("call_function", guard, (item, "none", True, caller()), {})
+        self.tracer.create_proxy("call_function", guard, (self, "none", True, caller()), {})
 
     def _answer(self, ask: str) -> Any:
         if is_tensor(self.shadow):

@@ -213,10 +213,7 @@ class Tracer(fx.Tracer):
         if path is None:  # made in the forward, or held in a plain list: its code is the code around it
             return forward(*self._unpacked(args), **self._unpacked(kwargs))
         if self.is_leaf_module(m, path):
-            proxy = self.create_proxy("call_module", path, args, kwargs)
-            if path in self.steps:
-                proxy.items[1] = 0.0  # nothing is to read the log-determinant, which the net adds up itself
-            return proxy
+            return self._called(path, args, kwargs)
         self.check_random()  # here, or a draw of the code around it would be taken for the module's
         args, kwargs = self._unpacked(args), self._unpacked(kwargs)
         scope = Scope(
@@ -247,11 +244,18 @@ class Tracer(fx.Tracer):
             self.reads.forget(seen)
             self._random.settle()
             self.opaque[path] = f"{type(error).__name__}: {error}"
-            return self.create_proxy("call_module", path, args, kwargs)
+            return self._called(path, args, kwargs)
         finally:
             self._open.pop()
         self.scopes.append(scope)
         return result
+
+    def _called(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of a module as one call; None where it gave None, which code asks for with `is`."""
+        proxy = self.create_proxy("call_module", path, args, kwargs)
+        if path in self.steps:
+            proxy.items[1] = 0.0  # nothing is to read the log-determinant, which the net adds up itself
+        return proxy if proxy.shadow is not None else proxy.held_to_none()
 
     def _pass_checkpoint(self, place: str) -> None:
         self.checkpointed[place] = None

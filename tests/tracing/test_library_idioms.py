@@ -1,0 +1,161 @@
+"""What the code of libraries does with tensors around its arithmetic goes through a trace as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from tracing.agreement import Net, agree, equal_runs, mlp, randn
+
+import revgraph as rg
+
+
+def couplings(net: Any, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
+    y1 = x1 + net.f(x2)
+    return y1, x2 + net.g(y1)
+
+
+def both(**more: nn.Module) -> dict[str, nn.Module]:
+    return {"f": mlp(), "g": mlp(seed=3), **more}
+
+
+@pytest.mark.parametrize("asked", [{}, {"dtype": None}, {"dtype": torch.double}, {"dtype": torch.float}])
+def test_conversion_of_a_tensor_is_that_tensor_or_a_cast(asked: dict[str, Any]) -> None:
+    def body(net: Any, x1: Tensor, x2: Tensor) -> Any:
+        y1, y2 = couplings(net, torch.as_tensor(x1, dtype=None), torch.as_tensor(x2))
+        return torch.as_tensor(y1, **asked), y2
+
+    agree(Net(body, **both()), randn(3, 4), randn(3, 4, seed=2), couplings=2)
+
+
+def test_conversion_of_sizes_follows_them() -> None:
+    def body(net: Any, x1: Tensor, x2: Tensor) -> Any:
+        y1, y2 = couplings(net, x1, x2)
+        return y1 * torch.as_tensor([x1.shape[0], 1, 2, 3]), y2 * torch.as_tensor(x1.shape[0])
+
+    model = Net(body, **both())
+    net = agree(model, randn(3, 4), randn(3, 4, seed=2), couplings=2)
+    equal_runs(net, model, randn(5, 4), randn(5, 4, seed=2))
+
+
+def test_module_that_passes_none_on_gives_none() -> None:
+    class Conditional(nn.Module):
+        """A condition goes through a module that may be no more than a placeholder."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.f, self.g = nn.Identity(), mlp(), mlp(seed=3)
+
+        def forward(self, x1: Tensor, x2: Tensor, condition: Tensor | None = None) -> Any:
+            condition = self.embed(condition)
+            y1, y2 = couplings(self, x1, x2)
+            return (y1, y2) if condition is None else (y1 * condition, y2)
+
+    model = Conditional()
+    net = agree(model, randn(3, 4), randn(3, 4, seed=2), couplings=2)
+    equal_runs(net, model, randn(3, 4), randn(3, 4, seed=2), randn(3, 4, seed=5))
+
+
+def test_number_of_numpys_is_a_number_to_the_code() -> None:
+    def body(net: Any, x1: Tensor, x2: Tensor) -> Any:
+        volume = x1[0].numel() * np.log(2.0)
+        assert isinstance(volume, (float, int)) and isinstance(volume, float)
+        assert not isinstance(volume, (int, Tensor))
+        y1, y2 = couplings(net, x1, x2)
+        return y1, y2, torch.zeros(len(x1)) + volume
+
+    agree(Net(body, **both()), randn(3, 4), randn(3, 4, seed=2), couplings=2)
+
+
+class Freed(torch.autograd.Function):
+    """Holds a function's output alone, and rebuilds its first input from that."""
+
+    @staticmethod
+    def forward(ctx: Any, fn: Any, fn_inverse: Any, _times: int, count: int, *args: Any) -> Any:
+        ctx.fn, ctx.fn_inverse, ctx.weights = fn, fn_inverse, args[count:]
+        with torch.no_grad():
+            x = [each.detach() if isinstance(each, Tensor) else each for each in args[:count]]
+            outputs = fn(*x)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        ctx.outputs = tuple(each.detach_() for each in outputs)
+        args[0].untyped_storage().resize_(0)
+        ctx.others = args[1:count]
+        return ctx.outputs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        with torch.no_grad():
+            x = ctx.fn_inverse(*ctx.outputs, *ctx.others)
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            y = ctx.fn(x, *ctx.others)
+            found = torch.autograd.grad(y, (x, *ctx.weights), gradients)
+        return None, None, None, None, found[0], *(None for _ in ctx.others), *found[1:]
+
+
+class Grouped(nn.Module):
+    """Additive half-steps on the halves of one tensor, in a Function that frees what it is given."""
+
+    def __init__(self, names: tuple[str, str], seed: int) -> None:
+        super().__init__()
+        self.names, self.disable = names, False
+        self.f, self.g = mlp(seed=seed), mlp(seed=seed + 5)
+
+    def forward(self, *args: Any) -> Tensor:
+        fn, fn_inverse = (getattr(self, name) for name in self.names)
+        if self.disable:
+            return fn(*args)
+        weights = [each for each in self.parameters() if each.requires_grad]
+        results = Freed.apply(fn, fn_inverse, 1, len(args), *args, *weights)
+        return results[0] if isinstance(results, tuple) and len(results) == 1 else results
+
+    def _forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x1, x2 = x.chunk(2, -1)
+        y1 = x1 + self.f(x2) * mask
+        return torch.cat([y1, x2 + self.g(y1) * mask], -1)
+
+    def _inverse(self, y: Tensor, mask: Tensor) -> Tensor:
+        y1, y2 = y.chunk(2, -1)
+        x2 = y2 - self.g(y1) * mask
+        return torch.cat([y1 - self.f(x2) * mask, x2], -1)
+
+
+class Deep(nn.Module):
+    def __init__(self, names: tuple[str, str]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Grouped(names, seed) for seed in range(3))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = x * 1.0
+        for block in self.blocks:
+            x = block(x, mask)
+        return x.sin()
+
+
+def test_functions_that_undo_themselves_give_way_to_the_plan_and_that_is_said() -> None:
+    model, plain = Deep(("_forward", "_inverse")), Deep(("_forward", "_inverse"))
+    for block in plain.blocks:
+        block.disable = True  # pyright: ignore
+    x, mask = randn(3, 8), (randn(3, 4, seed=2) > 0).double()
+    with pytest.warns(rg.TraceWarning, match=r"test_library_idioms\.py:\d+.*the net's plan"):
+        net = rg.trace(model, x, mask)
+    assert [node.kind for node in net.graph.nodes].count("coupling") == 6
+    for plan in (net.plan, rg.decide(net.graph, {}), rg.keep_all(net.graph)):
+        net.plan = plan
+        equal_runs(net, plain, x, mask)
+
+
+def test_functions_that_undo_themselves_called_backwards_are_run_as_they_are() -> None:
+    """Given the inverse first, it is no forward of the module whose methods they are."""
+    model, plain = Deep(("_inverse", "_forward")), Deep(("_inverse", "_forward"))
+    for block in plain.blocks:
+        block.disable = True  # pyright: ignore
+    x, mask = randn(3, 8), (randn(3, 4, seed=2) > 0).double()
+    try:
+        net = rg.trace(model, x, mask)
+    except rg.TraceError:
+        return
+    equal_runs(net, plain, x, mask)
