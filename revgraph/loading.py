@@ -110,9 +110,13 @@ class Tracing:
     exact: bool | float
     half_streams: bool
 
-    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+    def __call__(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], gradients: bool = True
+    ) -> Program:
         """The program of a call, with its costs."""
-        program = trace_program(model, args, kwargs, self.name, sums_only=self.exact is not False)
+        program = trace_program(
+            model, args, kwargs, self.name, sums_only=self.exact is not False, gradients=gradients
+        )
         if not self.half_streams:
             _refuse_half(program)
         if self.exact is not False:

@@ -308,7 +308,7 @@ class ReversibleModule(nn.Module):
                 "torch.func's transforms, or trace the model again."
             )
         with without_autocast():
-            program = self._retrace(self.__dict__["_model"], args, kwargs)
+            program = self._retrace(self.__dict__["_model"], args, kwargs, torch.is_grad_enabled())
         form = TracedForm(program)
         self._forms.insert(0, form)
         if guards is not None and not guards.modules_hold():  # what was known is of no use any more

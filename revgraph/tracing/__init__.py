@@ -52,6 +52,7 @@ def trace(
     rewrite: Rewrite | None = None,
     opened: tuple[type[Boundary], ...] = (),
     sums_only: bool = False,
+    gradients: bool = True,
 ) -> Program:
     """The program of a model's forward, found with an example call.
 
@@ -60,7 +61,8 @@ def trace(
     Couplings of the user's own are tried; what becomes of a coupling module otherwise than meant is a
     `TraceWarning`.
     Boundaries of the types `opened` are traced into, for `rewrite` to see what they do. With `sums_only`,
-    couplings found in plain code are sums and differences, without any factor.
+    couplings found in plain code are sums and differences, without any factor. Without `gradients`, code that
+    asks for the gradient mode is told that they are off, and the program is for such calls.
 
     Raises:
         TraceError: the model fails on the example, or its own forward cannot be traced.
@@ -76,7 +78,14 @@ def trace(
     if not any(isinstance(thing, Tensor) for thing in named.values()):
         raise TraceError("tracing needs an example input with at least one tensor, and none was given")
     name = name or type(model).__name__
-    traced = partial(_trace, model, form, named, name, rewrite, opened, sums_only)
+
+    def traced(fake_mode: FakeTensorMode | None) -> _Traced:
+        run = partial(_trace, model, form, named, name, rewrite, opened, sums_only, fake_mode)
+        # With gradients, as the net will mostly run: without, `no_grad` inside the forward goes unnoticed,
+        # which is right only as long as they are off.
+        found = run(True)
+        return found if gradients or not found.tracer.reads.asked_gradient_mode else run(False)
+
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with _silent():
@@ -190,6 +199,7 @@ def _trace(
     opened: tuple[type[Boundary], ...],
     sums_only: bool,
     fake_mode: FakeTensorMode | None,
+    gradients: bool,
 ) -> _Traced:
     names = {id(parameter): path for path, parameter in model.named_parameters()}
     buffers = dict(model.named_buffers(remove_duplicate=False))
@@ -206,9 +216,10 @@ def _trace(
         check_unchanged(arguments, given)
         return results
 
-    # With gradients, as the net will run: without, `no_grad` inside the forward would go unnoticed.
-    with untouched(model, fake_mode), torch.enable_grad():
+    with untouched(model, fake_mode), torch.set_grad_enabled(gradients):
         tracer = Tracer(model, fake_mode, names, opened, buffers)
+        if not gradients:
+            tracer.reads.gradient_mode(False)
         inputs = [(label, _shadow(thing, fake_mode)) for label, thing in named.items()]
         graph = tracer.run(model, inputs, call)
         _drop_unused(graph)

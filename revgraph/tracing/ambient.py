@@ -76,6 +76,17 @@ def _mersenne(state: Any) -> Any:
     return state["state"]["key"].tobytes(), state["state"]["pos"]
 
 
+class GradientMode:
+    """The gradient mode as an attribute, for code that reads it to be held to."""
+
+    @property
+    def is_enabled(self) -> bool:
+        return torch.is_grad_enabled()
+
+
+GRADIENT_MODE = GradientMode()
+
+
 def modes() -> tuple[Any, ...]:
     """Whether gradients, inference mode and autocast are on."""
     return (

@@ -9,6 +9,7 @@ is traced anew.
 - Lists, dictionaries and the like are compared with a snapshot of their content.
 - Tensors that are no buffers, functions and other objects are held to their identity. Where code then reads
   attributes of such an object (a configuration), these reads are seen as well.
+- The gradient mode is held to what it was, where code asks for it.
 - The children of opened modules are held to their identity, their hooks to their number.
 
 Properties are not compared: what they read is. Code that changes what it has read cannot be a graph, nor code
@@ -32,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from revgraph.isolation import HEAP_TYPE, MODULE_TABLES
-from revgraph.tracing.ambient import is_random_source
+from revgraph.tracing.ambient import GRADIENT_MODE, is_random_source
 from revgraph.tracing.shadows import ShadowProxy, Untraceable, is_users
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.device, range, slice)
@@ -199,6 +200,7 @@ class AttributeReads:
     reads: dict[tuple[int, int, str], tuple[Any, Read]] = field(default_factory=dict)
     opened: dict[tuple[int, int], tuple[Any, nn.Module, dict[str, Any]]] = field(default_factory=dict)
     paths: dict[int, str] = field(init=False)
+    asked_gradient_mode: bool = False
     _objects: dict[int, tuple[Any, str]] = field(default_factory=dict)
     _patched: dict[type, Any] = field(default_factory=dict)
     _stack: ExitStack = field(default_factory=ExitStack)
@@ -262,6 +264,12 @@ class AttributeReads:
         self._note(self.modules[path.rpartition(".")[0]], "training", value)
         return value
 
+    def gradient_mode(self, enabled: bool) -> bool:
+        """The gradient mode, which the code asked for."""
+        self._keep(GRADIENT_MODE, "is_enabled", enabled, "torch.is_grad_enabled()")
+        self.asked_gradient_mode = True
+        return enabled
+
     def _watch_class(self, kind: type) -> None:
         original: Any = kind.__getattribute__
 
@@ -298,11 +306,14 @@ class AttributeReads:
     def _note(self, owner: Any, name: str, value: Any) -> str:
         known = self._objects.get(id(owner))
         whose = known[1] if known else ".".join(part for part in ("model", self.paths[id(owner)]) if part)
+        return self._keep(owner, name, value, f"{whose}.{name}")
+
+    def _keep(self, owner: Any, name: str, value: Any, path: str) -> str:
         scope = self.scope()
         key = id(scope), id(owner), name
         if key not in self.reads:
-            self.reads[key] = scope, Read(owner, name, snapshot(value), f"{whose}.{name}", _version(value))
-        return f"{whose}.{name}"
+            self.reads[key] = scope, Read(owner, name, snapshot(value), path, _version(value))
+        return path
 
 
 def _count(hooks: Mapping[int, Any]) -> int:

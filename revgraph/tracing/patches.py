@@ -33,13 +33,15 @@ LIMITS = ("finfo", "iinfo")
 
 
 @contextmanager
-def patched(evaluator: Evaluator, checkpointed: Callable[[str], None]) -> Iterator[None]:
+def patched(
+    evaluator: Evaluator, checkpointed: Callable[[str], None], gradient_mode: Callable[[bool], bool]
+) -> Iterator[None]:
     """While user code is traced:
 
     - `isinstance` of a proxy answers as for the tensor it stands for (torch's C++ checks still see a proxy);
     - factories like `torch.zeros`, `torch.as_tensor`, and `autograd.Function`s, are recorded
       when they are given a proxy;
-    - asking for the gradient mode is refused, for it may be another one later;
+    - `gradient_mode` hears of it where the code asks for the gradient mode, which may be another one later;
     - `torch.utils.checkpoint` calls its function and no more, and so do Functions that are told how to
       undo theirs, for the plan takes their place. The name of `checkpoint` may have been imported anywhere,
       so what it calls is patched: `checkpointed` hears the places.
@@ -56,7 +58,7 @@ def patched(evaluator: Evaluator, checkpointed: Callable[[str], None]) -> Iterat
         passing = _passing(checkpoint._checkpoint_without_reentrant_generator, evaluator, checkpointed)
         stack.enter_context(patch.object(checkpoint, "_checkpoint_without_reentrant_generator", passing))
         asked = torch.is_grad_enabled
-        stack.enter_context(patch.object(torch, "is_grad_enabled", _refusing(asked, evaluator)))
+        stack.enter_context(patch.object(torch, "is_grad_enabled", _telling(asked, evaluator, gradient_mode)))
         stack.enter_context(patch.object(torch._dynamo.config, "error_on_nested_fx_trace", False))
         yield
 
@@ -155,11 +157,13 @@ def _inputs_of_reversible(args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     return args[place : place + count] if type(count) is int and 0 < count <= len(args) - place else None
 
 
-def _refusing(original: Callable[[], bool], evaluator: Evaluator) -> Callable[[], bool]:
+def _telling(
+    original: Callable[[], bool], evaluator: Evaluator, gradient_mode: Callable[[bool], bool]
+) -> Callable[[], bool]:
     def ask() -> bool:
         asking = sys._getframe(1).f_globals.get("__name__", "")
-        if not evaluator.running and not asking.startswith(("torch.", "revgraph.")):
-            raise Untraceable("the path through the code depends on the gradient mode")
-        return original()
+        if evaluator.running or asking.startswith(("torch.", "revgraph.")):
+            return original()
+        return gradient_mode(original())
 
     return ask

@@ -142,7 +142,7 @@ class Tracer(fx.Tracer):
             return forward, [model]
 
         self.create_args_for_root = arguments
-        with patched(self.evaluator, self._pass_checkpoint):
+        with patched(self.evaluator, self._pass_checkpoint, self.reads.gradient_mode):
             return self.trace(model)
 
     def _proxy_of(self, node: fx.Node) -> ShadowProxy:

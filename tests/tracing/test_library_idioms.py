@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from tracing.agreement import Net, agree, equal_runs, mlp, randn
 
 import revgraph as rg
@@ -68,6 +69,73 @@ def test_number_of_numpys_is_a_number_to_the_code() -> None:
         return y1, y2, torch.zeros(len(x1)) + volume
 
     agree(Net(body, **both()), randn(3, 4), randn(3, 4, seed=2), couplings=2)
+
+
+class Asking(nn.Module):
+    """A block as libraries write it, whose checkpointing asks for the gradient mode."""
+
+    def __init__(self, seed: int, checkpointing: bool = False) -> None:
+        super().__init__()
+        self.f, self.g, self.checkpointing = mlp(seed=seed), mlp(seed=seed + 5), checkpointing
+
+    def forward(self, x1: Tensor, x2: Tensor) -> Any:
+        if torch.is_grad_enabled() and self.checkpointing:
+            return checkpoint(lambda *given: couplings(self, *given), x1, x2, use_reentrant=False)
+        return couplings(self, x1, x2)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("place", ["root", "submodule"])
+@pytest.mark.filterwarnings("ignore::revgraph.TraceWarning")
+def test_code_that_asks_for_the_gradient_mode_stays_open(place: str, checkpointing: bool) -> None:
+    blocks = nn.ModuleDict({name: Asking(seed, checkpointing) for seed, name in enumerate("ab")})
+
+    def body(net: Any, x1: Tensor, x2: Tensor) -> Any:
+        return net.blocks.b(*net.blocks.a(x1, x2))
+
+    if place == "root":
+        agree(Asking(0, checkpointing), randn(3, 4), randn(3, 4, seed=2), couplings=2)
+    else:
+        agree(Net(body, blocks=blocks), randn(3, 4), randn(3, 4, seed=2), couplings=4)
+
+
+def in_mode(net: Any, x1: Tensor, x2: Tensor) -> Any:
+    y1, y2 = couplings(net, x1, x2)
+    return (y1 * 2, y2) if torch.is_grad_enabled() else (y1 * 3, y2 * y1)
+
+
+def in_mode_with_constant(net: Any, x1: Tensor, x2: Tensor) -> Any:
+    y1, y2 = in_mode(net, x1, x2)
+    with torch.no_grad():
+        scale = 2.0 if torch.is_grad_enabled() else 3.0
+    return y1 * scale, y2
+
+
+@pytest.mark.parametrize("body", [in_mode, in_mode_with_constant])
+@pytest.mark.parametrize("first", ["with gradients", "without"])
+def test_each_gradient_mode_is_traced_when_it_first_comes(body: Any, first: str) -> None:
+    model = Net(body, **both())
+    with torch.set_grad_enabled(first == "with gradients"):
+        net = agree(model, randn(3, 4), randn(3, 4, seed=2), couplings=2)
+    for _ in range(2):
+        equal_runs(net, model, randn(3, 4, seed=4), randn(3, 4, seed=3))
+    assert len(net._forms) == 2
+
+
+def test_gradients_that_are_switched_on_again_where_none_are_is_no_graph() -> None:
+    def body(net: Any, x1: Tensor, x2: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            return couplings(net, x1, x2)
+        with torch.enable_grad():
+            return couplings(net, x1, x2)
+
+    model = Net(body, **both())
+    net = rg.trace(model, randn(3, 4), randn(3, 4, seed=2))
+    with torch.no_grad(), pytest.raises(rg.TraceError, match="gradient mode"):
+        net(randn(3, 4), randn(3, 4, seed=2))
+    outer = nn.ModuleDict({"inner": model})
+    inside = Net(lambda net, x1, x2: net.outer.inner(x1, x2), outer=outer)
+    agree(inside, randn(3, 4), randn(3, 4, seed=2))
 
 
 class Freed(torch.autograd.Function):
