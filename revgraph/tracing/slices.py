@@ -237,7 +237,8 @@ def _gather(
     """The parts become items of one call of `cut`, before the first of them."""
     first = min((part.node for part in parts), key=order.__getitem__)
     nodes = [part.node for part in parts]
-    for number in sorted(_numbers_before(nodes, order[first], order), key=order.__getitem__):
+    numbers = sorted(_numbers_before(nodes, order[first], order), key=order.__getitem__)
+    for number in numbers:
         first.prepend(number)
     with graph.inserting_before(first):
         call = graph.call_function(cut, (source, *(part.key for part in parts)))
@@ -245,9 +246,13 @@ def _gather(
     tracer.shadows[call] = tuple(tracer.shadows[node] for node in nodes)
     tracer.where[call] = tracer.where.get(first, "")
     tracer.scope_of[call] = tracer.scope_of.get(first, "")
+    moved = set(numbers)
     for scope in tracer.scopes:
         if first in scope.nodes:
-            scope.nodes.insert(scope.nodes.index(first), call)
+            rest = [node for node in scope.nodes if node not in moved]
+            place = rest.index(first)
+            before = [node for node in scope.nodes if node in moved]
+            scope.nodes = [*rest[:place], *before, call, *rest[place:]]
     for place, node in enumerate(nodes):
         node.op, node.target = "call_function", operator.getitem
         node.args, node.kwargs = (call, place), {}
