@@ -58,7 +58,12 @@ class TracedForm:
     def holds(self) -> bool:
         """Whether the model is still as the trace took it to be."""
         guards = self.program.guards
-        return guards is None or guards.hold()
+        return guards is None or guards.hold() or guards.settings.would_hold(guards.hold)
+
+    def settle(self, given: dict[str, Any]) -> bool:
+        """Settle what the model's first call would settle; whether that is right for these inputs."""
+        guards = self.program.guards
+        return guards is None or guards.settings.settle(given)
 
 
 class ReversibleModule(nn.Module):
@@ -285,11 +290,15 @@ class ReversibleModule(nn.Module):
                 refused = refused or error
                 env = {}
                 continue
+            if not form.settle(env):
+                env = {}
+                continue
             if place:
                 forms.insert(0, forms.pop(place))
             return form, env
         form = self._traced(args, kwargs, refused)
         read_form(form.program.arguments, given, "the call", env)
+        form.settle(env)
         return form, env
 
     def _traced(

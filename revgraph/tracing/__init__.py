@@ -27,7 +27,8 @@ from revgraph.tracing.finding import find, refine
 from revgraph.tracing.findings import Findings, explain_sums
 from revgraph.tracing.hooks import call_hooks, call_pre_hooks
 from revgraph.tracing.lowering import lower
-from revgraph.tracing.shadows import ReadPastAttributes, guard, place_of
+from revgraph.tracing.settings import Settings, calls_of, forms_of
+from revgraph.tracing.shadows import ReadPastAttributes, Untraceable, guard, place_of
 from revgraph.tracing.slices import gather_slices
 from revgraph.tracing.tracer import Tracer
 from revgraph.tracing.undoing import Example, check_undoing
@@ -80,7 +81,9 @@ def trace(
     name = name or type(model).__name__
 
     def traced(fake_mode: FakeTensorMode | None) -> _Traced:
-        run = partial(_trace, model, form, named, name, rewrite, opened, sums_only, fake_mode)
+        run = partial(
+            _settled, partial(_trace, model, form, named, name, rewrite, opened, sums_only, fake_mode)
+        )
         # With gradients, as the net will mostly run: without, `no_grad` inside the forward goes unnoticed,
         # which is right only as long as they are off.
         found = run(True)
@@ -115,10 +118,31 @@ def trace(
 
 @dataclass(frozen=True)
 class _Traced:
+    """A trace's results. Where the forward or the trace settled something, `calls` are to compare with."""
+
     program: Program
     examples: list[Example]
     findings: Findings
     tracer: Tracer
+    calls: list[Any]
+    settings: Settings
+
+
+def _settled(run: Callable[[bool, Settings | None], _Traced], gradients: bool) -> _Traced:
+    """A trace of calls after the first one, which may settle attributes that are None until then.
+
+    The first one has to compute the same besides; otherwise a change of what the code also reads is refused.
+    """
+    first = run(gradients, None)
+    if not first.settings.settings:
+        return first
+    try:
+        later = run(gradients, first.settings)
+    except Untraceable:
+        later = None
+    if later is not None and later.calls == first.calls:
+        return later
+    return run(gradients, Settings())
 
 
 def _checked(traced: _Traced, model: nn.Module) -> Program:
@@ -200,6 +224,7 @@ def _trace(
     sums_only: bool,
     fake_mode: FakeTensorMode | None,
     gradients: bool,
+    settled: Settings | None,
 ) -> _Traced:
     names = {id(parameter): path for path, parameter in model.named_parameters()}
     buffers = dict(model.named_buffers(remove_duplicate=False))
@@ -220,9 +245,15 @@ def _trace(
         tracer = Tracer(model, fake_mode, names, opened, buffers)
         if not gradients:
             tracer.reads.gradient_mode(False)
+        tracer.reads.settled = settled
+        for each in settled.settings if settled is not None else ():
+            each.settle()
         inputs = [(label, _shadow(thing, fake_mode)) for label, thing in named.items()]
         graph = tracer.run(model, inputs, call)
         _drop_unused(graph)
+        settings = tracer.reads.settings(forms_of(named))
+        settles = bool(settings.settings or (settled is not None and settled.settings))
+        calls = calls_of(graph, tracer.shadows, tracer.results) if settles else []
         gather_slices(tracer, graph)
         added = rewrite(tracer, graph) if rewrite is not None else set()
         modules = dict(model.named_modules(remove_duplicate=False))
@@ -245,7 +276,7 @@ def _trace(
         for node in [each for each in found if each not in half_steps]:
             findings.give_up(tracer.where.get(node, "") or node.name)
         program, examples = lower(tracer, graph, half_steps, form, named, name, findings)
-        return _Traced(program, examples, findings, tracer)
+        return _Traced(program, examples, findings, tracer, calls, settings)
 
 
 # Calls that nothing reads, and that do something.

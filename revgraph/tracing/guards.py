@@ -12,7 +12,8 @@ is traced anew.
 - The gradient mode is held to what it was, where code asks for it.
 - The children of opened modules are held to their identity, their hooks to their number.
 
-Properties are not compared: what they read is. Code that changes what it has read cannot be a graph, nor code
+Properties are not compared: what they read is. What is None until the first forward settles it is a setting
+(`settings.py`). Other code that changes what it has read cannot be a graph, nor code
 that reads a clock or an iterator: the module stays one node, or the trace is refused.
 """
 
@@ -34,12 +35,13 @@ from torch import Tensor, nn
 
 from revgraph.isolation import HEAP_TYPE, MODULE_TABLES
 from revgraph.tracing.ambient import GRADIENT_MODE, is_random_source
+from revgraph.tracing.settings import Setting, Settings, setting_of
 from revgraph.tracing.shadows import ShadowProxy, Untraceable, is_users
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.device, range, slice)
 CONTAINERS = (list, tuple, dict, set, frozenset, deque)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-Mark: TypeAlias = tuple[int, int]
+Mark: TypeAlias = tuple[int, int, int]
 MISSING = object()
 
 CLOCKS = {each for each in vars(time).values() if callable(each) and type(each) is type(time.time)}
@@ -111,8 +113,11 @@ class Guards:
     Hooks of the `root` are none of it: a net has the model's, and its own call runs them.
     """
 
-    def __init__(self, reads: list[Read], modules: list[nn.Module], root: nn.Module) -> None:
+    def __init__(
+        self, reads: list[Read], modules: list[nn.Module], root: nn.Module, settings: Settings
+    ) -> None:
         self.reads = reads
+        self.settings = settings
         self.modules = modules
         self.root = root
         self.children = [dict(module._modules) for module in modules]
@@ -190,7 +195,8 @@ class AttributeReads:
     """Sees the attributes that user code reads of a model's modules, and of the objects that these hold.
 
     `asleep` tells when what runs is not opened code, `scope` which call of a module is being traced into;
-    `random_source` hears of generators of random numbers.
+    `random_source` hears of generators of random numbers. `settled` are the settings that were made before;
+    while it is None, the code may settle some, which are `noted`.
     """
 
     modules: Mapping[str, nn.Module]
@@ -201,6 +207,8 @@ class AttributeReads:
     opened: dict[tuple[int, int], tuple[Any, nn.Module, dict[str, Any]]] = field(default_factory=dict)
     paths: dict[int, str] = field(init=False)
     asked_gradient_mode: bool = False
+    settled: Settings | None = field(default_factory=Settings)
+    noted: dict[tuple[int, str], Setting] = field(default_factory=dict)
     _objects: dict[int, tuple[Any, str]] = field(default_factory=dict)
     _patched: dict[type, Any] = field(default_factory=dict)
     _stack: ExitStack = field(default_factory=ExitStack)
@@ -217,11 +225,11 @@ class AttributeReads:
 
     def mark(self) -> Mark:
         """A point to go back to."""
-        return len(self.reads), len(self.opened)
+        return len(self.reads), len(self.opened), len(self.noted)
 
     def forget(self, mark: Mark) -> None:
         """Drop what was seen since: the code was not opened after all."""
-        seen: tuple[dict[Any, Any], ...] = self.reads, self.opened
+        seen: tuple[dict[Any, Any], ...] = self.reads, self.opened, self.noted
         for table, count in zip(seen, mark, strict=True):
             while len(table) > count:
                 table.popitem()
@@ -229,13 +237,28 @@ class AttributeReads:
     def check_unchanged(self, mark: Mark) -> None:
         """Refuse code that has changed what it read since the mark."""
         for _, each in list(self.reads.values())[mark[0] :]:
-            if each.name != "training" and not (each.holds() and each.version == _version(each.value)):
+            is_same = each.name == "training" or (each.holds() and each.version == _version(each.value))
+            if not is_same and not self._settles(each.owner, each.name, each.value):
                 raise Untraceable(f"it changes {each.path}, which it also reads")
         for _, module, before in list(self.opened.values())[mark[1] :]:
             for name, value in _attributes(module).items():
-                if before.get(name, MISSING) is not value:
+                was = before.get(name, MISSING)
+                if was is not value and not self._settles(module, name, was):
                     path = ".".join(part for part in ("model", self.paths[id(module)], name) if part)
                     raise Untraceable(f"it assigns {path}, which a graph would not")
+
+    def _settles(self, owner: Any, name: str, before: Any) -> bool:
+        """Whether the change of an attribute settles it, and the code may."""
+        setting = setting_of(owner, name, before, getattr(owner, name, None))
+        if self.settled is not None or setting is None:
+            return False
+        self.noted[id(owner), name] = setting
+        return True
+
+    def settings(self, inputs: dict[str, Any]) -> Settings:
+        """What was settled, for inputs of these forms, with what was read besides."""
+        reads = [each for _, each in self.reads.values() if (id(each.owner), each.name) not in self.noted]
+        return Settings((*self.noted.values(),), (*reads,), inputs)
 
     def open(self, module: nn.Module) -> None:
         """A module's forward is being traced into."""
@@ -257,7 +280,7 @@ class AttributeReads:
                 if child is not None and path is not None and path not in called and id(child) not in opened:
                     opened[id(child)] = child
                     through.append(child)
-        return Guards([*reads.values()], [*opened.values()], self.modules[""])
+        return Guards([*reads.values()], [*opened.values()], self.modules[""], self.settled or Settings())
 
     def flag(self, path: str, value: bool) -> bool:
         """A training flag that decides the way of the code; its module holds a traced value meanwhile."""
