@@ -133,7 +133,7 @@ class Tracer(fx.Tracer):
                 with self.reads.watching(), self._training_as_value(model, ""):
                     results = self._unpacked(call(proxies))
                     self.check_random()
-                self.reads.check_unchanged((0, 0))
+                self.reads.check_unchanged((0, 0, 0))
                 nodes: list[fx.Node] = []
                 self.results = map_leaves(lambda leaf: self._result(leaf, nodes), results)
                 return tuple(self._proxy_of(node) for node in nodes)
