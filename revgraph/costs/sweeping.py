@@ -55,7 +55,7 @@ class Sweep:
         for operation in self.program.operations:
             inputs = {name: self.forms.get(name) for name in _reads(operation)}
             if not operation.node:
-                self._plain(operation, inputs)
+                self._plain(operation, inputs, operation.makes)
                 continue
             node = self.program.graph.node[operation.node]
             tensors = _tensors(self.model, operation)
@@ -70,6 +70,8 @@ class Sweep:
             for index, name in enumerate(node.outputs):
                 form = recorded.outputs[index] if recorded is not None else None
                 self.forms[name] = self._dense(name, False) if form is None else _placed(form, name, at)
+            if plain := tuple([name for name in operation.makes if name not in node.outputs]):
+                self._plain(operation, inputs, plain)
 
     def backward(self) -> Node | None:
         """Find the forms of all gradients, from the loss back. Returns the loss as a node, or None."""
@@ -172,8 +174,8 @@ class Sweep:
         form = Form(value.shape, (), 0, dtype, torch.device(value.device), name, 0, requires_grad)
         return dense(form, name)
 
-    def _plain(self, operation: Operation, inputs: dict[str, Any]) -> None:
-        """Put an operation's results that are no tensors; None where they depend on values."""
+    def _plain(self, operation: Operation, inputs: dict[str, Any], names: tuple[str, ...]) -> None:
+        """Put an operation's results of these names, no tensors; None where they depend on values."""
         if any([call.target in (call_hooks, call_pre_hooks) for call in operation.expression.calls]):
             return  # the user's hooks are not to be called now
         given = [tensors_of([each])[0] if isinstance(each, Form) else each for each in inputs.values()]
@@ -181,7 +183,9 @@ class Sweep:
             made = operation.expression.run(self.model, given)
         except Exception:
             made = (None,) * len(operation.makes)
-        self.forms.update(zip(operation.makes, made, strict=True))
+        self.forms.update(
+            (name, each) for name, each in zip(operation.makes, made, strict=True) if name in names
+        )
 
     def _share_parameters(self) -> None:
         """Tell nodes which of their parameters get gradients from other nodes too."""

@@ -111,3 +111,29 @@ def test_a_first_forward_that_computes_something_else_is_refused_or_run_by_its_m
     with pytest.raises(rg.TraceError, match=r"it changes model\.began, which it also reads"):
         rg.trace(Started(), randn(3, 4))
     agree(nn.Sequential(mlp(), Started()), randn(3, 4))
+
+
+def test_sizes_that_a_module_returns_are_known_where_the_costs_are_found() -> None:
+    class Patches(nn.Module):
+        """The patches of an image, and how many there are each way."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = linear(1), linear(1, 4)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+            size = x.shape[1], x.shape[2]
+            return self.second(self.first(x.flatten(1).unsqueeze(-1))), size
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.body = Patches(), mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x, (height, width) = self.patches(x)
+            return self.body(x).transpose(1, 2).contiguous().view(-1, 4, height, width)
+
+    net = agree(Net(), randn(2, 3, 5))
+    assert all(node.cost.courses for node in net.graph.planned)
+    assert net(randn(2, 5, 4)).shape == (2, 4, 5, 4)
