@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from revgraph.engine._torch import dispatch_mode_count
 from revgraph.engine.executable import Executable
-from revgraph.engine.facade import blank, checkpointing_replaced
+from revgraph.engine.facade import CHECKPOINTING, blank, checkpointing_replaced
 from revgraph.engine.forward import Forward
 from revgraph.engine.inverse import InverseNet
 from revgraph.engine.log_det import LogDets, begin
@@ -79,6 +79,11 @@ class ReversibleModule(nn.Module):
     traced code read, is traced when it first comes, and kept.
     """
 
+    call_super_init = False
+
+    def __init_subclass__(cls, **_: Any) -> None:
+        """Nothing: what the model's class does to its children is not meant for nets."""
+
     def __new__(cls, model: nn.Module, *_: Any, **__: Any) -> ReversibleModule:
         return blank(cls, type(model))
 
@@ -89,9 +94,8 @@ class ReversibleModule(nn.Module):
         chosen: Plan | None = None,
         retrace: Callable[..., Program] | None = None,
     ) -> None:
-        super().__init__()
-        for table in SHARED:
-            self.__dict__[table] = model.__dict__[table]
+        nn.Module.__init__(self)  # here and below: `super()` would be the model's class
+        self._take_tables(model)
         self._is_full_backward_hook = model._is_full_backward_hook
         self._first = TracedForm(program, chosen)
         self._forms = [self._first]  # those used last come first
@@ -102,16 +106,20 @@ class ReversibleModule(nn.Module):
         self._watch: DriftWatch | None = None
         self.__dict__["_model"] = model  # not a submodule: its parameters are this module's own
 
+    def _take_tables(self, model: nn.Module) -> None:
+        for table in SHARED:
+            self.__dict__[table] = model.__dict__[table]
+
     # The model's face
 
     def __getattr__(self, name: str) -> Any:
         try:
-            return super().__getattr__(name)
+            return nn.Module.__getattr__(self, name)
         except AttributeError:
             model = self.__dict__.get("_model")
             if model is None or name.startswith("__"):
                 raise
-        if name == "gradient_checkpointing_enable" and hasattr(model, name):
+        if name in CHECKPOINTING and hasattr(model, name):
             return checkpointing_replaced
         return getattr(model, name)
 
@@ -119,18 +127,29 @@ class ReversibleModule(nn.Module):
         model = self.__dict__.get("_model")
         own = model is None or name in OWN or hasattr(ReversibleModule, name)
         if own or (name.startswith("_") and not hasattr(model, name)):  # what tools note on a module
-            super().__setattr__(name, value)
+            nn.Module.__setattr__(self, name, value)
         else:
             setattr(model, name, value)
 
     def __delattr__(self, name: str) -> None:
         if name in self.__dict__:
-            super().__delattr__(name)
+            nn.Module.__delattr__(self, name)
         else:
             delattr(self.__dict__["_model"], name)
 
+    def __repr__(self) -> str:
+        return f"reversible {nn.Module.__repr__(self)}"
+
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *dir(self.__dict__["_model"])})
+        return sorted({*nn.Module.__dir__(self), *dir(self.__dict__["_model"])})
+
+    __copy__ = __deepcopy__ = None  # copied as it is pickled, whatever the model has
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        nn.Module.__setstate__(self, state)
+        model = self.__dict__["_model"]
+        if SHARED[0] in model.__dict__:  # not so while a model is read that refers to its net
+            self._take_tables(model)  # for it may have a way of its own to be copied
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return blank, (ReversibleModule, type(self.__dict__["_model"])), self.__getstate__()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import pytest
@@ -41,6 +42,9 @@ class Model(nn.Sequential):
         return self
 
     def gradient_checkpointing_enable(self) -> None:
+        raise AssertionError("not called")
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
         raise AssertionError("not called")
 
 
@@ -124,6 +128,128 @@ def test_calls_of_other_forms_are_traced_when_they_come() -> None:
         assert len(net._forms) == 4
 
 
-def test_gradient_checkpointing_explains_itself() -> None:
+@pytest.mark.parametrize("which", range(3))
+def test_net_is_of_the_models_class(which: int) -> None:
+    net = forms()[which]
+    assert isinstance(net, (Model, nn.Sequential))
+    assert type(net).__name__ == net._get_name() == "Model"
+    assert repr(net).startswith("reversible Model(")
+    assert type(net).config is Model.config
+    assert type(net).features is Model.features
+
+
+class Registered(ABC, nn.Module):
+    """A class that has all that inheriting from it could spoil."""
+
+    known: ClassVar[list[str]] = []
+    scale = 1.0
+    _version = 7
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Registered.known.append(cls.__name__)
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor: ...
+
+
+class Odd(Registered):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+        self.scale = 2.0  # the class has another one
+        self.calls = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().__call__(x) + 1
+
+    def __getattr__(self, name: str) -> Any:
+        return "anything" if name == "anything" else super().__getattr__(name)
+
+    def __deepcopy__(self, memo: Any) -> Odd:
+        other = Odd()
+        other.load_state_dict(self.state_dict())
+        other.scale = self.scale
+        return other
+
+    def __matmul__(self, other: int) -> int:
+        return other + 1
+
+    @property
+    def doubled(self) -> float:
+        return self.scale * 2
+
+    @doubled.setter
+    def doubled(self, value: float) -> None:
+        self.scale = value / 2
+
+    @classmethod
+    def made(cls) -> Odd:
+        return cls()
+
+    @staticmethod
+    def one() -> int:
+        return 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) * self.scale
+
+
+def test_what_a_class_has_is_not_lost_and_does_not_run_on_the_net() -> None:
+    known, model, x = [*Registered.known], Odd(), torch.randn(2, 3)
+    net: Any = rg.trace(model, x)
+    assert Registered.known == known
+    assert isinstance(net, Odd)
+    torch.testing.assert_close(net(x), model(x))
+    assert (model.calls, net.calls) == (2, 2)
+    assert (net.scale, net.doubled, net.one(), net @ 4) == (2.0, 4.0, 1, 5)
+    net.doubled = 6.0
+    assert model.scale == net.scale == 3.0
+    torch.testing.assert_close(net(x), model(x))
+    assert type(net.made()) is type(type(net).made()) is Odd
+    assert net.anything == "anything"
+    assert net.state_dict()._metadata[""]["version"] == 7
+    other = copy.deepcopy(net)
+    assert isinstance(other, rg.ReversibleModule)
+    assert other.inner is other._model.inner
+    assert other.inner is not net.inner
+    torch.testing.assert_close(other(x), model(x))
+
+
+def test_a_model_that_refers_to_its_net_is_copied_with_it() -> None:
+    net = forms()[0]
+    model: Any = net._model
+    model.around = [net]
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        inner = other.around[0]
+        assert inner._model is other
+        assert inner[0] is other[0]
+        assert len(list(inner.parameters())) == 4
+
+
+def test_classes_that_cannot_be_inherited_from_have_nets_all_the_same() -> None:
+    class Registry(type):
+        known: ClassVar[list[str]] = []
+
+        def __init__(cls, name: str, *rest: Any) -> None:
+            super().__init__(name, *rest)
+            Registry.known.append(name)
+
+    class Made(nn.Linear, metaclass=Registry):
+        pass
+
+    x = torch.randn(2, 3)
+    for model in (Made(3, 3), rg.Additive(nn.Linear(3, 3))):
+        inputs = (x, x) if isinstance(model, rg.Additive) else (x,)
+        net = rg.trace(model, *inputs)
+        assert not isinstance(net, type(model))
+        torch.testing.assert_close(net(*inputs), model(*inputs))
+    assert Registry.known == ["Made"]
+
+
+@pytest.mark.parametrize("name", ["gradient_checkpointing_enable", "set_grad_checkpointing"])
+def test_gradient_checkpointing_explains_itself(name: str) -> None:
     with pytest.warns(UserWarning, match=r"takes the place of gradient checkpointing.*net\.plan"):
-        forms()[0].gradient_checkpointing_enable()
+        getattr(forms()[0], name)()
+    forms()[0].set_grad_checkpointing(enable=False)
