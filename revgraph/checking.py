@@ -32,7 +32,7 @@ from revgraph.errors import DriftError, cures_of_drift
 from revgraph.graph import Graph
 from revgraph.parts import Node
 from revgraph.planning import keep_all
-from revgraph.trials import differentiable, isolated, planned, tensors
+from revgraph.trials import differentiable, isolated, tensors
 
 Verdict = Literal["good", "flipped", "drifted", "wrong"]
 
@@ -139,7 +139,7 @@ def check(net: ReversibleModule, *inputs: Any, seed: int = 0, **extras: Any) -> 
     """
     with ExitStack() as hooks:
         stored = _Stored(hooks)
-        with planned(net, keep_all(net.graph)), net.watched_by(stored):
+        with net.planned(keep_all(net.graph)), net.watched_by(stored):
             expected = _gradients(net, inputs, extras, seed)
         seen = _Replayed(hooks, net.graph, stored)
         try:
@@ -263,7 +263,7 @@ def _sizes_of_terms(
     moved = [0.0] * len(expected)
     share = 0.0
     length = _length(expected)
-    with planned(net, keep_all(net.graph)):
+    with net.planned(keep_all(net.graph)):
         for factor in FACTORS:
             again = _gradients(net, inputs, extras, seed, factor)
             apart = [one.double() / factor - two.double() for one, two in zip(again, expected, strict=True)]

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import flop_registry
 from revgraph.engine.module import ReversibleModule
 from revgraph.engine.observer import Observer
 from revgraph.planning import human_bytes, keep_all
-from revgraph.trials import count_step, isolated, loss_of, planned
+from revgraph.trials import count_step, isolated, loss_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def measure(net: ReversibleModule, *inputs: Any, **extras: Any) -> Measurement:
     counting = _Counting()
     with net.watched_by(counting):
         flops = isolated(net, (inputs, extras), lambda: _flops(net, inputs, extras))
-    with planned(net, keep_all(net.graph)):
+    with net.planned(keep_all(net.graph)):
         plain = isolated(net, (inputs, extras), lambda: _flops(net, inputs, extras))
     return Measurement(peak, held, flops, flops / plain if plain else 1.0, dict(counting.calls))
 
@@ -77,6 +77,7 @@ def measure(net: ReversibleModule, *inputs: Any, **extras: Any) -> Measurement:
 def activation_bytes(net: ReversibleModule, *inputs: Any, **extras: Any) -> tuple[int, int]:
     """The bytes of one training step as `measure` gives them, at the peak and held at the turn, and no
     more."""
+    net.prepare(*inputs, **extras)
     with net.comparing(False):  # comparisons hold on to a few tensors for a moment longer
         counted = count_step(net, inputs, extras)
     return counted.peak(), counted.held()

@@ -34,6 +34,7 @@ def track(net: ReversibleModule, *inputs: Any, **extras: Any) -> list[tuple[int,
         >>> all(moments[step].peak_bytes == live for step, live in rg.track(net, *torch.randn(2, 8, 4)))
         True
     """
+    net.prepare(*inputs, **extras)
     looking = _Looking()
     with net.watched_by(looking):
         counted = count_step(net, inputs, extras, looking.begin)

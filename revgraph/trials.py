@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +15,6 @@ from revgraph.expressions import leaves
 from revgraph.isolation import model_of, untouched
 from revgraph.losses import mean_squares
 from revgraph.storages import StorageTracker
-
-if TYPE_CHECKING:
-    from revgraph.engine.module import ReversibleModule
-    from revgraph.planning import Plan
 
 T = TypeVar("T")
 
@@ -87,17 +82,6 @@ def isolated(net: nn.Module, given: Any, run: Callable[[], T]) -> T:
     finally:
         for leaf, gradient in gradients:
             leaf.grad = gradient
-
-
-@contextmanager
-def planned(net: ReversibleModule, plan: Plan) -> Iterator[None]:
-    """The net under another plan for a while."""
-    before = net.plan
-    net.plan = plan
-    try:
-        yield
-    finally:
-        net.plan = before
 
 
 def loss_of(outputs: Any) -> Tensor:

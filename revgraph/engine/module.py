@@ -243,6 +243,11 @@ class ReversibleModule(nn.Module):
             return uncompiled(self._forward, *args, **kwargs)
         return self._forward(*args, **kwargs)
 
+    def prepare(self, *args: Any, **kwargs: Any) -> None:
+        """Trace and plan the form of this call, if it is a new one, and run nothing."""
+        form, _ = self._given(args, kwargs)
+        self._executable_of(form)
+
     def with_log_det(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
         """The outputs y, and log |det dy/dx| per sample ([N]), where x are the inputs on streams.
 
@@ -494,6 +499,21 @@ class ReversibleModule(nn.Module):
             return self._compares_always
         # What a dispatch mode around the forward does to it, a replay will not see.
         return number < FIRST_COMPARED or number % COMPARED_EVERY == 0 or dispatch_mode_count() > 0
+
+    @contextmanager
+    def planned(self, plan: Plan) -> Iterator[None]:
+        """Have another plan in the block, other forms of call their plans after it; then all is as before."""
+        before = [(form, form.plan, form.made, form.forwards) for form in {*self._forms, self._first}]
+        assigned = self._is_assigned
+        self.plan = plan
+        try:
+            yield
+        finally:
+            for form in (*self._forms, self._first):
+                form.plan, form.made, form.forwards = None, None, 0
+            for form, chosen, made, forwards in before:
+                form.plan, form.made, form.forwards = chosen, made, forwards
+            self._is_assigned = assigned
 
     @contextmanager
     def watched_by(self, observer: Observer) -> Iterator[None]:

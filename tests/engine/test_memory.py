@@ -215,3 +215,21 @@ def test_a_held_output_alone_holds_its_graph_and_detached_outputs_hold_nothing()
     with StorageTracker([x, *net.parameters()]) as tracker:
         outputs = [net(x).detach() for _ in range(3)]
         assert tracker.live() == sum(output.nbytes for output in outputs)
+
+
+def test_a_form_that_is_traced_by_its_measurement_takes_what_it_takes_later() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.chain = Chain(4, lambda width: nn.Sequential(nn.Linear(width, width), nn.Tanh()), 16)
+
+        def forward(self, x: Tensor, target: Tensor | None = None) -> Tensor:
+            y = self.chain(x)
+            return y.square().mean() if target is None else (y - target).square().mean()
+
+    x = torch.randn(8, 32)
+    net = rg.trace(Model(), x)
+    first = rg.measure(net, x, x * 2)
+    again = rg.trace(Model(), x, x * 2)
+    assert (first.peak_bytes, first.held_bytes) == (again.plan.peak_bytes, again.plan.held_bytes)
+    assert rg.measure(net, x, x * 2) == first
