@@ -25,6 +25,7 @@ from revgraph.engine.node_evaluation import NodeEvaluation
 from revgraph.engine.observer import Observer
 from revgraph.engine.replay import Lent, overlaps
 from revgraph.engine.state import (
+    HALF,
     ModuleState,
     RandomStream,
     compiles,
@@ -35,7 +36,7 @@ from revgraph.engine.state import (
     widened,
 )
 from revgraph.engine.tape import Tape
-from revgraph.errors import add_note
+from revgraph.errors import TraceError, add_note
 
 
 @dataclass(slots=True)
@@ -92,6 +93,8 @@ class Forward:
         lean = self._lean(tape)
         careful: list[NodeEvaluation] = []
         for operation in executable.operations:
+            if operation.decision == "invert" and operation.target is not None:
+                self._refuse_half(operation, operation.target)
             if operation.decision in ("keep", "wire"):
                 if operation.runs_again:
                     tape.shapes[operation.index] = self._shapes(operation)
@@ -207,6 +210,24 @@ class Forward:
         return [values[number].shape for number in operation.tensors], {
             number: values[number] for number in operation.reads if number not in operation.tensors
         }
+
+    def _refuse_half(self, operation: PlannedOperation, number: int) -> None:
+        """Hold a stream that is to be rebuilt to the precision that it was traced with.
+
+        Raises:
+            TraceError: it is in half precision, and was not.
+        """
+        dtype = self.values[number].dtype
+        if dtype in HALF:
+            name, now = self.executable.names[number], str(dtype).removeprefix("torch.")
+            traced = self.executable.plan.graph.value[name].dtype
+            if traced not in ("float16", "bfloat16"):
+                raise TraceError(
+                    f"coupling {operation.node!r} is to give back {name!r}, which is {now} in this call and "
+                    f"was {traced} in the trace: a sum in half precision cannot be undone well. Keep the "
+                    "streams in float32 and run the functions under autocast; or trace the model as it is "
+                    "now, and permit it with half_streams=True."
+                )
 
     def _note_layout(self, tape: Tape, number: int) -> None:
         """Note the strides of a value that will be rebuilt."""

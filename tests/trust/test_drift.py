@@ -233,6 +233,29 @@ def test_half_precision_streams_are_refused_unless_asked_for() -> None:
     assert net(*inputs).dtype == torch.bfloat16
 
 
+def test_a_net_that_turns_to_half_precision_after_its_trace_is_refused_where_it_inverts() -> None:
+    x = streams()
+    half = x[0].bfloat16(), x[1].bfloat16()
+
+    class Stemmed(Chain):
+        def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
+            return super().forward(torch.tanh(x1), torch.tanh(x2))  # no input is a stream
+
+    for kind in (Chain, Stemmed):
+        net = rg.trace(kind(2, 1.0), *x).bfloat16()
+        net.plan = rg.decide(net.graph, {})
+        with pytest.raises(rg.TraceError, match=r"'f\.0' .* bfloat16 .* was float32 .*half_streams=True"):
+            net(*half)
+        with torch.no_grad():
+            assert net(*half).dtype == torch.bfloat16
+        net.plan = rg.keep_all(net.graph)
+        net(*half).sum().backward()
+        permitted = rg.trace(kind(2, 1.0).bfloat16(), *half, half_streams=True)
+        permitted.plan = rg.decide(permitted.graph, {})
+        permitted(*half).sum().backward()
+        permitted.half()(x[0].half(), x[1].half()).sum().backward()
+
+
 def test_streams_stay_in_float32_under_autocast() -> None:
     """The stem's output, bfloat16 under autocast, begins two streams; what is rebuilt is accurate."""
 
