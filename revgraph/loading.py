@@ -99,7 +99,7 @@ def _net(
     half_streams: bool = False,
 ) -> ReversibleModule:
     tracing = Tracing(name, exact, half_streams)
-    return ReversibleModule(model, tracing(model, args, kwargs), retrace=tracing)
+    return ReversibleModule(model, tracing(model, args, kwargs), None, tracing, is_model=exact is False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from revgraph.engine.inverse import InverseNet
 from revgraph.engine.log_det import LogDets, begin
 from revgraph.engine.observer import DriftWatch, Observer
 from revgraph.engine.sharding import advice_on_shards
-from revgraph.engine.state import compiles, is_transformed, uncompiled
+from revgraph.engine.state import compiles, is_exported, is_transformed, uncompiled
 from revgraph.errors import BudgetError, PlanError, TraceError, add_note
 from revgraph.expressions import map_leaves
 from revgraph.graph import Graph
@@ -72,7 +72,8 @@ class ReversibleModule(nn.Module):
     Parameters, buffers and submodules are the model's own objects, so `state_dict` has the model's keys and
     training one trains the other; attributes, methods, indexing and `len` are the model's, too. `plan` says
     what is stored, inverted and recomputed: the default plan, made when it is first needed, or one that is
-    assigned, from the next forward on. Get a reversible module from `rg.trace` or `rg.load`.
+    assigned, from the next forward on. Get a reversible module from `rg.trace` or `rg.load`. One that
+    `is_model` computes what the model's code does, without rounding or blocks of its own: it is exported so.
 
     `graph` and `plan` are those of the example's form. A call of another form (an argument given or not,
     another structure, another mode where the code asks for it), or after a change of an attribute that the
@@ -93,6 +94,7 @@ class ReversibleModule(nn.Module):
         program: Program,
         chosen: Plan | None = None,
         retrace: Callable[..., Program] | None = None,
+        is_model: bool = False,
     ) -> None:
         nn.Module.__init__(self)  # here and below: `super()` would be the model's class
         self._take_tables(model)
@@ -101,6 +103,7 @@ class ReversibleModule(nn.Module):
         self._forms = [self._first]  # those used last come first
         self._is_assigned = chosen is not None
         self._retrace = retrace
+        self._is_model = is_model
         self._compares_always: bool | None = None
         self._observer: Observer | None = None
         self._watch: DriftWatch | None = None
@@ -239,6 +242,8 @@ class ReversibleModule(nn.Module):
         return self._called(*args, **kwargs)
 
     def _called(self, *args: Any, **kwargs: Any) -> Any:
+        if self._is_model and is_exported():  # no plan is followed where such a program runs
+            return self.__dict__["_model"].forward(*args, **kwargs)
         if compiles():
             return uncompiled(self._forward, *args, **kwargs)
         return self._forward(*args, **kwargs)
@@ -543,7 +548,7 @@ SHARED = (
 # What tools set on any module; everything else that is assigned to a net is the model's.
 OWN = MODULE_TABLES | {
     *("forward", "_first", "_forms", "_retrace", "_is_assigned", "_compares_always", "_observer", "_watch"),
-    "_model",
+    *("_is_model", "_model"),
 }
 
 

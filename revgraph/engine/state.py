@@ -40,6 +40,7 @@ from revgraph.storages import memory_key, parts_of
 
 DEVICES = ("cpu", "cuda")
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)  # from torch 2.7 on
 HALF = (torch.float16, torch.bfloat16)
 NOTHING: AbstractContextManager[None] = nullcontext()
 
@@ -64,6 +65,11 @@ def uncompiled(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     To be called where `compiles()`; elsewhere call `run` itself.
     """
     return run(*args, **kwargs)
+
+
+def is_exported() -> bool:
+    """Whether a program is made here that runs elsewhere, by `torch.export` or `torch.jit.trace`."""
+    return is_exporting() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def is_transformed() -> bool:
