@@ -140,14 +140,26 @@ class Machine:
         for name in step.stores:
             self.tape[name] = self._held(self.env, name)
         self.labels[node.name] = labels
-        if node.cost.courses and not course.backward:
-            self.graphs[node.name] = len(node.outputs)
-            for maker in self._makers(node):
-                self.graphs[maker] += 1
+        self._note_graph(node, course)
         for name in step.frees:
             self.memory.release(self.env.pop(name, NOWHERE))
-            self._let_graph_go(self.graph.producer[name].name)
+            self._let_graph_go(self._maker(name))
         return course.forward_work
+
+    def _note_graph(self, node: Node, course: Course) -> None:
+        """Who holds autograd's graph of a node that no gradient reaches: its outputs, and what reads them."""
+        passed_on = [node.outputs[index] for index, _ in course.identities]
+        for maker in map(self._maker, passed_on):
+            if maker in self.graphs:
+                self.graphs[maker] += 1
+        if node.cost.courses and not course.backward and len(passed_on) < len(node.outputs):
+            self.graphs[node.name] = len(node.outputs) - len(passed_on)
+            for maker in self._makers(node):
+                self.graphs[maker] += 1
+
+    def _maker(self, name: str) -> str:
+        """The node of whose graph a value's tensor is the result."""
+        return self.graph.producer[self.same.get(name, name)].name
 
     def _inputs(self, node: Node) -> dict[str, int]:
         """The storages of a node's inputs in the forward pass, which it holds from now on."""
@@ -156,8 +168,7 @@ class Machine:
 
     def _makers(self, node: Node) -> set[str]:
         """The nodes before this one whose graphs its own holds, among those that no gradient reaches."""
-        makers = {self.graph.producer[name].name for name in node.inputs}
-        return {name for name in makers if name in self.graphs}
+        return {name for name in map(self._maker, node.inputs) if name in self.graphs}
 
     def _let_graph_go(self, name: str) -> None:
         """One that held autograd's graph of a node is gone; with the last one the graph goes, and what it
