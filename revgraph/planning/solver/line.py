@@ -156,8 +156,13 @@ class Line:
 
 
 def replay_option(item: Item) -> int | None:
-    """The option of an item that replays all of it, so that a rerun may come before it."""
+    """The option of an item under which a rerun may come before its backward: None where it has none.
+
+    It is one that replays all of it. What saves nothing, as a sum, is kept and needs no replay.
+    """
     plain = [number for number, option in enumerate(item.options) if is_plain(option)]
+    if not plain and all(not option.held_bytes and not option.pinned for option in item.options):
+        return 0
     return max(plain, key=lambda number: item.options[number].name == "recompute", default=None)
 
 
