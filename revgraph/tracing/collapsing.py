@@ -2,7 +2,8 @@
 
 A module's hooks, wrapping and compilation then stay its own, and the planner decides about it as a whole.
 What is too coarse for it is left open: a module with several composite parts (the layers of an encoder, the
-attention and the perceptron of a block) is planned part by part.
+attention and the perceptron of a block), and a row of layers, one after another, in which a result may be
+stored so that what follows it is cheap to compute again (convolution, normalization, activation).
 """
 
 from __future__ import annotations
@@ -19,6 +20,19 @@ from revgraph.tracing.finding import HalfStep
 from revgraph.tracing.shadows import holds_tensors, is_tensor
 from revgraph.tracing.tracer import Scope, Tracer
 from revgraph.tracing.wirings import is_wiring
+
+# Their backward asks for what they returned, or next to nothing: to store what they read gains nothing.
+SAVE_RESULTS = (
+    nn.ReLU,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.Softmax,
+    nn.LogSoftmax,
+    nn.modules.dropout._DropoutNd,
+    nn.Identity,
+    nn.Flatten,
+    nn.Unflatten,
+)
 
 
 def collapse(
@@ -80,10 +94,24 @@ class _Collapsing:
         return len(owners) == 1 and owners != {None}
 
     def _has_parts(self, call: _Call) -> bool:
+        """Whether a call is planned better part by part."""
+        parts = self._parts(call)
+        if sum(map(self._is_composite, parts)) > 1:
+            return True
         module = self.tracer.root.get_submodule(call.scope.path)
-        if isinstance(module, nn.Sequential):
-            return any(_is_nested(self.tracer, child) for child in module)
-        return sum(map(self._is_composite, self._parts(call))) > 1
+        if isinstance(module, nn.Sequential) and any(_is_nested(self.tracer, child) for child in module):
+            return True
+        return sum(not isinstance(part, SAVE_RESULTS) for part in parts) > 1 and self._is_row(call.scope)
+
+    def _is_row(self, scope: Scope) -> bool:
+        """Whether what a call computes follows one from another, with nothing beside it."""
+        computed = [
+            node for node in scope.nodes if _makes_tensors(self.tracer, node) and node.op != "get_attr"
+        ]
+        read = [[each for each in node.all_input_nodes if each.op != "get_attr"] for node in computed]
+        return all(len(inputs) == 1 for inputs in read) and all(
+            inputs[0] is before for inputs, before in zip(read[1:], computed, strict=False)
+        )
 
     def _parts(self, call: _Call) -> list[nn.Module]:
         """The modules that a call calls directly."""

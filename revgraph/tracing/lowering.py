@@ -99,6 +99,7 @@ class _Lowering:
     def write(self) -> Any:
         """Write every node down; returns the form of the results."""
         inside = {node for each in self.half_steps.values() for node in (*each.region, *each.spine)}
+        inside |= self.tracer.copies
         # What a coupling gives besides may be read before it is added: that waits for the coupling.
         awaited = {node for each in self.half_steps.values() for node in each.besides}
         waiting: list[fx.Node] = []
@@ -341,10 +342,16 @@ class _Lowering:
             node.target = cut_up  # a graph relies on it that the parts cover the whole; a function F does not
         whole = rearranges and isinstance(shadows.get(node), (tuple, list))
         outputs = take_all(node, self.graph, shadows) if whole else items_of(node, shadows)
-        inputs = tuple(other for other in node.all_input_nodes if other.op != "get_attr")
+        copies = [each for each in node.all_input_nodes if each in self.tracer.copies]
+        given = [
+            read
+            for each in node.all_input_nodes
+            for read in (each.all_input_nodes if each in copies else [each])
+        ]
+        inputs = tuple(dict.fromkeys(other for other in given if other.op != "get_attr"))
         chain = dict.fromkeys(step for output in outputs for step in path_to(output, node))
         self.done.update(chain)
-        run = phrase((node, *chain), inputs, outputs, self.tracer.where)
+        run = phrase((*copies, node, *chain), inputs, outputs, self.tracer.where)
         reads = tuple(self.ledger.name_of(other) for other in inputs)
         if module is None and not any(isinstance(shadows.get(output), Tensor) for output in outputs):
             makes = tuple(self.ledger.add_plain(output) for output in outputs)

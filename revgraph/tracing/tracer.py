@@ -94,6 +94,8 @@ class Tracer(fx.Tracer):
         self.opaque: dict[str, str] = {}
         self.checkpointed: dict[str, None] = {}
         self.steps: set[str] = set()
+        # Copies on which modules are called that edit their input in place: each belongs to that call.
+        self.copies: set[fx.Node] = set()
         self._open: list[Scope] = []
         self._overwritten: list[Tensor] = []
         self._mode = modes()
@@ -423,4 +425,6 @@ class Tracer(fx.Tracer):
                 "as they are, or reconstruction would start from edited values: use the out-of-place form "
                 "(nn.ReLU() for nn.ReLU(inplace=True))."
             )
-        return self.create_proxy("call_method", "clone", (edited[0],), {})
+        copy = self.create_proxy("call_method", "clone", (edited[0],), {})
+        self.copies.add(copy.node)
+        return copy

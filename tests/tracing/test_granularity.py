@@ -15,14 +15,14 @@ import revgraph as rg
 
 
 class Block(nn.Module):
-    """One unit: a block whose parts are planned better together."""
+    """One unit: a block whose layers are side by side."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
-        self.f = mlp(seed=seed)
+        self.f, self.h = linear(seed=seed), linear(seed=seed + 20)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(self.f(x)) + x.sin()
+        return torch.tanh(self.f(x)) * self.h(x) + x.sin()
 
 
 class Encoder(nn.Module):
@@ -102,7 +102,7 @@ def test_block_with_an_attention_and_a_perceptron_is_planned_in_two() -> None:
 
     net = agree(nn.Sequential(Layer(), Layer()), randn(2, 5, 4), couplings=0)
     assert [path for path in modules_of(net) if "norm" not in path] == [
-        "0.attention", "0.mlp", "1.attention", "1.mlp",
+        *("0.attention", "0.mlp.0", "0.mlp.1", "0.mlp.2"), *("1.attention", "1.mlp.0", "1.mlp.1", "1.mlp.2"),
     ]  # fmt: skip
 
 
@@ -120,8 +120,63 @@ def test_shared_layer_is_several_parts() -> None:
     assert modules_of(agree(Around(Shared()), randn(3, 4))) == ["inner.layer"] * 3 + ["head"]
 
 
-def test_block_of_plain_layers_stays_whole() -> None:
+def test_block_of_layers_side_by_side_stays_whole() -> None:
     assert modules_of(agree(nn.ModuleList([Around(Block())])[0], randn(3, 4))) == ["inner", "head"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "parts"),
+    [
+        ([linear(), nn.GELU()], ["0.0", "0.1"]),
+        ([linear(), nn.ReLU(), linear(seed=1)], ["0.0", "0.1", "0.2"]),
+        ([linear(), nn.LayerNorm(4).double(), nn.Tanh()], ["0.0", "0.1", "0.2"]),
+        ([linear(), nn.ReLU()], ["0"]),
+        ([linear(), nn.Dropout(0.0), nn.Sigmoid(), nn.Identity()], ["0"]),
+    ],
+)
+def test_row_of_layers_is_opened_where_that_saves_memory(layers: list[nn.Module], parts: list[str]) -> None:
+    """What an activation returns is what its backward reads: nothing before it is worth storing."""
+    net = agree(nn.Sequential(nn.Sequential(*layers), linear(seed=9)), randn(3, 4), couplings=0)
+    assert modules_of(net) == [*parts, "1"]
+
+
+def test_row_in_code_is_opened_as_one_of_modules() -> None:
+    class Perceptron(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.expand, self.shrink = linear(4, 8, 1), linear(8, 4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.shrink(nn.functional.gelu(self.expand(x)))
+
+    net = agree(Around(Perceptron()), randn(3, 4), couplings=0)
+    assert [node.name for node in net.graph.planned] == [
+        *("inner.expand", "inner.gelu", "inner.shrink"), "head",
+    ]  # fmt: skip
+
+
+def test_opened_row_keeps_linear_results_and_repeats_activations_for_nothing() -> None:
+    x = randn(64, 16)
+    layers = [nn.Sequential(linear(16, 16, seed), nn.GELU()) for seed in range(8)]
+    net = rg.trace(nn.Sequential(*layers), x)
+    plain = rg.keep_all(net.graph)
+    plan = rg.plan(net.graph, budget=int(0.7 * plain.peak_bytes), cost="flops")
+    assert plan.flops_ratio == 1.0
+
+
+@pytest.mark.parametrize("decision", ["keep", "recompute"])
+def test_layers_that_edit_in_place_are_planned_like_others(decision: Any) -> None:
+    model = nn.Sequential(
+        linear(), nn.LayerNorm(4).double(), nn.ReLU(inplace=True), linear(seed=1), nn.ELU(inplace=True)
+    )
+    net = agree(model, randn(3, 4), couplings=0)
+    assert [node.name for node in net.graph.planned] == ["0", "1", "2", "3", "4"]
+    x, again = (randn(3, 4).requires_grad_() for _ in range(2))
+    net.plan = rg.decide(net.graph, {node.name: decision for node in net.graph.planned})
+    net(x).square().sum().backward()
+    model(again).square().sum().backward()
+    assert x.grad is not None and again.grad is not None
+    torch.testing.assert_close(x.grad, again.grad)
 
 
 def test_function_of_a_coupling_stays_whole_whatever_its_parts() -> None:

@@ -190,7 +190,7 @@ def test_sums_of_a_transformer_are_no_couplings() -> None:
     seen = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
     net = agree(Transformer(), ids, ids % 2, seen, couplings=0)
     parts = [node.module for node in net.graph.nodes if node.module.startswith("layers.1")]
-    assert parts == ["layers.1.attention", "layers.1.mlp"]
+    assert parts == ["layers.1.attention", *(f"layers.1.mlp.{index}" for index in range(3))]
 
 
 def test_streams_that_begin_with_a_residual_block_are_found() -> None:
