@@ -10,14 +10,20 @@ everything inverted; where its lines are:
 
 Who calls whom, from the top:
 
-    module                  the `nn.Module`; inverse (with inverse_order, log_det): its inputs from its
-    outputs forward                 one forward: which path each node takes, what it leaves on the tape lean,
-    node_evaluation   a node, with as little bookkeeping as is safe, or with every check tape, replay
-    what a forward leaves; a backward pass over it selective_recompute     results that are kept;
-    saved_tensors: handles, and what replays capture executable              program and plan in one, with
-    functions as Python (inlining, writing) state, sharding         what a replay puts back, and what it
-    checks observer                for whoever watches a step: check, track, watch_drift _torch
-    what is used of torch that is not public
+    module                the `nn.Module`: which program a call takes, and its results
+      facade              the model's own attributes and signature on it
+      forward             one forward: which path each node takes, and what it leaves on the tape
+        lean              a node with as little bookkeeping as is safe
+        node_evaluation   a node with every check
+      tape, replay        what a forward leaves; a backward pass over it
+      inverse             inputs from outputs (inverse_order: which nodes, in what order; log_det)
+    executable            program and plan in one, with numbers for names
+    inlining, writing     functions of nodes as Python source
+    selective_recompute   results that are kept for replays
+    saved_tensors         handles in the place of saved tensors, and what replays capture
+    state, sharding       what a replay puts back, and what it checks
+    observer              for whoever watches a step: check, track, watch_drift
+    _torch                what is used of torch that is not public
 
 Values have numbers here, and names only in errors.
 """
