@@ -55,6 +55,7 @@ class _Call:
     scope: Scope
     inner: list[_Call] = field(default_factory=list)
     is_open: bool = False
+    is_row: bool = False
 
 
 @dataclass
@@ -85,7 +86,8 @@ class _Collapsing:
         if scope.checkpoints or not self.kept_open.isdisjoint(scope.nodes):
             call.is_open = True
         elif not self._is_in_function(scope):
-            call.is_open = any(inner.is_open for inner in call.inner) or self._has_parts(call)
+            call.is_row = self._is_row(call)
+            call.is_open = call.is_row or self._has_parts(call)
 
     def _is_in_function(self, scope: Scope) -> bool:
         """Whether a call is computed as part of one half-step's function."""
@@ -94,24 +96,30 @@ class _Collapsing:
         return len(owners) == 1 and owners != {None}
 
     def _has_parts(self, call: _Call) -> bool:
-        """Whether a call is planned better part by part."""
-        parts = self._parts(call)
-        if sum(map(self._is_composite, parts)) > 1:
+        """Whether a call is planned better part by part: not for a row that is the least of it."""
+        if any(inner.is_open and not inner.is_row for inner in call.inner):
             return True
-        module = self.tracer.root.get_submodule(call.scope.path)
+        if sum(self._weights(part) > 1 for part in self._parts(call)) > 1:
+            return True
+        module = self._module(call)
         if isinstance(module, nn.Sequential) and any(_is_nested(self.tracer, child) for child in module):
             return True
-        return sum(not isinstance(part, SAVE_RESULTS) for part in parts) > 1 and self._is_row(call.scope)
+        in_rows = sum(self._weights(self._module(inner)) for inner in call.inner if inner.is_row)
+        return 2 * in_rows > self._weights(module)
 
-    def _is_row(self, scope: Scope) -> bool:
-        """Whether what a call computes follows one from another, with nothing beside it."""
-        computed = [
-            node for node in scope.nodes if _makes_tensors(self.tracer, node) and node.op != "get_attr"
-        ]
+    def _is_row(self, call: _Call) -> bool:
+        """Whether what a call computes follows one from another, and some of it is worth storing."""
+        if sum(not isinstance(part, SAVE_RESULTS) for part in self._parts(call)) < 2:
+            return False
+        nodes = [node for node in call.scope.nodes if node.op != "get_attr"]
+        computed = [node for node in nodes if _makes_tensors(self.tracer, node)]
         read = [[each for each in node.all_input_nodes if each.op != "get_attr"] for node in computed]
         return all(len(inputs) == 1 for inputs in read) and all(
             inputs[0] is before for inputs, before in zip(read[1:], computed, strict=False)
         )
+
+    def _module(self, call: _Call) -> nn.Module:
+        return self.tracer.root.get_submodule(call.scope.path)
 
     def _parts(self, call: _Call) -> list[nn.Module]:
         """The modules that a call calls directly."""
@@ -121,9 +129,9 @@ class _Collapsing:
         paths = [*(str(node.target) for node in leaf_calls), *(inner.scope.path for inner in call.inner)]
         return [root.get_submodule(path) for path in paths]
 
-    def _is_composite(self, module: nn.Module) -> bool:
-        """Whether several modules with parameters are at work in it."""
-        return sum(bool(each._parameters) for each in module.modules()) > 1
+    def _weights(self, module: nn.Module) -> int:
+        """How many modules with parameters are at work in it."""
+        return sum(bool(each._parameters) for each in module.modules())
 
     def _computes(self, scope: Scope) -> bool:
         return any(
