@@ -34,7 +34,7 @@ def test_halves_whose_middle_is_computed_each_time_stay_in_a_module_that_becomes
             return x + self.mlp(x)
 
     net = agree(nn.Sequential(Layer(0), Layer(20)), randn(3, 4))
-    assert {"0.attend", "0.mlp", "1.attend"} <= {node.module for node in net.graph.nodes}
+    assert {"0.attend", "0.mlp.0", "1.attend"} <= {node.module for node in net.graph.nodes}
 
 
 class Config:
