@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,10 +33,14 @@ LONGEST = 100
 
 
 class Stretch(NamedTuple):
-    """Nodes that are run plainly: the peak beyond the state before them, the cost of runs in the backward."""
+    """Nodes that are run plainly: the peak beyond the state before them, the cost of runs in the backward.
+
+    Of the state behind them so many bytes are `beside` that before them; None where no part of it lies there.
+    """
 
     peak: int
     cost: int
+    beside: int | None
 
 
 class OnceProgramme(Counted):
@@ -89,6 +93,10 @@ class OnceProgramme(Counted):
                     there.append(("store", i, number))
                     back.append(("stored back", i, number))
                     kind, i, slots = "owned", i + 1, slots - held
+                case ("store beside", number, held):
+                    there.append(("store", i, number))
+                    back.append(("stored back", i, number))
+                    kind, i, slots = "lent", i + 1, slots - held
                 case ("invert", number, held):
                     there.append(("invert", i, number))
                     back.append(("undo", i, number))
@@ -99,15 +107,15 @@ class OnceProgramme(Counted):
                     kind = "returned"
                 case ("release",):
                     kind = "released"
-                case ("jump", k, rank):
+                case ("jump", k, rank, stays, held):
                     there += [("run", n) for n in range(i, k)]
                     if rank:
                         kept = self.segments[k - 1].results[rank - 1]
                         there[-1] = ("run and keep", k - 1, kept.option)
-                        slots -= self.in_slots(kept.held_bytes)
+                    slots -= held
                     back += [("captured back", n) for n in range(i, k - 1)]
                     back += [("at once", k - 1), *(("capture", n) for n in range(k - 2, i - 1, -1))]
-                    kind, i = "released", k
+                    kind, i = "lent" if stays else "released", k
                 case _:
                     raise AssertionError(chosen)
         return [*there, ("turn",), *reversed(back)]
@@ -123,10 +131,13 @@ class OnceProgramme(Counted):
         if kind == "lent":
             runs = self.runs[i]
             left = slots - runs.held
-            costs = np.where(slots >= runs.least, self.released[runs.stop, left] + runs.cost, INFINITE)
+            then = np.where(runs.stays, self.lent[runs.stop, left], self.released[runs.stop, left])
+            costs = np.where(slots >= runs.least, then + runs.cost, INFINITE)
             if len(costs) and costs.min() < least:
-                place = int(costs.argmin())
-                chosen = ("jump", int(runs.stop[place]), int(runs.rank[place]))
+                at = int(costs.argmin())
+                chosen = (
+                    "jump", int(runs.stop[at]), int(runs.rank[at]), bool(runs.stays[at]), int(runs.held[at]),
+                )  # fmt: skip
         assert chosen is not None
         return chosen
 
@@ -134,36 +145,48 @@ class OnceProgramme(Counted):
         for number, held, cost, least in self.storing_lent[i]:
             costs = entries(self.owned[i + 1], at, held) + cost
             yield from_slots(costs, at, least), ("store", number, held)
+        for number, held, cost, least in self.storing_beside[i]:
+            costs = entries(self.lent[i + 1], at, held) + cost
+            yield from_slots(costs, at, least), ("store beside", number, held)
 
     def _runs(self, i: int, stretches: Sequence[Stretch]) -> _Runs:
         """Plain runs from i to a position, which are captured when their backward comes.
 
         The state behind them must not come back by inversion: a plan then has its values from there, and runs
-        nothing again for them. The last of them may keep results.
+        nothing again for them. It `stays` beside the state before them, or goes. The last of them may keep
+        results.
         """
-        found: list[tuple[int, int, np.float32, int, int]] = []
-        for k, (peak, cost) in enumerate(stretches, start=i + 1):
+        found: list[tuple[int, int, bool, np.float32, int, int]] = []
+        for k, (peak, cost, beside) in enumerate(stretches, start=i + 1):
             needed = self.in_slots(peak)
             if needed > self.slots:
                 break  # longer ones take no less
-            found.append((k, 0, np.float32(cost), needed, 0))
-            for rank, (held, saved) in enumerate(self.kept, start=1):
-                if held[k - 1] <= self.slots:
-                    found.append(
-                        (k, rank, np.float32(cost) - saved[k - 1], max(needed, held[k - 1]), held[k - 1])
-                    )
-        stop, rank, cost, least, held = zip(*found, strict=True) if found else ((),) * 5
+            results = [(rank, held[k - 1], saved[k - 1]) for rank, (held, saved) in enumerate(self.kept, 1)]
+            for rank, kept, saved in [(0, 0, np.float32(0)), *results]:
+                for stays, more in [(False, 0)] if beside is None else [(False, 0), (True, beside)]:
+                    held = int(kept) + self.in_slots(more)
+                    if held <= self.slots:
+                        found.append((k, rank, stays, np.float32(cost) - saved, max(needed, held), held))
+        stop, rank, stays, cost, least, held = zip(*found, strict=True) if found else ((),) * 6
         whole = partial(np.array, dtype=np.int64)
-        return _Runs(whole(stop), whole(rank), np.array(cost, np.float32), whole(least), whole(held))
+        return _Runs(
+            whole(stop),
+            whole(rank),
+            np.array(stays, bool),
+            np.array(cost, np.float32),
+            whole(least),
+            whole(held),
+        )
 
     def _run_cost(self, i: int) -> Row:
         """The least cost with such a run, for each number of slots."""
         best, end = np.full(self.slots + 1, INFINITE, np.float32), self.slots + 1
         runs = self.runs[i]
-        for k, cost, least, held in zip(
-            runs.stop.tolist(), runs.cost, runs.least.tolist(), runs.held.tolist(), strict=True
-        ):
-            costs = self.released[k, least - held : end - held] + cost
+        rows = zip(
+            runs.stop.tolist(), runs.stays, runs.cost, runs.least.tolist(), runs.held.tolist(), strict=True
+        )
+        for k, stays, cost, least, held in rows:
+            costs = (self.lent if stays else self.released)[k, least - held : end - held] + cost
             np.minimum(best[least:], costs, out=best[least:])
         return best
 
@@ -183,12 +206,13 @@ class OnceProgramme(Counted):
 class _Runs(NamedTuple):
     """Plain runs from a position, each with a number in every row.
 
-    Where they stop, the rank of the results that the last of them keeps (0 for none), their cost, and the
-    slots that they take at least and hold.
+    Where they stop, the rank of the results that the last of them keeps (0 for none), whether the state
+    behind stays beside that before them, their cost, and the slots that they take at least and hold.
     """
 
     stop: Slots
     rank: Slots
+    stays: np.ndarray[Any, np.dtype[np.bool_]]
     cost: Row
     least: Slots
     held: Slots
@@ -221,6 +245,8 @@ def _stretches(line: Line, segments: Sequence[Segment], i: int) -> list[Stretch]
         differentiated = max(0, item.options[replay].backward_peak - item.captured_bytes)
         back = pinned_bytes + own_bytes + item.gradient_bytes + differentiated
         most = max(most, size(here) + first, alive + run, back)
-        found.append(Stretch(most, again + item.options[replay].cost))
+        after = line.storages[n + 1]
+        beside = None if before.isdisjoint(after) else size(after - before)
+        found.append(Stretch(most, again + item.options[replay].cost, beside))
         again += item.rerun_cost
     return found

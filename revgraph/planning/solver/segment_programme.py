@@ -56,6 +56,9 @@ class SegmentProgramme(Counted):
         self.beside = np.array([[self.in_slots(line.size(q - p)) for q in states] for p in states])
         self.cost = np.concatenate([[0.0], np.cumsum([float(each.cost) for each in segments])])
         self.shared = [[line.size(p & q) for q in states] for p in states]
+        # Whether a state lies in part in one behind it: then that is held beside it, and costs less.
+        self.overlaps = [any(self.shared[i][i + 1 :]) for i in range(self.count)]
+        self.nothing = np.full(slots + 1, INFINITE, np.float32)
         self.run_peaks = [self._run_peaks(i, first=False) for i in range(self.count)]
         self.first_run_peaks = [self._run_peaks(i, first=True) for i in range(self.count)]
         self.captured = [self._captured_way(each) for each in segments]
@@ -148,6 +151,9 @@ class SegmentProgramme(Counted):
             for number, held, cost, least in self.storing_lent[i]:
                 costs = entries(self.owned_to[j, i + 1], at, held) + cost
                 yield from_slots(costs, at, least), ("store", i, number, held)
+            for number, held, cost, least in self.storing_beside[i]:
+                costs = entries(self.lent[i + 1, j] if i + 1 < j else self.nothing, at, held) + cost
+                yield from_slots(costs, at, least), ("store beside", i, number, held)
         elif i < j and segment.captured is not None:
             yield self._captured(i, j, at, self.captured_lent[i], segment.captured.forward_beyond)
 
@@ -178,6 +184,8 @@ class SegmentProgramme(Counted):
         beside = self.beside[i, k0:k1]
         then = self.lent[i, k0 - 1 : k1 - 1, at] + costs
         yield ("released", "lent"), 0, k0, self.released_to[j, k0:k1, at] + then
+        if self.overlaps[i]:
+            yield ("lent", "lent"), 0, k0, entries_of(self.lent_to[j, k0:k1], at, beside) + then
         if self.undoes:
             back = self.at_hand[i, k0 - 1 : k1 - 1, at] + costs
             yield ("returned", "at hand"), 0, k0, self.returned_to[j, k0:k1, at] + back
@@ -293,6 +301,8 @@ class SegmentProgramme(Counted):
                 return [("capture", i), ("owned", i + 1, j, slots - held), ("captured back", i)]
             case ("store", _, number, held):
                 return [("store", i, number), ("owned", i + 1, j, slots - held), ("stored back", i, number)]
+            case ("store beside", _, number, held):
+                return [("store", i, number), ("lent", i + 1, j, slots - held), ("stored back", i, number)]
             case ("invert", _, number, held):
                 return [("invert", i, number), ("returned", i + 1, j, slots - held), ("undo", i, number)]
         raise AssertionError(chosen)

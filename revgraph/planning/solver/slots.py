@@ -32,8 +32,9 @@ class Passage(NamedTuple):
 class Counted:
     """A line whose bytes up to `top` are counted in so many `slots`, each of `unit` bytes.
 
-    By segment, `storing`, `storing_lent` (where the state before is someone else's) and `undoing` are the
-    ways through it; `kept` are results that its last node may keep, by rank.
+    By segment, `storing`, `storing_lent` (where the state before is someone else's), `storing_beside` (where
+    the state behind is so, too, and part of it lies in the state before) and `undoing` are the ways through
+    it; `kept` are results that its last node may keep, by rank.
     """
 
     def __init__(self, line: Line, segments: Sequence[Segment], top: float, slots: int) -> None:
@@ -46,6 +47,7 @@ class Counted:
         self.storing_lent = [
             self.passages(each.storing, each.stop, line.storages[each.start]) for each in segments
         ]
+        self.storing_beside = [self._passages_beside(each) for each in segments]
         self.undoing = [self.passages(each.undoing, each.stop) for each in segments]
         kept = kept_results(segments, nothing=round(top) * 2)
         self.kept = [(self.rows_in_slots(held), saved) for held, saved in kept]
@@ -68,6 +70,21 @@ class Counted:
             held = self.in_slots(way.own_bytes + self.line.charged(pins, stop))
             peak = max(way.forward, way.backward) if own else max(way.forward_beyond, way.backward_beyond)
             found.append(Passage(number, held, np.float32(way.cost), self.in_slots(peak)))
+        return found
+
+    def _passages_beside(self, segment: Segment) -> list[Passage]:
+        """Ways through a segment that hold the state behind it beside that before it, as far as it is new.
+
+        None where nothing lies in both: then the state behind may as well be the task's own.
+        """
+        before, after = self.line.storages[segment.start], self.line.storages[segment.stop]
+        if before.isdisjoint(after):
+            return []
+        found: list[Passage] = []
+        for number, way in enumerate(segment.storing):
+            held = self.in_slots(way.own_bytes + self.line.size((way.pins | after) - before))
+            peak = self.in_slots(max(way.forward_beyond, way.backward_beyond))
+            found.append(Passage(number, held, np.float32(way.cost), max(peak, held)))
         return found
 
 
