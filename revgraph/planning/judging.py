@@ -63,7 +63,8 @@ class Judge:
     def _tidied(self, solution: Solution) -> Solution:
         """The solution without stored values that nothing reads, and reruns and captures that never happen.
 
-        What is stored stays to the last stage that reads it: drops are for what was rebuilt.
+        What is stored stays to the last stage that reads it, and the caller's inputs stay: only what was
+        rebuilt drops.
 
         Raises:
             PlanError: a value is asked for that is neither stored nor can be rebuilt.
@@ -80,7 +81,8 @@ class Judge:
                 break
             decided, reruns = then, again
         kept = frozenset(value for value in solution.stored if names[value] in sources)
-        drops = {j: tuple(v for v in values if v not in kept) for j, values in solution.drops.items()}
+        stays = {*kept, *self.posed.problem.given}
+        drops = {j: tuple(v for v in values if v not in stays) for j, values in solution.drops.items()}
         return replace(
             solution,
             stored=kept,
