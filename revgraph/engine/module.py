@@ -60,6 +60,11 @@ class TracedForm:
         guards = self.program.guards
         return guards is None or guards.hold() or guards.settings.would_hold(guards.hold)
 
+    def is_outdated(self) -> bool:
+        """Whether the model has other modules by now inside of those that are nodes."""
+        guards = self.program.guards
+        return guards is not None and guards.is_outdated()
+
     def settle(self, given: dict[str, Any]) -> bool:
         """Settle what the model's first call would settle; whether that is right for these inputs."""
         guards = self.program.guards
@@ -310,8 +315,9 @@ class ReversibleModule(nn.Module):
         env: dict[str, Any] = {}
         given = bind(forms[0].program.signature, args, kwargs)
         refused: TraceError | None = None
+        traces = self._retrace is not None and not is_transformed()
         for place, form in enumerate(forms):
-            if not form.holds():
+            if not form.holds() or (traces and form.is_outdated()):
                 continue
             try:
                 read_form(form.program.arguments, given, "the call", env)
@@ -349,7 +355,8 @@ class ReversibleModule(nn.Module):
             program = self._retrace(self.__dict__["_model"], args, kwargs, torch.is_grad_enabled())
         form = TracedForm(program)
         self._forms.insert(0, form)
-        if guards is not None and not guards.modules_hold():  # what was known is of no use any more
+        if guards is not None and (not guards.modules_hold() or guards.is_outdated()):
+            # What was known is of no use any more.
             if program.graph == self.graph:
                 form.plan = self._first.plan
             elif self._is_assigned and self._first.plan is not None:

@@ -10,7 +10,9 @@ is traced anew.
 - Tensors that are no buffers, functions and other objects are held to their identity. Where code then reads
   attributes of such an object (a configuration), these reads are seen as well.
 - The gradient mode is held to what it was, where code asks for it.
-- The children of opened modules are held to their identity, their hooks to their number.
+- The children of opened modules are held to their identity, their hooks to their number. Where modules that
+  are single calls have other children than they had (adapters, say), the program is right, but its graph and
+  costs are outdated.
 
 Properties are not compared: what they read is. What is None until the first forward settles it is a setting
 (`settings.py`). Other code that changes what it has read cannot be a graph, nor code
@@ -22,7 +24,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from operator import is_
@@ -110,17 +112,25 @@ def snapshot(value: Any) -> Any:
 class Guards:
     """What a program takes for granted of its model.
 
-    Hooks of the `root` are none of it: a net has the model's, and its own call runs them.
+    Hooks of the `root` are none of it: a net has the model's, and its own call runs them. `modules` were
+    opened, what is `inside` belongs to modules that are single calls.
     """
 
     def __init__(
-        self, reads: list[Read], modules: list[nn.Module], root: nn.Module, settings: Settings
+        self,
+        reads: list[Read],
+        modules: list[nn.Module],
+        inside: list[nn.Module],
+        root: nn.Module,
+        settings: Settings,
     ) -> None:
         self.reads = reads
         self.settings = settings
         self.modules = modules
+        self.inside = inside
         self.root = root
         self.children = [dict(module._modules) for module in modules]
+        self.children_inside = [dict(module._modules) for module in inside]
         self.hooks = self._hook_counts()
         self._made: tuple[Any, ...] | None = None
 
@@ -143,6 +153,10 @@ class Guards:
     def modules_hold(self) -> bool:
         """Whether the opened modules have the children that they had."""
         return [module._modules for module in self.modules] == self.children
+
+    def is_outdated(self) -> bool:
+        """Whether modules that are single calls have other children than they had."""
+        return [module._modules for module in self.inside] != self.children_inside
 
     def broken(self) -> str:
         """What has changed, for a message."""
@@ -266,10 +280,11 @@ class AttributeReads:
         self.opened[id(scope), id(module)] = scope, module, _attributes(module)
         self._note(module, "forward", module.forward)
 
-    def guards(self, gone: Callable[[Any], bool], called: Container[str]) -> Guards:
+    def guards(self, gone: Callable[[Any], bool], called: Container[str], opaque: Collection[str]) -> Guards:
         """The guards of a program: of all that was opened, but for calls that are `gone` from its graph.
 
-        Modules that code only goes through (a `ModuleList`) belong to it; those `called` are not looked into.
+        Modules that code only goes through (a `ModuleList`) belong to it; those `called` are looked into only
+        for whether they change. What is in `opaque` ones is left alone: they may make modules as they run.
         """
         reads = {(id(each.owner), each.name): each for scope, each in self.reads.values() if not gone(scope)}
         opened = {id(module): module for scope, module, _ in self.opened.values() if not gone(scope)}
@@ -280,7 +295,13 @@ class AttributeReads:
                 if child is not None and path is not None and path not in called and id(child) not in opened:
                     opened[id(child)] = child
                     through.append(child)
-        return Guards([*reads.values()], [*opened.values()], self.modules[""], self.settled or Settings())
+        inside = {
+            id(module): module
+            for path, module in self.modules.items()
+            if id(module) not in opened and not any(f"{path}.".startswith(f"{each}.") for each in opaque)
+        }
+        settings = self.settled or Settings()
+        return Guards([*reads.values()], [*opened.values()], [*inside.values()], self.modules[""], settings)
 
     def flag(self, path: str, value: bool) -> bool:
         """A training flag that decides the way of the code; its module holds a traced value meanwhile."""

@@ -64,6 +64,7 @@ def lower(
         guards=tracer.reads.guards(
             lambda scope: scope is not None and scope.is_gone(),
             {str(node.target) for node in graph.nodes if node.op == "call_module"},
+            tracer.opaque,
         ),
     )
     return program, lowering.examples

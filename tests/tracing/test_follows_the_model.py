@@ -197,3 +197,74 @@ def test_a_forward_that_counts_its_calls_is_refused() -> None:
     with pytest.raises(rg.TraceError, match=r"changes model\.calls"):
         rg.trace(model, randn(3, 4), randn(3, 4))
     assert "calls" not in vars(model)
+
+
+class Adapter(nn.Module):
+    """A frozen layer with a trained one of rank 1 beside it."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base, self.down, self.up = base.requires_grad_(False), linear(4, 1), linear(1, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+class Adapting(nn.Module):
+    """Additive blocks whose functions are modules of several layers, and a residual layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = nn.ModuleList(
+            nn.Sequential(linear(seed=each), nn.Tanh(), linear(seed=each + 1)) for each in range(3)
+        )
+        self.last = nn.Sequential(linear(seed=9), nn.Tanh(), nn.Dropout(0.1))
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        for f in self.f:
+            a, b = b, a + f(b)
+        return self.last(a) * b
+
+    def adapt(self) -> Adapting:
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        for f in (*self.f, self.last):
+            f[0] = Adapter(f[0])  # pyright: ignore
+        return self
+
+
+@pytest.mark.parametrize("budget", [None, "least"])
+def test_modules_put_into_functions_after_the_trace_are_planned_as_before_it(budget: str | None) -> None:
+    pair = randn(16, 4), randn(16, 4, seed=1)
+    before, after = (rg.trace(model, *pair) for model in (Adapting().adapt(), Adapting()))
+    if budget is not None:
+        for net in (before, after):
+            net.plan = rg.plan(net.graph, budget=budget)
+    after._model.adapt()  # pyright: ignore
+    equal_runs(after, Adapting().adapt(), *pair)
+    assert [node.name for node in after.graph.nodes] == [node.name for node in before.graph.nodes]
+    if budget is None:
+        assert rg.measure(after, *pair) == rg.measure(before, *pair)
+        assert after.plan == before.plan
+    assert rg.measure(after, *pair).peak_bytes == after.plan.peak_bytes
+    assert len(after._forms) == 1
+
+
+def test_a_whole_module_that_makes_modules_as_it_runs_is_traced_once() -> None:
+    class Growing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.ModuleList([linear()])
+
+        def forward(self, x: Tensor) -> Tensor:
+            if float(x.sum()) > -1e9:
+                self.inner.append(nn.Tanh())
+            return self.inner[0](x)
+
+    net = rg.trace(nn.Sequential(linear(), Growing(), nn.Tanh()), randn(3, 4))
+    program = net._program
+    with torch.no_grad():
+        for _ in range(3):
+            net(randn(3, 4))
+    assert net._program is program
+    assert len(net._forms) == 1
