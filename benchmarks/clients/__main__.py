@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.clients import CLIENTS
-from benchmarks.clients.page import failures, page, table
+from benchmarks.clients.page import failures, page, planned_table, run_table
 from benchmarks.shared import ROOT, machine, told_by, version, write_json, write_text
 
 RESULTS = ROOT / "benchmarks" / "results" / "clients.json"
@@ -58,13 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         row["problem"] = problem
         print(json.dumps(row), file=sys.stderr, flush=True)
         rows.append(row)
-    if chosen.only:
-        print(table(rows))
-    else:
+    print(run_table(rows), planned_table(rows), sep="\n\n")
+    if not chosen.only:
         results = {"machine": machine(*sorted({each.library for each in CLIENTS})), "clients": rows}
         write_json(RESULTS, results)
         write_text(PAGE, page(results))
-        print(table(rows))
     for line in (failed := failures(rows)):
         print(line, file=sys.stderr)
     return 1 if failed else 0

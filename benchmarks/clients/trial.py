@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -27,6 +28,8 @@ LIMIT = 1e-8
 # A gradient that is zero but for rounding (a bias in front of a normalization) is compared at this share of
 # the model's largest.
 ZERO = 1e-6
+# What FLOPs ratios of equal plans may differ by.
+ROUNDING = 1e-6
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -171,40 +174,47 @@ def _bytes(client: Client) -> dict[str, Any]:
     """
     example = _made(client.tiny)
     net = rg.trace(example.model, *example.args, **example.kwargs)
-    plain = copy.deepcopy(example)
+    ours = Example(net, example.args, example.kwargs)
+    weights = _without_plans(client, lambda: _made(client.tiny))
+    plans = {"default": net.plan}
+    if "own" in weights:
+        ratio = weights["own"].flops / weights["plain"].flops
+        plans["equal_flops"] = _least_within(net.graph, ratio)
+        with suppress(rg.BudgetError):
+            plans["equal_bytes"] = rg.plan(net.graph, budget=weights["own"].peak_bytes, cost="flops")
+    for name, plan in plans.items():
+        net.plan = plan
+        weights[name] = weigh(client, ours)
+    return _told(weights)
+
+
+def _without_plans(client: Client, make: Callable[[], Example]) -> dict[str, Weight]:
+    """A step under ordinary autograd, and one with the library's own checkpointing, where it has one."""
+    plain = make()
     client.plain(plain.model)
     weights = {"plain": weigh(client, plain)}
-    ours = Example(net, example.args, example.kwargs)
-    weights["default"] = weigh(client, ours)
-    own = None
     if client.checkpoint is not None:
-        own = _made(client.tiny)
+        own = make()
         client.checkpoint(own.model)
         weights["own"] = weigh(client, own)
-        weights |= _equal(client, ours, weights["own"], weights["plain"])
+    return weights
+
+
+def _least_within(graph: rg.Graph, flops_ratio: float) -> rg.Plan:
+    """The plan of the least peak among those that compute no more than so many times an ordinary step."""
+    plans = rg.frontier(graph, points=30, cost="flops")
+    return min(
+        (each for each in plans if each.flops_ratio <= flops_ratio + ROUNDING),
+        key=lambda each: each.peak_bytes,
+    )
+
+
+def _told(weights: dict[str, Weight]) -> dict[str, Any]:
     flops = weights["plain"].flops
     return {
         name: {**asdict(weight), "flops_ratio": weight.flops / flops if flops else 1.0}
         for name, weight in weights.items()
     }
-
-
-def _equal(client: Client, ours: Example, own: Weight, plain: Weight) -> dict[str, Weight]:
-    net = ours.model
-    assert isinstance(net, rg.ReversibleModule)
-    found: dict[str, Weight] = {}
-    allowed = own.flops / plain.flops + 1e-6
-    frontier = rg.frontier(net.graph, points=30, cost="flops")
-    net.plan = min(
-        (each for each in frontier if each.flops_ratio <= allowed), key=lambda each: each.peak_bytes
-    )
-    found["equal_flops"] = weigh(client, ours)
-    try:
-        net.plan = rg.plan(net.graph, budget=own.peak_bytes, cost="flops")
-    except rg.BudgetError:
-        return found
-    found["equal_bytes"] = weigh(client, ours)
-    return found
 
 
 def _on_cpu(example: Example) -> Example:
@@ -228,22 +238,40 @@ def _on_cpu(example: Example) -> Example:
 
 
 def _full(client: Client) -> dict[str, Any]:
-    """What the full-size model is to a plan: CPU seconds to trace and to plan it, and predicted bytes."""
-    assert client.full is not None
-    with torch.device("meta"):  # not in the fake mode, in which constructors cannot ask for a number
-        made = _made(client.full)
-    example = _on_cpu(made)
+    """What the full-size model is to a plan: CPU seconds to trace and to plan it, and bytes, as in `_bytes`.
+
+    Those of plans are predicted; the others are measured on tensors without memory.
+    """
+    make = client.full
+    assert make is not None
+
+    def made() -> Example:
+        with torch.device("meta"):  # not in a fake mode, in which constructors cannot ask for a number
+            return _on_cpu(_made(make))
+
+    example = made()
     began = cpu_seconds()
     net = rg.trace(example.model, *example.args, **example.kwargs)
     traced = cpu_seconds()
-    plan = rg.plan(net.graph)
+    plans = {"default": rg.plan(net.graph)}
     ended = cpu_seconds()
+    weights = _without_plans(client, made)
+    if "own" in weights:
+        ratio = weights["own"].flops / weights["plain"].flops
+        plans["equal_flops"] = _least_within(net.graph, ratio)
     return {
         **_found(net),
         "parameters": sum(each.numel() for each in example.model.parameters()),
         "trace_seconds": traced - began,
         "plan_seconds": ended - traced,
-        "ordinary_bytes": plan.ordinary_bytes,
-        "peak_bytes": plan.peak_bytes,
-        "flops_ratio": plan.flops_ratio,
+        "predicted_ordinary_bytes": net.plan.ordinary_bytes,
+        **_told(weights),
+        **{
+            name: {
+                "peak_bytes": each.peak_bytes,
+                "held_bytes": each.held_bytes,
+                "flops_ratio": each.flops_ratio,
+            }
+            for name, each in plans.items()
+        },
     }
