@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -14,11 +15,12 @@ from torch.nn.parameter import is_lazy
 
 from revgraph.couplings import Boundary, Coupling
 from revgraph.errors import RevgraphError, TraceError
-from revgraph.expressions import Register, leaves, map_leaves
+from revgraph.expressions import ObjectForm, Register, leaves, map_leaves
 from revgraph.isolation import putting_back
 from revgraph.joint_bijections import Bijection, takes_flags
 from revgraph.storages import memory_key, parts_of
 from revgraph.tracing.ambient import RandomSources, is_random_source, modes
+from revgraph.tracing.arguments import fields_of, holds_objects, is_structured, objects_in
 from revgraph.tracing.evaluating import Evaluator
 from revgraph.tracing.guards import AttributeReads
 from revgraph.tracing.hooks import call_hooks, call_pre_hooks, stays_open
@@ -38,7 +40,10 @@ from revgraph.wiring import Wiring
 
 @dataclass
 class Scope:
-    """One call of a module that the trace went into, within that of its caller: nodes, arguments, results."""
+    """One call of a module that the trace went into, within that of its caller: nodes, arguments, results.
+
+    One that takes or returns `objects` of user code stays open: what goes in and out of them is in the graph.
+    """
 
     path: str
     args: tuple[Any, ...]
@@ -47,6 +52,7 @@ class Scope:
     nodes: list[fx.Node] = field(default_factory=list)
     result: Any = None
     checkpoints: bool = False
+    objects: bool = False
     is_empty: bool = False
 
     def is_gone(self) -> bool:
@@ -110,6 +116,8 @@ class Tracer(fx.Tracer):
         own = (*model.parameters(), *model.buffers())
         self._memory = {memory_key(part) for each in own if not is_lazy(each) for part in parts_of(each)}
         self.results: Any = None
+        self.given: Any = ()  # the arguments of the model's forward, for what it returns of them
+        self._objects: dict[int, ObjectForm | None] = {}
 
     def run(
         self,
@@ -153,7 +161,9 @@ class Tracer(fx.Tracer):
     def _result(self, leaf: Any, nodes: list[fx.Node]) -> Any:
         """A result's place among the graph's outputs; constants stay what they are."""
         if not isinstance(leaf, (fx.Proxy, Tensor)):
-            if type(leaf).__module__ not in ("builtins", "torch"):
+            if is_structured(leaf):
+                return self._object(leaf, nodes)
+            if type(leaf).__module__ not in ("builtins", "torch") and not isinstance(leaf, Enum):
                 raise Untraceable(
                     f"it returns a {type(leaf).__name__}; return tensors, tuples, lists or dicts"
                 )
@@ -163,6 +173,25 @@ class Tracer(fx.Tracer):
             return argument
         nodes.append(argument)
         return Register(len(nodes) - 1)
+
+    def _object(self, made: Any, nodes: list[fx.Node]) -> ObjectForm:
+        """The form of an object that the forward made, such as a cache of keys and values."""
+        known = self._objects.get(id(made), self)
+        if known is None:
+            raise Untraceable(f"it returns a {type(made).__name__} that holds itself")
+        if isinstance(known, ObjectForm):
+            return known
+        if id(made) in objects_in((self.given, [vars(module) for module in self.root.modules()])):
+            raise Untraceable(
+                f"it returns a {type(made).__name__} that it was given or that the model holds; return its "
+                "tensors, or a new one"
+            )
+        number = len(self._objects) + 1
+        self._objects[id(made)] = None
+        fields = self._unpacked(fields_of(made))
+        fields = map_leaves(lambda leaf: self._result(leaf, nodes), fields)
+        form = self._objects[id(made)] = ObjectForm(type(made), fields, number)
+        return form
 
     def check_random(self) -> None:
         """Refuse random numbers that the user's code drew by itself: a graph would draw them only once."""
@@ -216,9 +245,9 @@ class Tracer(fx.Tracer):
             return self._called(path, args, kwargs)
         self.check_random()  # here, or a draw of the code around it would be taken for the module's
         args, kwargs = self._unpacked(args), self._unpacked(kwargs)
-        scope = Scope(
-            path, self.create_arg(args), self.create_arg(kwargs), self._open[-1] if self._open else None
-        )
+        objects = holds_objects((args, kwargs))
+        given = ((), {}) if objects else (self.create_arg(args), self.create_arg(kwargs))
+        scope = Scope(path, *given, self._open[-1] if self._open else None, objects=objects)
         last = next(iter(reversed(self.graph.nodes)))
         overwritten, seen, put_back = len(self._overwritten), self.reads.mark(), putting_back(m)
         self._open.append(scope)
@@ -234,7 +263,8 @@ class Tracer(fx.Tracer):
                 self._call_hooks(call_hooks, path, m, args, kwargs, self._unpacked(result))
             self.check_random()
             self.reads.check_unchanged(seen)
-            scope.result = self.create_arg(self._unpacked(result))
+            scope.objects = objects or holds_objects(result)
+            scope.result = None if scope.objects else self.create_arg(self._unpacked(result))
         except RevgraphError:
             raise
         except Exception as error:
@@ -244,6 +274,8 @@ class Tracer(fx.Tracer):
             self.reads.forget(seen)
             self._random.settle()
             self.opaque[path] = f"{type(error).__name__}: {error}"
+            if objects:  # as a call of its own it would put results into them that nothing tells of
+                raise
             return self._called(path, args, kwargs)
         finally:
             self._open.pop()
