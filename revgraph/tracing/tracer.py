@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -361,6 +362,9 @@ class Tracer(fx.Tracer):
             return self.create_node("get_attr", self._parameters[id(a)], (), {})
         if callable(a) and not isinstance(a, (fx.Proxy, nn.Module)):
             return a
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and isinstance(a, numpy.generic):
+            return cast("Any", a).item()
         return super().create_arg(a)
 
     def _follows_from_own(self, tensor: Tensor) -> bool:
