@@ -102,7 +102,7 @@ class Tracer(fx.Tracer):
         self.checkpointed: dict[str, None] = {}
         self.steps: set[str] = set()
         self._open: list[Scope] = []
-        self._overwritten: list[Tensor] = []
+        self._overwritten: list[tuple[int, Tensor]] = []  # with where they lie, which many are asked for
         self._mode = modes()
         self._random = RandomSources()
         self.evaluator = Evaluator(model, fake_mode)
@@ -345,8 +345,10 @@ class Tracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         if issubclass(type(a), ShadowProxy):
-            if is_tensor(a.shadow) and any(overlaps(a.shadow, gone) for gone in self._overwritten):
-                raise Untraceable("a tensor is read after memory that it shares was changed in place")
+            if is_tensor(a.shadow) and self._overwritten:
+                place = memory_key(a.shadow)
+                if any(place == key and overlaps(a.shadow, gone) for key, gone in self._overwritten):
+                    raise Untraceable("a tensor is read after memory that it shares was changed in place")
             return a.node
         if isinstance(a, Tensor) and not isinstance(a, nn.Parameter):
             self.check_random()
@@ -414,7 +416,7 @@ class Tracer(fx.Tracer):
             changed = edited[0]
         proxy = self._record(kind, target, args, kwargs, name, shadow)
         if changed is not None:
-            self._overwritten.append(changed.shadow)
+            self._overwritten.append((memory_key(changed.shadow), changed.shadow))
             changed.node, changed.shadow = proxy.node, shadow
         return proxy
 
@@ -423,7 +425,7 @@ class Tracer(fx.Tracer):
         as in `x[0] += 1`, which changes a view and then assigns it."""
         view = self._evaluate("call_function", operator.getitem, (x, key), {})
         if is_tensor(view):
-            self._overwritten = [gone for gone in self._overwritten if not is_same_view(gone, view)]
+            self._overwritten = [each for each in self._overwritten if not is_same_view(each[1], view)]
 
     def _evaluate(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
