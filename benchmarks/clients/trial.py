@@ -36,17 +36,11 @@ Tell = Callable[[dict[str, Any]], None]
 
 def trial(client: Client, tell: Tell) -> None:
     """Put a client through every stage, and tell what each found, or why it failed, as it ends."""
-    nets: dict[str, rg.ReversibleModule] = {}
-
-    def trace() -> dict[str, Any]:
-        example = _made(client.tiny)
-        nets["tiny"] = net = rg.trace(example.model, *example.args, **example.kwargs)
-        return _found(net)
-
+    plans: list[rg.Plan] = []  # of the float64 net, to be searched for once
     stages: dict[str, Callable[[], dict[str, Any]]] = {
-        "trace": trace,
-        "gradients": lambda: _gradients(client),
-        "training": lambda: _training(client),
+        "trace": lambda: _found(_net_of(_made(client.tiny))),
+        "gradients": lambda: _gradients(client, plans),
+        "training": lambda: _training(client, plans),
         "bytes": lambda: _bytes(client),
     }
     if client.full is not None:
@@ -76,6 +70,10 @@ def _made(make: Callable[[], Example], dtype: torch.dtype | None = None) -> Exam
     return Example(example.model.to(dtype), map_leaves(cast, example.args), map_leaves(cast, example.kwargs))
 
 
+def _net_of(example: Example) -> rg.ReversibleModule:
+    return rg.trace(example.model, *example.args, **example.kwargs)
+
+
 def _found(net: rg.ReversibleModule) -> dict[str, Any]:
     planned = [node for node in net.graph.nodes if node.kind in ("coupling", "boundary")]
     return {"nodes": len(planned), "couplings": sum(node.kind == "coupling" for node in planned)}
@@ -86,8 +84,7 @@ def _pair(client: Client) -> tuple[Example, Example]:
     ours = _made(client.tiny, torch.float64)
     plain = copy.deepcopy(ours)
     client.plain(plain.model)
-    net = rg.trace(ours.model, *ours.args, **ours.kwargs)
-    return plain, Example(net, ours.args, ours.kwargs)
+    return plain, Example(_net_of(ours), ours.args, ours.kwargs)
 
 
 def _step(client: Client, example: Example, seed: int) -> Tensor:
@@ -97,7 +94,7 @@ def _step(client: Client, example: Example, seed: int) -> Tensor:
     return loss.detach()
 
 
-def _gradients(client: Client) -> dict[str, Any]:
+def _gradients(client: Client, plans: list[rg.Plan]) -> dict[str, Any]:
     """The largest error of a gradient, under the default plan and that of the least peak.
 
     Raises:
@@ -107,6 +104,7 @@ def _gradients(client: Client) -> dict[str, Any]:
     net = ours.model
     assert isinstance(net, rg.ReversibleModule)
     buffers = {name: value.clone() for name, value in net.named_buffers()}
+    plans.append(net.plan)
     _step(client, plain, 1)
     wanted = _named_gradients(plain)
     errors: dict[str, float] = {}
@@ -140,13 +138,15 @@ def _largest_error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float
     return max(errors)
 
 
-def _training(client: Client) -> dict[str, Any]:
+def _training(client: Client, plans: list[rg.Plan]) -> dict[str, Any]:
     """The largest difference of a loss over ten steps of AdamW, and of a weight or buffer after them.
 
     Raises:
         AssertionError: a difference is too large.
     """
     plain, ours = _pair(client)
+    if plans and isinstance(ours.model, rg.ReversibleModule):
+        ours.model.plan = plans[0]
     losses: list[list[float]] = []
     for example in (plain, ours):
         parameters = [each for each in example.model.parameters() if each.requires_grad]
@@ -173,7 +173,7 @@ def _bytes(client: Client) -> dict[str, Any]:
     library's checkpointing does, and the cheapest within its bytes.
     """
     example = _made(client.tiny)
-    net = rg.trace(example.model, *example.args, **example.kwargs)
+    net = _net_of(example)
     ours = Example(net, example.args, example.kwargs)
     weights = _without_plans(client, lambda: _made(client.tiny))
     plans = {"default": net.plan}
@@ -181,7 +181,7 @@ def _bytes(client: Client) -> dict[str, Any]:
         ratio = weights["own"].flops / weights["plain"].flops
         plans["equal_flops"] = _least_within(net.graph, ratio)
         with suppress(rg.BudgetError):
-            plans["equal_bytes"] = rg.plan(net.graph, budget=weights["own"].peak_bytes, cost="flops")
+            plans["equal_bytes"] = rg.plan(net.graph, budget=weights["own"].peak_bytes)
     for name, plan in plans.items():
         net.plan = plan
         weights[name] = weigh(client, ours)
@@ -202,7 +202,7 @@ def _without_plans(client: Client, make: Callable[[], Example]) -> dict[str, Wei
 
 def _least_within(graph: rg.Graph, flops_ratio: float) -> rg.Plan:
     """The plan of the least peak among those that compute no more than so many times an ordinary step."""
-    plans = rg.frontier(graph, points=30, cost="flops")
+    plans = rg.frontier(graph, points=60)
     return min(
         (each for each in plans if each.flops_ratio <= flops_ratio + ROUNDING),
         key=lambda each: each.peak_bytes,
@@ -251,7 +251,7 @@ def _full(client: Client) -> dict[str, Any]:
 
     example = made()
     began = cpu_seconds()
-    net = rg.trace(example.model, *example.args, **example.kwargs)
+    net = _net_of(example)
     traced = cpu_seconds()
     plans = {"default": rg.plan(net.graph)}
     ended = cpu_seconds()
