@@ -20,6 +20,18 @@ class Register:
 
 
 @dataclass(frozen=True, slots=True)
+class ObjectForm:
+    """The form of an object of user code (a dataclass, a cache, a graph batch): class and attributes.
+
+    Forms of one `number` above 0 stand for one object.
+    """
+
+    kind: type
+    fields: dict[str, Any]
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One call: its target is a module's path, a function, a method's name or an attribute's path.
 
@@ -110,7 +122,7 @@ def fill(tree: Any, registers: Sequence[Any]) -> Any:
     """The tree with every `Register` replaced by what stands there."""
     if type(tree) is Register:
         return registers[tree.index]
-    if issubclass(type(tree), (tuple, list, dict, slice)):
+    if issubclass(type(tree), (tuple, list, dict, slice, ObjectForm)):
         return map_leaves(lambda leaf: registers[leaf.index] if type(leaf) is Register else leaf, tree)
     return tree
 
@@ -129,13 +141,20 @@ def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
         pairs = [(key, map_leaves(function, item)) for key, item in tree.items()]
         if kind is dict or kind is immutable_dict:  # which torch.fx makes of a plain one
             return dict(pairs)
-        like = copy.copy(tree)
-        for key, item in pairs:
-            like[key] = item
-        return like
+        return with_pairs(tree, pairs)
+    if kind is ObjectForm:
+        return ObjectForm(tree.kind, map_leaves(function, tree.fields), tree.number)
     if kind is slice:
         return slice(*(map_leaves(function, part) for part in (tree.start, tree.stop, tree.step)))
     return function(tree)
+
+
+def with_pairs(tree: Any, pairs: Sequence[tuple[Any, Any]]) -> Any:
+    """A copy of a dictionary of any class with other items at its keys."""
+    like = copy.copy(tree)
+    for key, item in pairs:
+        like[key] = item
+    return like
 
 
 def apply_function(function: Any, *args: Any, **kwargs: Any) -> Any:

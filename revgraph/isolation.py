@@ -26,6 +26,8 @@ CONTAINERS = (OrderedDict, dict, list, set, deque)
 HEAP_TYPE = 1 << 9  # the flag of classes that Python code defines
 MOST_HELD = 100_000  # a model that holds a whole data set is not gone through to its end
 MODULE_TABLES = frozenset(nn.Module().__dict__)
+TABLES = tuple(name for name, value in nn.Module().__dict__.items() if isinstance(value, dict))
+HOOKS = tuple(name for name in TABLES if "hook" in name)
 
 
 @contextmanager
@@ -39,7 +41,7 @@ def untouched(model: nn.Module, fake_mode: FakeTensorMode | None = None) -> Iter
     modules = [each for each in model.modules() if not isinstance(each, torch.jit.ScriptModule)]
     compiled = [buffer for module in scripted for buffer in module.buffers(recurse=False)]
     attributes = [dict(module.__dict__) for module in modules]
-    tables = [(dict(module._parameters), dict(module._buffers), dict(module._modules)) for module in modules]
+    tables = _Tables(modules, TABLES)
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with (
         out_of_inference_mode(),
@@ -54,19 +56,28 @@ def untouched(model: nn.Module, fake_mode: FakeTensorMode | None = None) -> Iter
             _replace(modules, fake_mode)
             yield
         finally:
-            for module, saved, (parameters, buffers, children) in zip(
-                modules, attributes, tables, strict=True
-            ):
+            for module, saved in zip(modules, attributes, strict=True):
                 module.__dict__.clear()
                 module.__dict__.update(saved)
-                contents: list[tuple[Any, Any]] = [
-                    (module._parameters, parameters),
-                    (module._buffers, buffers),
-                    (module._modules, children),
-                ]
-                for table, content in contents:
-                    table.clear()
-                    table.update(content)
+            tables.put_back()
+
+
+class _Tables:
+    """What is in modules' own tables: parameters, buffers, modules, hooks."""
+
+    def __init__(self, modules: Iterable[nn.Module], names: Iterable[str]) -> None:
+        self._contents = [
+            (table, dict(table))
+            for module in modules
+            for name in names
+            if (table := module.__dict__.get(name)) is not None
+        ]
+
+    def put_back(self) -> None:
+        for table, content in self._contents:
+            if len(table) != len(content) or not all(map(is_, table.values(), content.values())):
+                table.clear()
+                table.update(content)
 
 
 def model_of(net: nn.Module) -> nn.Module:
@@ -236,7 +247,8 @@ def _contents_kept(attributes: list[dict[str, Any]]) -> Iterator[list[Tensor]]:
 
 
 def putting_back(module: nn.Module) -> Callable[[], None]:
-    """What puts a module's own attributes, and the contents of those, back to what they are now."""
+    """What puts a module's own attributes, their contents, and the hooks in it back to what they are now."""
+    hooks = _Tables(module.modules(), HOOKS)
     own = {name: value for name, value in vars(module).items() if name not in MODULE_TABLES}
     held = _Held()
     for value in own.values():
@@ -248,6 +260,7 @@ def putting_back(module: nn.Module) -> Callable[[], None]:
         for name in [name for name in vars(module) if name not in MODULE_TABLES]:
             del vars(module)[name]
         vars(module).update(own)
+        hooks.put_back()
 
     return put_back
 

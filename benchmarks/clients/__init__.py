@@ -9,11 +9,12 @@
     page.py       the table, docs/clients.md
 """
 
-from benchmarks.clients import diffusers, freia, monai, nflows, pyg, timm
+from benchmarks.clients import diffusers, freia, hugging_face, monai, nflows, pyg, timm
 from benchmarks.clients.client import Client, Example
 
 CLIENTS = (
     *timm.CLIENTS,
+    *hugging_face.CLIENTS,
     *diffusers.CLIENTS,
     *monai.CLIENTS,
     *pyg.CLIENTS,

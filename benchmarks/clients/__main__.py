@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.clients import CLIENTS
-from benchmarks.clients.page import failures, page, table
+from benchmarks.clients.page import failures, page, planned_table, run_table
 from benchmarks.shared import ROOT, machine, told_by, version, write_json, write_text
 
 RESULTS = ROOT / "benchmarks" / "results" / "clients.json"
@@ -30,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     names = [client.name for client in CLIENTS]
     parser.add_argument("--only", action="append", choices=names, help="a client; the files are not written")
-    parser.add_argument("--again", action="append", choices=names, help="run this one again, and write")
+    parser.add_argument(
+        "--again", action="append", choices=names, help="run this one again, and those that are new"
+    )
     parser.add_argument("--seconds", type=int, default=SECONDS_EACH, help=f"limit a client ({SECONDS_EACH})")
     parser.add_argument("--one", choices=names, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
@@ -58,16 +60,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         row["problem"] = problem
         print(json.dumps(row), file=sys.stderr, flush=True)
         rows.append(row)
-    if chosen.only:
-        print(table(rows))
-    else:
-        results = {"machine": machine(*sorted({each.library for each in CLIENTS})), "clients": rows}
-        write_json(RESULTS, results)
-        write_text(PAGE, page(results))
-        print(table(rows))
+        if not chosen.only:  # for what follows may be stopped
+            _write(rows, known)
+    print(run_table(rows), planned_table(rows), sep="\n\n")
     for line in (failed := failures(rows)):
         print(line, file=sys.stderr)
     return 1 if failed else 0
+
+
+def _write(rows: list[dict[str, Any]], known: dict[str, Any]) -> None:
+    """The rows, and those that are known of clients that come later, as JSON and as a page."""
+    done = {row["client"]: row for row in rows}
+    every = {**known, **done}
+    ordered = [every[client.name] for client in CLIENTS if client.name in every]
+    results = {"machine": machine(*sorted({each.library for each in CLIENTS})), "clients": ordered}
+    write_json(RESULTS, results)
+    write_text(PAGE, page(results))
 
 
 def _alone(name: str) -> int:

@@ -37,7 +37,7 @@ def _client(name: str, full: str, tiny: str = "", **changes: Any) -> Client:
 CLIENTS = (
     _client("resnet50", "resnet50", layers=(2, 2, 1, 1), channels=(8, 16, 24, 32), stem_width=8),
     _client("convnext", "convnext_tiny", depths=(2, 2, 2, 1), dims=(8, 16, 24, 32), drop_path_rate=0.1),
-    _client("efficientnet", "efficientnet_b0"),
+    _client("efficientnet", "efficientnet_b0", "test_efficientnet"),
     _client("mobilenetv3", "mobilenetv3_large_100", "mobilenetv3_small_050"),
     _client("regnet", "regnety_032", "regnety_002"),
     _client(

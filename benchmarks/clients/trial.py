@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -27,23 +28,19 @@ LIMIT = 1e-8
 # A gradient that is zero but for rounding (a bias in front of a normalization) is compared at this share of
 # the model's largest.
 ZERO = 1e-6
+# What FLOPs ratios of equal plans may differ by.
+ROUNDING = 1e-6
 
 Tell = Callable[[dict[str, Any]], None]
 
 
 def trial(client: Client, tell: Tell) -> None:
     """Put a client through every stage, and tell what each found, or why it failed, as it ends."""
-    nets: dict[str, rg.ReversibleModule] = {}
-
-    def trace() -> dict[str, Any]:
-        example = _made(client.tiny)
-        nets["tiny"] = net = rg.trace(example.model, *example.args, **example.kwargs)
-        return _found(net)
-
+    plans: list[rg.Plan] = []  # of the float64 net, to be searched for once
     stages: dict[str, Callable[[], dict[str, Any]]] = {
-        "trace": trace,
-        "gradients": lambda: _gradients(client),
-        "training": lambda: _training(client),
+        "trace": lambda: _found(_net_of(_made(client.tiny))),
+        "gradients": lambda: _gradients(client, plans),
+        "training": lambda: _training(client, plans),
         "bytes": lambda: _bytes(client),
     }
     if client.full is not None:
@@ -73,6 +70,10 @@ def _made(make: Callable[[], Example], dtype: torch.dtype | None = None) -> Exam
     return Example(example.model.to(dtype), map_leaves(cast, example.args), map_leaves(cast, example.kwargs))
 
 
+def _net_of(example: Example) -> rg.ReversibleModule:
+    return rg.trace(example.model, *example.args, **example.kwargs)
+
+
 def _found(net: rg.ReversibleModule) -> dict[str, Any]:
     planned = [node for node in net.graph.nodes if node.kind in ("coupling", "boundary")]
     return {"nodes": len(planned), "couplings": sum(node.kind == "coupling" for node in planned)}
@@ -83,8 +84,7 @@ def _pair(client: Client) -> tuple[Example, Example]:
     ours = _made(client.tiny, torch.float64)
     plain = copy.deepcopy(ours)
     client.plain(plain.model)
-    net = rg.trace(ours.model, *ours.args, **ours.kwargs)
-    return plain, Example(net, ours.args, ours.kwargs)
+    return plain, Example(_net_of(ours), ours.args, ours.kwargs)
 
 
 def _step(client: Client, example: Example, seed: int) -> Tensor:
@@ -94,7 +94,7 @@ def _step(client: Client, example: Example, seed: int) -> Tensor:
     return loss.detach()
 
 
-def _gradients(client: Client) -> dict[str, Any]:
+def _gradients(client: Client, plans: list[rg.Plan]) -> dict[str, Any]:
     """The largest error of a gradient, under the default plan and that of the least peak.
 
     Raises:
@@ -104,6 +104,7 @@ def _gradients(client: Client) -> dict[str, Any]:
     net = ours.model
     assert isinstance(net, rg.ReversibleModule)
     buffers = {name: value.clone() for name, value in net.named_buffers()}
+    plans.append(net.plan)
     _step(client, plain, 1)
     wanted = _named_gradients(plain)
     errors: dict[str, float] = {}
@@ -137,13 +138,15 @@ def _largest_error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float
     return max(errors)
 
 
-def _training(client: Client) -> dict[str, Any]:
+def _training(client: Client, plans: list[rg.Plan]) -> dict[str, Any]:
     """The largest difference of a loss over ten steps of AdamW, and of a weight or buffer after them.
 
     Raises:
         AssertionError: a difference is too large.
     """
     plain, ours = _pair(client)
+    if plans and isinstance(ours.model, rg.ReversibleModule):
+        ours.model.plan = plans[0]
     losses: list[list[float]] = []
     for example in (plain, ours):
         parameters = [each for each in example.model.parameters() if each.requires_grad]
@@ -170,41 +173,48 @@ def _bytes(client: Client) -> dict[str, Any]:
     library's checkpointing does, and the cheapest within its bytes.
     """
     example = _made(client.tiny)
-    net = rg.trace(example.model, *example.args, **example.kwargs)
-    plain = copy.deepcopy(example)
+    net = _net_of(example)
+    ours = Example(net, example.args, example.kwargs)
+    weights = _without_plans(client, lambda: _made(client.tiny))
+    plans = {"default": net.plan}
+    if "own" in weights:
+        ratio = weights["own"].flops / weights["plain"].flops
+        plans["equal_flops"] = _least_within(net.graph, ratio)
+        with suppress(rg.BudgetError):
+            plans["equal_bytes"] = rg.plan(net.graph, budget=weights["own"].peak_bytes)
+    for name, plan in plans.items():
+        net.plan = plan
+        weights[name] = weigh(client, ours)
+    return _told(weights)
+
+
+def _without_plans(client: Client, make: Callable[[], Example]) -> dict[str, Weight]:
+    """A step under ordinary autograd, and one with the library's own checkpointing, where it has one."""
+    plain = make()
     client.plain(plain.model)
     weights = {"plain": weigh(client, plain)}
-    ours = Example(net, example.args, example.kwargs)
-    weights["default"] = weigh(client, ours)
-    own = None
     if client.checkpoint is not None:
-        own = _made(client.tiny)
+        own = make()
         client.checkpoint(own.model)
         weights["own"] = weigh(client, own)
-        weights |= _equal(client, ours, weights["own"], weights["plain"])
+    return weights
+
+
+def _least_within(graph: rg.Graph, flops_ratio: float) -> rg.Plan:
+    """The plan of the least peak among those that compute no more than so many times an ordinary step."""
+    plans = rg.frontier(graph, points=60)
+    return min(
+        (each for each in plans if each.flops_ratio <= flops_ratio + ROUNDING),
+        key=lambda each: each.peak_bytes,
+    )
+
+
+def _told(weights: dict[str, Weight]) -> dict[str, Any]:
     flops = weights["plain"].flops
     return {
         name: {**asdict(weight), "flops_ratio": weight.flops / flops if flops else 1.0}
         for name, weight in weights.items()
     }
-
-
-def _equal(client: Client, ours: Example, own: Weight, plain: Weight) -> dict[str, Weight]:
-    net = ours.model
-    assert isinstance(net, rg.ReversibleModule)
-    found: dict[str, Weight] = {}
-    allowed = own.flops / plain.flops + 1e-6
-    frontier = rg.frontier(net.graph, points=30, cost="flops")
-    net.plan = min(
-        (each for each in frontier if each.flops_ratio <= allowed), key=lambda each: each.peak_bytes
-    )
-    found["equal_flops"] = weigh(client, ours)
-    try:
-        net.plan = rg.plan(net.graph, budget=own.peak_bytes, cost="flops")
-    except rg.BudgetError:
-        return found
-    found["equal_bytes"] = weigh(client, ours)
-    return found
 
 
 def _on_cpu(example: Example) -> Example:
@@ -228,22 +238,40 @@ def _on_cpu(example: Example) -> Example:
 
 
 def _full(client: Client) -> dict[str, Any]:
-    """What the full-size model is to a plan: CPU seconds to trace and to plan it, and predicted bytes."""
-    assert client.full is not None
-    with torch.device("meta"):  # not in the fake mode, in which constructors cannot ask for a number
-        made = _made(client.full)
-    example = _on_cpu(made)
+    """What the full-size model is to a plan: CPU seconds to trace and to plan it, and bytes, as in `_bytes`.
+
+    Those of plans are predicted; the others are measured on tensors without memory.
+    """
+    make = client.full
+    assert make is not None
+
+    def made() -> Example:
+        with torch.device("meta"):  # not in a fake mode, in which constructors cannot ask for a number
+            return _on_cpu(_made(make))
+
+    example = made()
     began = cpu_seconds()
-    net = rg.trace(example.model, *example.args, **example.kwargs)
+    net = _net_of(example)
     traced = cpu_seconds()
-    plan = rg.plan(net.graph)
+    plans = {"default": rg.plan(net.graph)}
     ended = cpu_seconds()
+    weights = _without_plans(client, made)
+    if "own" in weights:
+        ratio = weights["own"].flops / weights["plain"].flops
+        plans["equal_flops"] = _least_within(net.graph, ratio)
     return {
         **_found(net),
         "parameters": sum(each.numel() for each in example.model.parameters()),
         "trace_seconds": traced - began,
         "plan_seconds": ended - traced,
-        "ordinary_bytes": plan.ordinary_bytes,
-        "peak_bytes": plan.peak_bytes,
-        "flops_ratio": plan.flops_ratio,
+        "predicted_ordinary_bytes": net.plan.ordinary_bytes,
+        **_told(weights),
+        **{
+            name: {
+                "peak_bytes": each.peak_bytes,
+                "held_bytes": each.held_bytes,
+                "flops_ratio": each.flops_ratio,
+            }
+            for name, each in plans.items()
+        },
     }

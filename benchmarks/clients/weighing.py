@@ -30,10 +30,11 @@ class Weight:
 
 
 def weigh(client: Client, example: Example, seed: int = 0) -> Weight:
-    """One step with the client's loss, twice: for the bytes, and for the FLOPs."""
+    """One step with the client's loss, twice: for the bytes, and for the FLOPs. Also without memory."""
     model, inputs = example.model, tensors((example.args, example.kwargs))
     comparing = model.comparing(False) if isinstance(model, rg.ReversibleModule) else nullcontext()
-    with comparing:
+    fake_mode = getattr(next(model.parameters()), "fake_mode", None) or nullcontext()
+    with comparing, fake_mode:
         _clear(model, inputs)
         torch.manual_seed(seed)
         gc.collect()

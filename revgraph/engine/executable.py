@@ -22,7 +22,7 @@ from revgraph.engine.inlining import Inlined
 from revgraph.engine.state import BATCH_NORMS, NodeModules, Probes
 from revgraph.engine.writing import Function, listing, written
 from revgraph.errors import GraphError
-from revgraph.expressions import Expression
+from revgraph.expressions import Expression, leaves
 from revgraph.gridding import OnGrid
 from revgraph.planning.plans import TERM, Plan
 from revgraph.planning.schedule import CAPTURING, Action, Schedule, schedule, silent_nodes
@@ -424,8 +424,4 @@ def _has_batch_norm(modules: NodeModules) -> bool:
 
 def named_in(tree: Any) -> Iterator[str]:
     """The values that a tree of results names."""
-    if isinstance(tree, Named):
-        yield tree.name
-    elif isinstance(tree, (tuple, list, dict)):
-        for item in tree.values() if isinstance(tree, dict) else tree:
-            yield from named_in(item)
+    return (leaf.name for leaf in leaves(tree) if isinstance(leaf, Named))

@@ -21,11 +21,12 @@ from revgraph.engine.inverse_order import Move, unwind
 from revgraph.engine.log_det import LogDets, couplings_of_bijection, zeros_like_batch
 from revgraph.engine.state import devices_of, is_transformed
 from revgraph.errors import GraphError
-from revgraph.expressions import Expression, leaves, taken_apart
+from revgraph.expressions import Expression, ObjectForm, leaves, taken_apart
 from revgraph.graph import Cost, Graph, Node, Value
 from revgraph.planning.deciding import decide
 from revgraph.program import Law, Named, Operation, Program
 from revgraph.rearrangements import Rearrangement
+from revgraph.tracing.arguments import fields_of
 
 # Forwards whose replays are compared with them.
 COMPARED, THEN_EVERY = 8, 16
@@ -237,6 +238,12 @@ def _read_results(form: Any, given: Any, values: dict[str, Any]) -> None:
                 f"output {form.name!r} is a tensor, and a {type(given).__name__} was given for it"
             )
         values[form.name] = given
+    elif isinstance(form, ObjectForm):
+        if type(given) is not form.kind:
+            raise GraphError(f"the net returns a {form.kind.__name__}; give its inverse the same")
+        fields = fields_of(given)
+        for name, item in form.fields.items():
+            _read_results(item, fields.get(name), values)
     elif isinstance(form, dict):
         if not isinstance(given, dict) or set(given) != set(form):
             raise GraphError(f"the net returns a dictionary with {sorted(form)}; give its inverse the same")

@@ -20,7 +20,6 @@ from revgraph.engine.observer import DriftWatch, Observer
 from revgraph.engine.sharding import advice_on_shards
 from revgraph.engine.state import compiles, is_exported, is_transformed, uncompiled
 from revgraph.errors import BudgetError, PlanError, TraceError, add_note
-from revgraph.expressions import map_leaves
 from revgraph.graph import Graph
 from revgraph.isolation import MODULE_TABLES
 from revgraph.parts import Cost
@@ -29,7 +28,7 @@ from revgraph.planning.same_graph import fitted
 from revgraph.planning.schedule import silent_nodes
 from revgraph.program import Named, Program
 from revgraph.tracing.ambient import without_autocast
-from revgraph.tracing.arguments import bind, read_form
+from revgraph.tracing.arguments import bind, fill_form, read_form
 from revgraph.tracing.hooks import HookChanges
 
 FIRST_COMPARED, COMPARED_EVERY = 8, 16
@@ -387,7 +386,7 @@ class ReversibleModule(nn.Module):
             return forward[results.name]
         if type(results) is tuple and all([type(each) is Named for each in results]):
             return tuple([forward[each.name] for each in results])
-        return map_leaves(lambda leaf: forward[leaf.name] if isinstance(leaf, Named) else leaf, results)
+        return fill_form(results, forward)
 
     @property
     def code(self) -> str:

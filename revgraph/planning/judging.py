@@ -98,11 +98,15 @@ class Judge:
     def _simulated(self, solution: Solution) -> Solution:
         """The solution with what the simulation of its plan says."""
         plan = self._planned(solution)
-        captured = {each.node for each in schedule(plan) if each.action == "recompute_and_keep"}
-        holds = {k: j for k, j in solution.holds.items() if self.nodes[k] in captured}
-        if len(holds) < len(solution.holds):
-            solution = replace(solution, holds=holds)
+        captured = _captured(plan)
+        if any(self.nodes[k] not in captured for k in solution.holds):
+            solution = replace(solution, holds=self._moved(solution, plan))
             plan = self._planned(solution)
+            captured = _captured(plan)
+            holds = {k: j for k, j in solution.holds.items() if self.nodes[k] in captured}
+            if len(holds) < len(solution.holds):
+                solution = replace(solution, holds=holds)
+                plan = self._planned(solution)
         plain = self.posed.problem.plain_cost
         cost = round(plan.cost_ratio * plain) - plain  # a whole number of so few digits comes out exactly
         runs = Counter(each.node for each in schedule(plan) if each.action in EVALUATING)
@@ -113,6 +117,22 @@ class Judge:
             repeats=runs.total() - len(runs),
             most_runs=max(runs.values(), default=0),
         )
+
+    def _moved(self, solution: Solution, plan: Plan) -> dict[int, int]:
+        """The captures of a solution that happen, and those that do not in the stage where their rerun is.
+
+        What a programme runs again in one stage comes later where a value that it passes on is stored.
+        """
+        captured, places = _captured(plan), {name: k for k, name in enumerate(self.nodes)}
+        holds = {k: j for k, j in solution.holds.items() if self.nodes[k] in captured}
+        stage = -1
+        for each in reversed(schedule(plan)):
+            k = places.get(each.node, -1)
+            if each.action == "backward":
+                stage = k if plan.decided(each.node) != "keep" and k not in holds else -1
+            elif each.action == "rerun" and k in solution.holds and k not in holds and k < stage:
+                holds[k] = stage
+        return {k: j for k, j in holds.items() if j not in holds}
 
     def _planned(self, solution: Solution) -> Plan:
         names, nodes = self.values, self.nodes
@@ -144,3 +164,8 @@ class Judge:
             decision = chosen[k].split("+")[0]
             chosen[k] = "recompute" if decision == "keep" else decision
         return {self.nodes[k]: course for k, course in chosen.items()}
+
+
+def _captured(plan: Plan) -> set[str]:
+    """The nodes that a rerun captures."""
+    return {each.node for each in schedule(plan) if each.action == "recompute_and_keep"}

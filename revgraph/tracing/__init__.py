@@ -236,7 +236,7 @@ def _trace(
         if isinstance(model, (Boundary, Coupling, Wiring)) and not is_network:
             arguments = fill_form(form, given)
             return call_with(lambda *args, **kwargs: tracer.call_root(args, kwargs), arguments, model.forward)
-        arguments = fill_form(form, given)
+        tracer.given = arguments = fill_form(form, given)
         results = call_with(model.forward, arguments)
         check_unchanged(arguments, given)
         return results

@@ -7,24 +7,17 @@ import enum
 import inspect
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.fx import Proxy
 
 from revgraph.errors import TraceError
+from revgraph.expressions import ObjectForm, leaves, with_pairs
 from revgraph.isolation import HEAP_TYPE
 from revgraph.program import Named
 from revgraph.tracing.ambient import is_random_source
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectForm:
-    """The form of an object of user code (a dataclass, a graph batch): class and attributes."""
-
-    kind: type
-    fields: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,23 +75,47 @@ def call_with(forward: Any, arguments: dict[str, Any], like: Any = None) -> Any:
     return forward(*bound.args, **bound.kwargs)
 
 
-def fill_form(form: Any, named: dict[str, Any], whole: Any = None) -> Any:
-    """The tree of a form with its `Named` leaves replaced by what they name; `whole` is the object around."""
-    if isinstance(form, ObjectForm):
+class Lookup(Protocol):
+    """What gives things by their names: a dictionary, or a forward that has run."""
+
+    def __getitem__(self, name: str, /) -> Any: ...
+
+
+def fill_form(form: Any, named: Lookup) -> Any:
+    """The tree of a form with its `Named` leaves replaced by what they name, and new objects."""
+    return _Filling(named).fill(form, None)
+
+
+@dataclass(slots=True)
+class _Filling:
+    named: Lookup
+    objects: dict[int, Any] = field(default_factory=dict)
+
+    def fill(self, form: Any, whole: Any) -> Any:
+        """`whole` is the object around."""
+        if isinstance(form, ObjectForm):
+            return self._object(form, whole)
+        if isinstance(form, Backward):
+            return weakref.ref(whole)
+        if isinstance(form, Named):
+            return self.named[form.name]
+        if isinstance(form, dict):
+            pairs = [(key, self.fill(item, whole)) for key, item in form.items()]
+            return dict(pairs) if type(form) is dict else with_pairs(form, pairs)
+        if isinstance(form, (tuple, list)):
+            items = [self.fill(item, whole) for item in form]
+            return type(form)(*items) if hasattr(form, "_fields") else type(form)(items)
+        return form
+
+    def _object(self, form: ObjectForm, whole: Any) -> Any:
+        if form.number in self.objects:
+            return self.objects[form.number]
         made: Any = object.__new__(form.kind)
+        if form.number:
+            self.objects[form.number] = made
         for name, item in form.fields.items():
-            object.__setattr__(made, name, fill_form(item, named, made if whole is None else whole))
+            object.__setattr__(made, name, self.fill(item, made if whole is None else whole))
         return made
-    if isinstance(form, Backward):
-        return weakref.ref(whole)
-    if isinstance(form, Named):
-        return named[form.name]
-    if isinstance(form, dict):
-        return {key: fill_form(item, named, whole) for key, item in form.items()}
-    if isinstance(form, (tuple, list)):
-        items = [fill_form(item, named, whole) for item in form]
-        return type(form)(*items) if hasattr(form, "_fields") else type(form)(items)
-    return form
 
 
 def read_form(form: Any, given: Any, place: str, found: dict[str, Any]) -> None:
@@ -119,7 +136,7 @@ def read_form(form: Any, given: Any, place: str, found: dict[str, Any]) -> None:
             raise TraceError(
                 f"argument {place} was a {form.kind.__name__} in the trace and is {_text(given)} now; {AGAIN}"
             )
-        fields = _fields(given)
+        fields = fields_of(given)
         if fields.keys() != form.fields.keys():
             names = ", ".join(sorted(fields.keys() ^ form.fields.keys()))
             raise TraceError(f"argument {place} differs in {names} from what was traced; {AGAIN}")
@@ -192,9 +209,9 @@ def _walk(tree: Any, place: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
         seen.add(id(tree))
         for index, item in enumerate(tree):
             yield from _walk(item, f"{place}[{index}]", seen)
-    elif _is_structured(tree):
+    elif is_structured(tree):
         seen.add(id(tree))
-        for name, item in _fields(tree).items():
+        for name, item in fields_of(tree).items():
             yield from _walk(item, f"{place}.{name}", seen)
 
 
@@ -205,7 +222,7 @@ def _is_equal(form: Any, given: Any) -> bool:
         return False
 
 
-def _is_structured(value: Any) -> bool:
+def is_structured(value: Any) -> bool:
     """Whether a value is an object of user code whose attributes can be gone through."""
     kind = type(value)
     return (
@@ -217,13 +234,30 @@ def _is_structured(value: Any) -> bool:
     )
 
 
-def _fields(value: Any) -> dict[str, Any]:
+def fields_of(value: Any) -> dict[str, Any]:
     """An object's attributes."""
     if dataclasses.is_dataclass(value):
         names = (each.name for each in dataclasses.fields(value))
         slots = {name: getattr(value, name) for name in names if hasattr(value, name)}
         return {**slots, **getattr(value, "__dict__", {})}
     return dict(vars(value))
+
+
+def holds_objects(tree: Any) -> bool:
+    """Whether there are objects of user code among the leaves of a tree."""
+    return any(not issubclass(type(leaf), Proxy) and is_structured(leaf) for leaf in leaves(tree))
+
+
+def objects_in(tree: Any) -> set[int]:
+    """The identities of the objects of user code in a tree, and in the attributes of such."""
+    found: set[int] = set()
+    pending = [tree]
+    while pending:
+        for leaf in leaves(pending.pop()):
+            if not issubclass(type(leaf), Proxy) and is_structured(leaf) and id(leaf) not in found:
+                found.add(id(leaf))
+                pending.append(fields_of(leaf))
+    return found
 
 
 def _holds_tensors(value: Any, seen: frozenset[int] = frozenset()) -> bool:
@@ -238,13 +272,13 @@ def _holds_tensors(value: Any, seen: frozenset[int] = frozenset()) -> bool:
         return any(_holds_tensors(each, seen) for each in value.values())
     if isinstance(value, (tuple, list)):
         return any(_holds_tensors(each, seen) for each in value)
-    return _is_structured(value) and any(_holds_tensors(each, seen) for each in _fields(value).values())
+    return is_structured(value) and any(_holds_tensors(each, seen) for each in fields_of(value).values())
 
 
 def _settled(value: Any) -> Any:
     """The form of a thing without tensors, whose numbers are constants."""
-    if _is_structured(value):
-        return ObjectForm(type(value), {key: _settled(item) for key, item in _fields(value).items()})
+    if is_structured(value):
+        return ObjectForm(type(value), {key: _settled(item) for key, item in fields_of(value).items()})
     if isinstance(value, dict):
         return {key: _settled(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
@@ -261,11 +295,11 @@ def _form(value: Any, name: str, named: dict[str, Any], inside: bool = False) ->
         return {key: _form(item, f"{name}.{key}", named, inside) for key, item in value.items()}
     if isinstance(value, weakref.ref) and inside:
         return Backward()
-    if _is_structured(value):
+    if is_structured(value):
         # Settings without tensors are no inputs: a call with other ones is of another form.
         if not _holds_tensors(value):
-            return ObjectForm(type(value), {key: _settled(item) for key, item in _fields(value).items()})
-        items = {key: _form(item, f"{name}.{key}", named, True) for key, item in _fields(value).items()}
+            return ObjectForm(type(value), {key: _settled(item) for key, item in fields_of(value).items()})
+        items = {key: _form(item, f"{name}.{key}", named, True) for key, item in fields_of(value).items()}
         return ObjectForm(type(value), items)
     if isinstance(value, (tuple, list)):
         items = [_form(item, f"{name}.{index}", named, inside) for index, item in enumerate(value)]

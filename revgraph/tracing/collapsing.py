@@ -41,8 +41,8 @@ def collapse(
     """Replace module calls without any of the nodes `kept_open` by one opaque call each, outermost first.
 
     Stays open: what only rearranges tensors, has several composite parts, checkpoints (or that would go on),
-    or holds what stays open. A module that is part of a half-step's function is one call in it whatever its
-    parts, for it is run as a whole.
+    takes or returns objects of user code, or holds what stays open. A module that is part of a half-step's
+    function is one call in it whatever its parts, for it is run as a whole.
     """
     owner = {node: half_step.addition for half_step in half_steps.values() for node in half_step.region}
     _Collapsing(tracer, graph, kept_open, owner).run()
@@ -83,7 +83,7 @@ class _Collapsing:
         for inner in call.inner:
             self._settle(inner)
         scope = call.scope
-        if scope.checkpoints or not self.kept_open.isdisjoint(scope.nodes):
+        if scope.checkpoints or scope.objects or not self.kept_open.isdisjoint(scope.nodes):
             call.is_open = True
         elif not self._is_in_function(scope):
             call.is_row = self._is_row(call)

@@ -224,11 +224,27 @@ def _partitions(parts: list[_Part], total: int) -> Iterable[list[_Part]]:
         elif len(rest) < MOST_PARTS and all(_are_disjoint(part.box, other.box) for other in rest):
             rest.append(part)
     if rest and sum(part.count for part in rest) == total:
-        yield sorted(rest, key=lambda part: [min(each, default=0) for each in part.box])
+        yield sorted(rest, key=lambda part: [_ends(each)[0] for each in part.box])
 
 
 def _are_disjoint(one: Box, two: Box) -> bool:
-    return any(mine != other and set(mine).isdisjoint(other) for mine, other in zip(one, two, strict=True))
+    return any(_share_nothing(mine, other) for mine, other in zip(one, two, strict=True))
+
+
+def _share_nothing(one: Sequence[int], two: Sequence[int]) -> bool:
+    """Whether no index is in both; told by their ends where that is enough, for they may be very many."""
+    if one == two:
+        return False
+    (low, high), (least, most) = _ends(one), _ends(two)
+    return high < least or most < low or set(one).isdisjoint(two)
+
+
+def _ends(indices: Sequence[int]) -> tuple[int, int]:
+    """The least and the largest index; (0, 0) of none."""
+    if not indices:
+        return 0, 0
+    ends = (indices[0], indices[-1]) if isinstance(indices, range) else indices
+    return min(ends), max(ends)
 
 
 def _gather(

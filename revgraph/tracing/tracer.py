@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from enum import Enum
+from typing import Any, cast
 
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -14,11 +16,12 @@ from torch.nn.parameter import is_lazy
 
 from revgraph.couplings import Boundary, Coupling
 from revgraph.errors import RevgraphError, TraceError
-from revgraph.expressions import Register, leaves, map_leaves
+from revgraph.expressions import ObjectForm, Register, leaves, map_leaves
 from revgraph.isolation import putting_back
 from revgraph.joint_bijections import Bijection, takes_flags
 from revgraph.storages import memory_key, parts_of
 from revgraph.tracing.ambient import RandomSources, is_random_source, modes
+from revgraph.tracing.arguments import fields_of, holds_objects, is_structured, objects_in
 from revgraph.tracing.evaluating import Evaluator
 from revgraph.tracing.guards import AttributeReads
 from revgraph.tracing.hooks import call_hooks, call_pre_hooks, stays_open
@@ -38,7 +41,10 @@ from revgraph.wiring import Wiring
 
 @dataclass
 class Scope:
-    """One call of a module that the trace went into, within that of its caller: nodes, arguments, results."""
+    """One call of a module that the trace went into, within that of its caller: nodes, arguments, results.
+
+    One that takes or returns `objects` of user code stays open: what goes in and out of them is in the graph.
+    """
 
     path: str
     args: tuple[Any, ...]
@@ -47,6 +53,7 @@ class Scope:
     nodes: list[fx.Node] = field(default_factory=list)
     result: Any = None
     checkpoints: bool = False
+    objects: bool = False
     is_empty: bool = False
 
     def is_gone(self) -> bool:
@@ -97,7 +104,7 @@ class Tracer(fx.Tracer):
         # Copies on which modules are called that edit their input in place: each belongs to that call.
         self.copies: set[fx.Node] = set()
         self._open: list[Scope] = []
-        self._overwritten: list[Tensor] = []
+        self._overwritten: list[tuple[int, Tensor]] = []  # with where they lie, which many are asked for
         self._mode = modes()
         self._random = RandomSources()
         self.evaluator = Evaluator(model, fake_mode)
@@ -112,6 +119,8 @@ class Tracer(fx.Tracer):
         own = (*model.parameters(), *model.buffers())
         self._memory = {memory_key(part) for each in own if not is_lazy(each) for part in parts_of(each)}
         self.results: Any = None
+        self.given: Any = ()  # the arguments of the model's forward, for what it returns of them
+        self._objects: dict[int, ObjectForm | None] = {}
 
     def run(
         self,
@@ -155,7 +164,9 @@ class Tracer(fx.Tracer):
     def _result(self, leaf: Any, nodes: list[fx.Node]) -> Any:
         """A result's place among the graph's outputs; constants stay what they are."""
         if not isinstance(leaf, (fx.Proxy, Tensor)):
-            if type(leaf).__module__ not in ("builtins", "torch"):
+            if is_structured(leaf):
+                return self._object(leaf, nodes)
+            if type(leaf).__module__ not in ("builtins", "torch") and not isinstance(leaf, Enum):
                 raise Untraceable(
                     f"it returns a {type(leaf).__name__}; return tensors, tuples, lists or dicts"
                 )
@@ -165,6 +176,25 @@ class Tracer(fx.Tracer):
             return argument
         nodes.append(argument)
         return Register(len(nodes) - 1)
+
+    def _object(self, made: Any, nodes: list[fx.Node]) -> ObjectForm:
+        """The form of an object that the forward made, such as a cache of keys and values."""
+        known = self._objects.get(id(made), self)
+        if known is None:
+            raise Untraceable(f"it returns a {type(made).__name__} that holds itself")
+        if isinstance(known, ObjectForm):
+            return known
+        if id(made) in objects_in((self.given, [vars(module) for module in self.root.modules()])):
+            raise Untraceable(
+                f"it returns a {type(made).__name__} that it was given or that the model holds; return its "
+                "tensors, or a new one"
+            )
+        number = len(self._objects) + 1
+        self._objects[id(made)] = None
+        fields = self._unpacked(fields_of(made))
+        fields = map_leaves(lambda leaf: self._result(leaf, nodes), fields)
+        form = self._objects[id(made)] = ObjectForm(type(made), fields, number)
+        return form
 
     def check_random(self) -> None:
         """Refuse random numbers that the user's code drew by itself: a graph would draw them only once."""
@@ -218,9 +248,9 @@ class Tracer(fx.Tracer):
             return self._called(path, args, kwargs)
         self.check_random()  # here, or a draw of the code around it would be taken for the module's
         args, kwargs = self._unpacked(args), self._unpacked(kwargs)
-        scope = Scope(
-            path, self.create_arg(args), self.create_arg(kwargs), self._open[-1] if self._open else None
-        )
+        objects = holds_objects((args, kwargs))
+        given = ((), {}) if objects else (self.create_arg(args), self.create_arg(kwargs))
+        scope = Scope(path, *given, self._open[-1] if self._open else None, objects=objects)
         last = next(iter(reversed(self.graph.nodes)))
         overwritten, seen, put_back = len(self._overwritten), self.reads.mark(), putting_back(m)
         self._open.append(scope)
@@ -236,7 +266,8 @@ class Tracer(fx.Tracer):
                 self._call_hooks(call_hooks, path, m, args, kwargs, self._unpacked(result))
             self.check_random()
             self.reads.check_unchanged(seen)
-            scope.result = self.create_arg(self._unpacked(result))
+            scope.objects = objects or holds_objects(result)
+            scope.result = None if scope.objects else self.create_arg(self._unpacked(result))
         except RevgraphError:
             raise
         except Exception as error:
@@ -246,6 +277,8 @@ class Tracer(fx.Tracer):
             self.reads.forget(seen)
             self._random.settle()
             self.opaque[path] = f"{type(error).__name__}: {error}"
+            if objects:  # as a call of its own it would put results into them that nothing tells of
+                raise
             return self._called(path, args, kwargs)
         finally:
             self._open.pop()
@@ -314,8 +347,10 @@ class Tracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         if issubclass(type(a), ShadowProxy):
-            if is_tensor(a.shadow) and any(overlaps(a.shadow, gone) for gone in self._overwritten):
-                raise Untraceable("a tensor is read after memory that it shares was changed in place")
+            if is_tensor(a.shadow) and self._overwritten:
+                place = memory_key(a.shadow)
+                if any(place == key and overlaps(a.shadow, gone) for key, gone in self._overwritten):
+                    raise Untraceable("a tensor is read after memory that it shares was changed in place")
             return a.node
         if isinstance(a, Tensor) and not isinstance(a, nn.Parameter):
             self.check_random()
@@ -331,6 +366,9 @@ class Tracer(fx.Tracer):
             return self.create_node("get_attr", self._parameters[id(a)], (), {})
         if callable(a) and not isinstance(a, (fx.Proxy, nn.Module)):
             return a
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and isinstance(a, numpy.generic):
+            return cast("Any", a).item()
         return super().create_arg(a)
 
     def _follows_from_own(self, tensor: Tensor) -> bool:
@@ -380,7 +418,7 @@ class Tracer(fx.Tracer):
             changed = edited[0]
         proxy = self._record(kind, target, args, kwargs, name, shadow)
         if changed is not None:
-            self._overwritten.append(changed.shadow)
+            self._overwritten.append((memory_key(changed.shadow), changed.shadow))
             changed.node, changed.shadow = proxy.node, shadow
         return proxy
 
@@ -389,7 +427,7 @@ class Tracer(fx.Tracer):
         as in `x[0] += 1`, which changes a view and then assigns it."""
         view = self._evaluate("call_function", operator.getitem, (x, key), {})
         if is_tensor(view):
-            self._overwritten = [gone for gone in self._overwritten if not is_same_view(gone, view)]
+            self._overwritten = [each for each in self._overwritten if not is_same_view(each[1], view)]
 
     def _evaluate(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:

@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import revgraph as rg
 from revgraph.planning import parse_bytes
+from revgraph.storages import StorageTracker
 
 MIB = 2**20
 
@@ -201,3 +204,56 @@ def test_a_graph_lets_go_of_its_plans_and_does_not_hand_them_on() -> None:
     del graph
     gc.collect()
     assert gone() is None
+
+
+class Residual(nn.Module):
+    """Blocks of two residual layers in plain code, in stretches that torch may checkpoint."""
+
+    def __init__(self, blocks: int, stretches: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stretches = stretches
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 16), nn.GELU()) for _ in range(2 * blocks)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        def run(x: Tensor, first: int, last: int) -> Tensor:
+            for layer in self.layers[first:last]:
+                x = x + layer(x)
+            return x
+
+        bounds = [round(place * len(self.layers) / max(1, self.stretches)) for place in range(self.stretches)]
+        for first, last in itertools.pairwise([*bounds, len(self.layers)]):
+            x = checkpoint(run, x, first, last, use_reentrant=False)
+        return x if self.stretches else run(x, 0, len(self.layers))
+
+
+def taken(model: nn.Module, x: Tensor) -> tuple[int, int]:
+    """Peak bytes and FLOPs of a step."""
+    with StorageTracker([x, *model.parameters()]) as tracker:
+        model(x).square().mean().backward()
+    peak = tracker.peak(without=[each.grad for each in model.parameters() if each.grad is not None])
+    with FlopCounterMode(display=False) as counter:
+        model(x).square().mean().backward()
+    return peak, counter.get_total_flops()
+
+
+def test_residual_blocks_in_plain_code_take_no_more_than_torchs_checkpoints() -> None:
+    """Their additions save nothing, and stretches are run again with them."""
+    x = torch.randn(64, 16)
+    net = rg.trace(Residual(12), x)
+    assert sum(node.cost.courses["keep"].held_bytes == 0 for node in net.graph.planned) >= 24
+    _, plain = taken(Residual(12), x)
+    for stretches in (3, 4, 6):
+        peak, flops = taken(Residual(12, stretches), x)
+        plan = rg.plan(net.graph, budget=peak, cost="flops")
+        assert plan.flops_ratio <= flops / plain
+        net.plan = plan
+        assert rg.measure(net, x).peak_bytes == plan.peak_bytes <= peak
+    reference = copy.deepcopy(net)
+    reference.plan = rg.keep_all(net.graph)
+    for each in (net, reference):
+        each(x).square().mean().backward()
+    for one, two in zip(net.parameters(), reference.parameters(), strict=True):
+        assert torch.equal(one.grad, two.grad)  # pyright: ignore

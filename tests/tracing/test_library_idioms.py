@@ -227,3 +227,17 @@ def test_functions_that_undo_themselves_called_backwards_are_run_as_they_are() -
     except rg.TraceError:
         return
     equal_runs(net, plain, x, mask)
+
+
+def test_numbers_of_numpy_among_the_arguments_of_a_call_are_plain_ones() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            size = np.prod((2, 2))
+            return self.inner(x.reshape(-1, size)) * np.float64(0.5)
+
+    net = agree(Scaled(), randn(3, 4))
+    assert "inner" in {node.module for node in net.graph.nodes}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
+from typing import Any
 
 import pytest
 import torch
@@ -137,3 +139,150 @@ def test_sizes_that_a_module_returns_are_known_where_the_costs_are_found() -> No
     net = agree(Net(), randn(2, 3, 5))
     assert all(node.cost.courses for node in net.graph.planned)
     assert net(randn(2, 5, 4)).shape == (2, 4, 5, 4)
+
+
+class CacheLayer:
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.dtype: Any = None
+
+    def update(self, keys: Tensor) -> Tensor:
+        if self.keys is None:
+            self.dtype = keys.dtype
+            self.keys = torch.tensor([], dtype=self.dtype)
+        self.keys = torch.cat([self.keys, keys], dim=-1)
+        return self.keys
+
+
+class Cache:
+    """Grows by a layer when it is first updated there."""
+
+    def __init__(self, mode: str = "dynamic") -> None:
+        self.layers: list[CacheLayer] = []
+        self.mode = mode
+        self.first: CacheLayer | None = None
+
+    def update(self, keys: Tensor, index: int) -> Tensor:
+        while len(self.layers) <= index:
+            self.layers.append(CacheLayer())
+            self.first = self.layers[0]
+        return self.layers[index].update(keys)
+
+
+class Cached(nn.Module):
+    """A residual layer that puts its keys into the cache that it is given."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self.index, self.key, self.mlp = index, linear(seed=index), mlp(seed=10 * index)
+
+    def forward(self, x: Tensor, past: Cache | None = None) -> Tensor:
+        keys = self.key(x)
+        if past is not None:
+            keys = past.update(keys, self.index)
+        return x + self.mlp(torch.tanh(keys))
+
+
+class Output(OrderedDict[str, Any]):
+    def __getattr__(self, name: str) -> Any:
+        if name not in self:
+            raise AttributeError(name)
+        return self[name]
+
+
+class Decoder(nn.Module):
+    """Makes a cache in its forward, as transformers do unless told otherwise, and returns it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Cached(index) for index in range(3))
+
+    def forward(self, x: Tensor, past: Cache | None = None, use_cache: bool = True) -> Any:
+        if use_cache and past is None:
+            past = Cache()
+        for layer in self.layers:
+            x = layer(x, past=past)
+        return Output(x=x, past=past)
+
+
+class Head(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = Decoder(), linear()
+
+    def forward(self, x: Tensor, use_cache: bool = True) -> Any:
+        found = self.body(x, use_cache=use_cache)
+        return Output(y=self.head(found.x), past=found.past)
+
+
+def values_of(out: Any) -> list[Any]:
+    return [out.y, *([] if out.past is None else [each.keys for each in out.past.layers])]
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("plan", [rg.keep_all, lambda graph: rg.plan(graph, budget="least")])
+def test_a_cache_made_in_the_forward_comes_back_as_the_model_makes_it(use_cache: bool, plan: Any) -> None:
+    model, x = Head(), randn(3, 4)
+    net = rg.trace(copy.deepcopy(model), x, use_cache=use_cache)
+    net.plan = plan(net.graph)
+    layers = {node.module.removesuffix(".mlp") for node in net.graph.nodes}
+    assert {"body.layers.0", "body.layers.1", "body.layers.2"} <= layers, "each is planned by itself"
+    steps = []
+    for each in (net, model):
+        out = each(x, use_cache=use_cache)
+        assert type(out) is Output
+        sum((value.square() * (n + 1)).sum() for n, value in enumerate(values_of(out))).backward()
+        steps.append((out, values_of(out), [each.grad for each in each.parameters()]))
+    ours, theirs = steps
+    for found, wanted in zip(ours[1] + ours[2], theirs[1] + theirs[2], strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    if use_cache:
+        past = ours[0].past
+        assert type(past) is Cache and past.mode == "dynamic"
+        assert past.first is past.layers[0] and past.first.dtype is torch.float64
+        assert past is not net(x).past and past.layers is not net(x).past.layers
+
+
+def test_a_cache_that_is_given_is_refused_for_what_is_put_into_it() -> None:
+    with pytest.raises(rg.TraceError, match="puts a result into its argument past"):
+        rg.trace(Decoder(), randn(3, 4), past=Cache())
+
+
+def test_objects_that_the_model_holds_or_is_given_are_not_returned_as_copies() -> None:
+    class Holding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.config = mlp(), Config()
+
+        def forward(self, x: Tensor) -> Any:
+            return self.inner(x), self.config
+
+    with pytest.raises(rg.TraceError, match="returns a Config that it was given or that the model holds"):
+        rg.trace(Holding(), randn(3, 4))
+
+
+def test_an_object_that_holds_itself_is_refused() -> None:
+    class Circle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = mlp()
+
+        def forward(self, x: Tensor) -> Any:
+            made = Cache()
+            made.layers = [made]  # type: ignore[list-item]
+            return self.inner(x), made
+
+    with pytest.raises(rg.TraceError, match="holds itself"):
+        rg.trace(Circle(), randn(3, 4))
+
+
+def test_a_layer_that_cannot_be_traced_is_named_where_it_is_given_a_cache() -> None:
+    class Branching(Cached):
+        def forward(self, x: Tensor, past: Cache | None = None) -> Tensor:
+            return super().forward(x, past) if x.sum() > 0 else x
+
+    model = Head()
+    model.body.layers[1] = Branching(1)
+    net = rg.trace(model, randn(3, 4))
+    assert "depends on the values in a tensor" in str(net.graph)
+    assert torch.equal(net(randn(3, 4)).y, model(randn(3, 4)).y)

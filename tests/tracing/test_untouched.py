@@ -348,3 +348,36 @@ def test_costs_are_those_of_one_block_times_their_number() -> None:
     flops = sum(node.cost.flops for node in one.nodes)
     assert flops > 0
     assert sum(node.cost.flops for node in three.nodes) == 3 * flops
+
+
+def test_hooks_that_the_forward_registers_are_gone_after_the_trace() -> None:
+    class Watching(nn.Module):
+        """Registers hooks on its layers when it first runs."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+            self.is_watching, self.seen = False, list[int]()
+
+        def forward(self, x: Tensor) -> Any:
+            if not self.is_watching:
+                for layer in self.layers:
+                    layer.register_forward_hook(lambda module, args, result: self.seen.append(1))
+                self.is_watching = True
+            self.seen.clear()
+            return self.layers(x), len(self.seen)
+
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Watching()
+
+        def forward(self, x: Tensor) -> Any:
+            return self.inner(x)
+
+    model = Around()
+    net = rg.trace(model, torch.randn(2, 4))
+    assert not any(module._forward_hooks for module in model.modules())
+    assert [net(torch.randn(2, 4))[1] for _ in range(2)] == [2, 2]
+    rg.trace(model, torch.randn(2, 4))
+    assert all(len(layer._forward_hooks) == 1 for layer in model.inner.layers)

@@ -41,7 +41,8 @@ class Line:
     `states` are the values alive at each position, `storages` theirs without what the caller holds. A node's
     `storing` ways need nothing in the backward pass but what they hold; its `undoing` ways have the state
     after the node at hand and give the state before it. `replay` is the option under which a node is
-    differentiated from its inputs, None where it has none.
+    differentiated from its inputs, None where it has none; `silent` tells of nodes that save nothing, which
+    are differentiated from nothing at all.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -70,6 +71,10 @@ class Line:
         }
         self.undoing = [list(self._undoing(n)) for n in range(self.count)]
         self.replay = [replay_option(self.item(n)) for n in range(self.count)]
+        self.silent = [
+            replay is not None and self.item(n).options[replay].name == "keep"
+            for n, replay in enumerate(self.replay)
+        ]
 
     @property
     def is_chain(self) -> bool:
@@ -156,14 +161,15 @@ class Line:
 
 
 def replay_option(item: Item) -> int | None:
-    """The option of an item under which a rerun may come before its backward: None where it has none.
+    """The option of an item that replays all of it, so that a rerun may come before it.
 
-    It is one that replays all of it. What saves nothing, as a sum, is kept and needs no replay.
+    What saves nothing (an addition) has nothing to replay: that is to keep it.
     """
-    plain = [number for number, option in enumerate(item.options) if is_plain(option)]
-    if not plain and all(not option.held_bytes and not option.pinned for option in item.options):
-        return 0
-    return max(plain, key=lambda number: item.options[number].name == "recompute", default=None)
+    options = item.options
+    plain = [number for number, option in enumerate(options) if is_plain(option)]
+    if not plain:
+        plain = [number for number, option in enumerate(options) if not (option.held_bytes or option.pinned)]
+    return max(plain, key=lambda number: options[number].name == "recompute", default=None)
 
 
 def is_plain(option: Option) -> bool:

@@ -138,11 +138,13 @@ def _segment(line: Line, start: int, stop: int) -> Segment:
         first_run_peak = max(first_run_peak, before + max(first.forward_peak, made))
     reruns = all(line.replay[n] is not None for n in nodes)
     captured = at_once = None
-    last = line.replay[stop - 1]
-    if reruns and last is not None:
+    if reruns:
         captured = _captured(line, nodes)
+        last = max((n for n in nodes if not line.silent[n]), default=start)
+        replay = line.replay[last]
+        assert replay is not None
         at_once = (
-            sum(item.rerun_cost for item in items[:-1]) + items[-1].options[last].cost,
+            sum(line.item(n).rerun_cost for n in range(start, last)) + line.item(last).options[replay].cost,
             max(captured.backward_beyond, captured.forward_beyond + items[-1].gradient_bytes),
         )
     return Segment(

@@ -36,10 +36,10 @@ TURN = Action("turn")
 
 def solution_of(line: Line, segments: Sequence[Segment], schedule: Iterable[Step]) -> Solution:
     """The solution that does what a programme's schedule says."""
-    return _Unrolled(line, list(_actions(segments, schedule))).solution()
+    return _Unrolled(line, list(_actions(line, segments, schedule))).solution()
 
 
-def _actions(segments: Sequence[Segment], schedule: Iterable[Step]) -> Iterable[Action]:
+def _actions(line: Line, segments: Sequence[Segment], schedule: Iterable[Step]) -> Iterable[Action]:
     for what, *arguments in schedule:
         if what == "turn":
             yield TURN
@@ -56,9 +56,11 @@ def _actions(segments: Sequence[Segment], schedule: Iterable[Step]) -> Iterable[
         elif what == "captured back":
             yield from (Action("backward", n, "captured") for n in reversed(nodes))
         elif what == "at once":
-            yield from (Action("forward", n, "captured") for n in nodes[:-1])
-            yield Action("backward", nodes[-1], "input")
-            yield from (Action("backward", n, "captured") for n in reversed(nodes[:-1]))
+            last = max((n for n in nodes if not line.silent[n]), default=segment.start)
+            yield from (Action("backward", n, "captured") for n in range(segment.stop - 1, last, -1))
+            yield from (Action("forward", n, "captured") for n in range(segment.start, last))
+            yield Action("backward", last, "input")
+            yield from (Action("backward", n, "captured") for n in range(last - 1, segment.start - 1, -1))
         else:
             chosen = (segment.storing if what.startswith("store") else segment.undoing)[arguments[1]]
             pairs = list(zip(nodes, chosen.ways, strict=True))
@@ -77,10 +79,11 @@ class _Unrolled:
         self.stage = self._stages()
 
     def _stages(self) -> list[int]:
-        """For each action after the turn the node whose backward it comes before."""
+        """For each action after the turn the node whose backward it comes before, of those that replay."""
         stages: list[int] = []
         for action in reversed(self.actions):
-            stages.append(action.node if action.what == "backward" or not stages else stages[-1])
+            begins = action.what == "backward" and not self.line.silent[action.node]
+            stages.append(action.node if begins or not stages else stages[-1])
         return stages[::-1]
 
     def solution(self) -> Solution:
@@ -96,7 +99,7 @@ class _Unrolled:
                 )
             elif action.what == "forward" and time > self.turn:
                 reruns.add(k)
-                if action.how == "captured":
+                if action.how == "captured" and self.stage[time] != action.node:
                     holds[k] = nodes[self.stage[time]]
         for action in self.actions:
             if action.how == "results":
