@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from planning.corpus import tracker
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import revgraph as rg
 from revgraph import costs
@@ -105,3 +106,27 @@ def test_tensors_without_memory_cost_what_those_with_memory_do(
         plan = net.plan = rg.decide(net.graph, {node.name: decision for node in net.graph.planned})
         with net.comparing(False):
             assert tracker.track(net, x) == tracker.Tracked(plan.peak_bytes, plan.held_bytes)
+
+
+class Scaled(rg.Coupling):
+    """A coupling of one's own, which is tried on numbers where there are any."""
+
+    def couple(self, x: Tensor, term: Tensor) -> Tensor:
+        return 2 * x + term
+
+    def uncouple(self, y: Tensor, term: Tensor) -> Tensor:
+        return (y - term) / 2
+
+
+@pytest.mark.parametrize("where", ["meta device", "fake tensors"])
+def test_couplings_of_ones_own_are_planned_without_memory(where: str) -> None:
+    def made() -> tuple[nn.Module, list[Tensor]]:
+        return Scaled(nn.Linear(4, 4), nn.Linear(4, 4)), [torch.zeros(3, 4), torch.zeros(3, 4)]
+
+    with torch.device("meta") if where == "meta device" else FakeTensorMode():
+        model, inputs = made()
+    plan = rg.trace(model, *inputs).plan
+    real, numbers = made()
+    expected = rg.trace(real, *numbers).plan
+    assert plan.decisions == expected.decisions
+    assert (plan.peak_bytes, plan.held_bytes) == (expected.peak_bytes, expected.held_bytes)
