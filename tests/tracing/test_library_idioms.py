@@ -240,4 +240,4 @@ def test_numbers_of_numpy_among_the_arguments_of_a_call_are_plain_ones() -> None
             return self.inner(x.reshape(-1, size)) * np.float64(0.5)
 
     net = agree(Scaled(), randn(3, 4))
-    assert "inner" in {node.module for node in net.graph.nodes}
+    assert any(node.module.startswith("inner") for node in net.graph.nodes)
