@@ -42,8 +42,7 @@ among those that compute no more than that, *equal bytes* the cheapest plan with
 ## What is planned
 
 Full-size configurations on fake tensors, which take no memory: CPU seconds to trace the model and to plan it,
-and bytes and FLOPs as above, those of ordinary training and of own checkpoints measured in a step without
-memory, and those of plans as they predict them.
+and bytes and FLOPs as above, measured in steps without memory.
 
 {planned}
 

@@ -240,7 +240,7 @@ def _on_cpu(example: Example) -> Example:
 def _full(client: Client) -> dict[str, Any]:
     """What the full-size model is to a plan: CPU seconds to trace and to plan it, and bytes, as in `_bytes`.
 
-    Those of plans are predicted; the others are measured on tensors without memory.
+    They are measured in steps on tensors without memory.
     """
     make = client.full
     assert make is not None
@@ -259,19 +259,14 @@ def _full(client: Client) -> dict[str, Any]:
     if "own" in weights:
         ratio = weights["own"].flops / weights["plain"].flops
         plans["equal_flops"] = _least_within(net.graph, ratio)
+    for name, plan in plans.items():
+        net.plan = plan
+        weights[name] = weigh(client, Example(net, example.args, example.kwargs))
     return {
         **_found(net),
         "parameters": sum(each.numel() for each in example.model.parameters()),
         "trace_seconds": traced - began,
         "plan_seconds": ended - traced,
-        "predicted_ordinary_bytes": net.plan.ordinary_bytes,
+        "predicted_bytes": {name: plan.peak_bytes for name, plan in plans.items()},
         **_told(weights),
-        **{
-            name: {
-                "peak_bytes": each.peak_bytes,
-                "held_bytes": each.held_bytes,
-                "flops_ratio": each.flops_ratio,
-            }
-            for name, each in plans.items()
-        },
     }
