@@ -42,7 +42,10 @@ among those that compute no more than that, *equal bytes* the cheapest plan with
 ## What is planned
 
 Full-size configurations on fake tensors, which take no memory: CPU seconds to trace the model and to plan it,
-and bytes and FLOPs as above, measured in steps without memory.
+and bytes and FLOPs as above, measured in steps without memory. Plans are chosen by what they are predicted to
+take under a loss of all outputs, the logits of a language model too. Where a model returns a loss of its own,
+which is all that is differentiated here, a step takes something else than that, and the order of two plans
+may be another one.
 
 {planned}
 
