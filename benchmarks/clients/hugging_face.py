@@ -221,9 +221,14 @@ def _checkpointed(model: Any) -> None:
 
 
 def _client(
-    name: str, tiny: Callable[[], Example], full: Callable[[], Example], checkpointed: bool = True
+    name: str,
+    tiny: Callable[[], Example],
+    full: Callable[[], Example],
+    checkpointed: bool = True,
+    obstacle: str = "",
 ) -> Client:
-    return Client(name, "transformers", tiny, full, _loss, checkpoint=_checkpointed if checkpointed else None)
+    checkpoint = _checkpointed if checkpointed else None
+    return Client(name, "transformers", tiny, full, _loss, checkpoint=checkpoint, obstacle=obstacle)
 
 
 LARGE: dict[str, int] = {"depth": 12, "width": 768, "batch": 8, "length": 512}
@@ -256,10 +261,22 @@ CLIENTS = (
     _client("Mamba", lambda: _mamba(**SMALL), lambda: _mamba(24, 768, 4, 64)),
     _client("Swin", lambda: _swin([2, 2], 16, 2, 64), lambda: _swin([2, 2, 6, 2], 96, 32, 224, 7)),
     _client(
-        "ConvNeXt", lambda: _convnext([1, 1, 2, 1], 8, 2, 64), lambda: _convnext([3, 3, 9, 3], 96, 32, 224)
+        "ConvNeXt",
+        lambda: _convnext([1, 1, 2, 1], 8, 2, 64),
+        lambda: _convnext([3, 3, 9, 3], 96, 32, 224),
+        False,
     ),
-    _client("ResNet", lambda: _resnet([1, 1, 1, 1], 8, 2, 64), lambda: _resnet([3, 4, 6, 3], 64, 32, 224)),
-    _client("Reformer", lambda: _reformer(4, 32, 2, 32), lambda: _reformer(12, 768, 8, 512), False),
+    _client(
+        "ResNet", lambda: _resnet([1, 1, 1, 1], 8, 2, 64), lambda: _resnet([3, 4, 6, 3], 64, 32, 224), False
+    ),
+    _client(
+        "Reformer",
+        lambda: _reformer(4, 32, 2, 32),
+        lambda: _reformer(12, 768, 8, 512),
+        False,
+        "its encoder is a Function of its own and one node, which gives other values when it is run again and "
+        "is refused then; its layers go in by themselves",
+    ),
     Client(
         "Reformer's layers",
         "transformers",
