@@ -274,8 +274,8 @@ CLIENTS = (
         lambda: _reformer(4, 32, 2, 32),
         lambda: _reformer(12, 768, 8, 512),
         False,
-        "its encoder is a Function of its own and one node, which gives other values when it is run again and "
-        "is refused then; its layers go in by themselves",
+        "its encoder is a Function of its own and one node, which gives other values when it is run "
+        "again, and is refused then; its layers go in by themselves",
     ),
     Client(
         "Reformer's layers",
