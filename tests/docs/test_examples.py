@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import shlex
 import subprocess
@@ -16,8 +17,22 @@ import torch
 
 import revgraph
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no page asks another host for anything
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NEEDS_GPU = "# Needs a GPU"  # how a block begins that is left out where there is none
+# What other libraries warn of on a machine like this, by page.
+WARN = {
+    "hugging_face": ("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:.*pin_memory.*"),
+    "lightning": (
+        "ignore::DeprecationWarning",
+        "ignore::FutureWarning",
+        "ignore:.*treespec.*",
+        "ignore:.*does not have many workers.*",
+        "ignore:The number of training batches",
+    ),
+}
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -50,16 +65,10 @@ def test_readme_opens_with_an_example_of_about_ten_lines() -> None:
     assert len([line for line in example.text.splitlines() if line.strip()]) <= 12
 
 
-@pytest.mark.parametrize(
-    "page",
-    [page for page in PAGES if blocks(page, "python")],
-    ids=lambda page: page.relative_to(ROOT).as_posix(),
-)
-def test_python_examples_run_from_top_to_bottom(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder; and what torchrun sets for a single process."""
     monkeypatch.chdir(tmp_path)
-    # As torchrun sets them for a single process.
     for name, setting in {
         "RANK": "0",
         "WORLD_SIZE": "1",
@@ -68,16 +77,22 @@ def test_python_examples_run_from_top_to_bottom(
     }.items():
         monkeypatch.setenv(name, setting)
     torch.manual_seed(0)
+
+
+def run(page: Path) -> None:
+    """Run a page from top to bottom, without what needs a GPU if there is none."""
     namespace: dict[str, object] = {"__name__": "__main__"}
     printed = io.StringIO()
     for block in blocks(page, "yaml", "python", "text"):
         if block.language == "yaml":
             # A specification is the file that its first line names.
-            (tmp_path / block.text.split("\n")[0].removeprefix("# ")).write_text(block.text)
+            Path(block.text.split("\n")[0].removeprefix("# ")).write_text(block.text)
         elif block.language == "python":
-            printed = io.StringIO()
             # Leading newlines make a traceback point at the line of the page.
             code = compile("\n" * (block.line - 1) + block.text, str(page), "exec", dont_inherit=True)
+            if block.text.startswith(NEEDS_GPU) and not torch.cuda.is_available():
+                continue
+            printed = io.StringIO()
             with contextlib.redirect_stdout(printed):
                 exec(code, namespace)
         else:
@@ -85,11 +100,33 @@ def test_python_examples_run_from_top_to_bottom(
             assert printed.getvalue() == block.text
 
 
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.filterwarnings(each) for each in WARN.get(page.stem, ())])
+        for page in PAGES
+        if blocks(page, "python")
+    ],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
+def test_python_examples_run_from_top_to_bottom(page: Path) -> None:
+    run(page)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if any(each.text.startswith(NEEDS_GPU) for each in blocks(page, "python"))],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
+def test_examples_for_gpus_run_too(page: Path) -> None:
+    run(page)
+
+
 @pytest.mark.parametrize("command", commands("revgraph"))
-def test_commands_of_the_pages_succeed(command: str, tmp_path: Path) -> None:
+def test_commands_of_the_pages_succeed(command: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "revgraph", *shlex.split(command)[1:]],
-        cwd=tmp_path,
         capture_output=True,
         text=True,
     )
