@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 import revgraph
 
@@ -67,7 +68,8 @@ def test_readme_opens_with_an_example_of_about_ten_lines() -> None:
 
 @pytest.fixture(autouse=True)
 def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty folder; and what torchrun sets for a single process."""
+    """An empty folder; what torchrun sets for a single process; and no Accelerator that another test made."""
+    AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.chdir(tmp_path)
     for name, setting in {
         "RANK": "0",
