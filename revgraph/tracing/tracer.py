@@ -6,6 +6,7 @@ import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, cast
@@ -61,6 +62,10 @@ class Scope:
         return not self.is_empty and all(node._erased for node in self.nodes)
 
 
+class CollectingHooks(Untraceable):
+    """Hooks that may speak to the code around, through a context variable that it has set."""
+
+
 def _is_list_like(module: nn.Module) -> bool:
     """Whether a module of torch's is more of a list than of a unit: its layers are what to plan."""
     is_wrapper = type(module).__module__.endswith("checkpoint_wrapper")
@@ -107,6 +112,7 @@ class Tracer(fx.Tracer):
         self._overwritten: list[tuple[int, Tensor]] = []  # with where they lie, which many are asked for
         self._mode = modes()
         self._random = RandomSources()
+        self._context = copy_context()
         self.evaluator = Evaluator(model, fake_mode)
         modules = dict(model.named_modules(remove_duplicate=False))
         self.reads = AttributeReads(
@@ -140,6 +146,7 @@ class Tracer(fx.Tracer):
                 proxies.append(proxy)
 
             def forward(_root: nn.Module) -> Any:
+                self._context = copy_context()
                 self.reads.open(model)
                 with self.reads.watching(), self._training_as_value(model, ""):
                     results = self._unpacked(call(proxies))
@@ -204,6 +211,11 @@ class Tracer(fx.Tracer):
                 "them only once. Draw them like a traced tensor (torch.randn_like), or give them as an input"
             )
 
+    def _variable_set(self) -> str:
+        """The name of a context variable that the code has set to something; "" for none."""
+        now = copy_context().items()
+        return next((each.name for each, value in now if value and self._context.get(each) is not value), "")
+
     def _watch_generator(self, name: str, source: Any) -> None:
         self.check_random()
         self._random.add(name, source)
@@ -244,6 +256,12 @@ class Tracer(fx.Tracer):
         path = self.reads.paths.get(id(m))
         if path is None:  # made in the forward, or held in a plain list: its code is the code around it
             return forward(*self._unpacked(args), **self._unpacked(kwargs))
+        variable = self._variable_set()
+        if variable and any(each._forward_hooks or each._forward_pre_hooks for each in m.modules()):
+            raise CollectingHooks(
+                f"it sets the context variable {variable!r}, which hooks in {path} may put things into: a "
+                "graph would call them when it is not set"
+            )
         if self.is_leaf_module(m, path):
             return self._called(path, args, kwargs)
         self.check_random()  # here, or a draw of the code around it would be taken for the module's
@@ -277,6 +295,8 @@ class Tracer(fx.Tracer):
             self.reads.forget(seen)
             self._random.settle()
             self.opaque[path] = f"{type(error).__name__}: {error}"
+            if variable and isinstance(error, CollectingHooks):
+                raise  # what has set it is farther out
             if objects:  # as a call of its own it would put results into them that nothing tells of
                 raise
             return self._called(path, args, kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -88,3 +89,48 @@ def test_hooks_that_change_something_are_obeyed(kind: str, before: bool) -> None
     net = net or rg.trace(model, *pair())
     equal_runs(net, copy.deepcopy(model), *pair())
     equal_runs(net, copy.deepcopy(model), *pair())
+
+
+COLLECTOR: ContextVar[dict[str, list[Tensor]] | None] = ContextVar("collector", default=None)
+
+
+class Collecting(nn.Module):
+    """Returns what hooks on its layers put into a collector while it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(linear(seed=each), nn.Tanh()) for each in range(2))
+        for layer in self.layers:
+            layer.register_forward_hook(collect)
+
+    def forward(self, x: Tensor) -> Any:
+        token = COLLECTOR.set(found := {"results": []})
+        try:
+            for layer in self.layers:
+                x = layer(x)
+        finally:
+            COLLECTOR.reset(token)
+        return x, found["results"]
+
+
+def collect(module: nn.Module, args: Any, result: Tensor) -> None:
+    if (found := COLLECTOR.get()) is not None:
+        found["results"].append(result)
+
+
+class Summed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Collecting()
+
+    def forward(self, x: Tensor) -> Any:
+        x, results = self.body(x)
+        return x, results[0] + results[1]
+
+
+def test_hooks_that_collect_for_the_forward_collect_what_they_do_in_the_model() -> None:
+    model, x = Summed(), randn(3, 4)
+    reference = copy.deepcopy(model)
+    equal_runs(rg.trace(model, x), reference, x)
+    with pytest.raises(rg.TraceError, match="context variable 'collector'"):
+        rg.trace(Collecting(), x)
