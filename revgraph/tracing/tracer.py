@@ -154,6 +154,7 @@ class Tracer(fx.Tracer):
                 self.reads.check_unchanged((0, 0, 0))
                 nodes: list[fx.Node] = []
                 self.results = map_leaves(lambda leaf: self._result(leaf, nodes), results)
+                self.given, self._objects = (), {}  # or what knows the tracer would hold on to the proxies
                 return tuple(self._proxy_of(node) for node in nodes)
 
             forward.__annotations__ = {}

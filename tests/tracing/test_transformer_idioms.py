@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections import OrderedDict
 from typing import Any
 
@@ -286,3 +287,10 @@ def test_a_layer_that_cannot_be_traced_is_named_where_it_is_given_a_cache() -> N
     net = rg.trace(model, randn(3, 4))
     assert "depends on the values in a tensor" in str(net.graph)
     assert torch.equal(net(randn(3, 4)).y, model(randn(3, 4)).y)
+
+
+def test_a_trace_that_settles_something_holds_on_to_no_traced_value() -> None:
+    net = rg.trace(Classifier(), randn(3, 4), torch.arange(3))
+    gc.collect()
+    assert not [thing for thing in gc.get_objects() if type(thing).__name__ == "ShadowProxy"]
+    assert net is not None
