@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,6 +24,13 @@ OPERATORS: dict[Any, Any] = {
     operator.iand: operator.and_,
     operator.ior: operator.or_,
     operator.ixor: operator.xor,
+}
+# Factories by those that leave memory as it is; while code is traced, torch's names stand for others.
+EMPTY = torch.empty
+FILLED: dict[Any, Any] = {
+    EMPTY: torch.zeros,
+    torch.empty_like: torch.zeros_like,
+    "new_empty": "new_zeros",
 }
 
 
@@ -53,6 +61,17 @@ def out_of_place(
     if kind == "call_function" and kwargs.get("inplace"):
         return target, args, {**kwargs, "inplace": False}, args[0]
     return target, args, kwargs, None
+
+
+def initialized(target: Any, kwargs: Mapping[str, Any]) -> Any:
+    """A factory whose result has numbers, in the place of one whose result has any that lie in memory.
+
+    Code fills such a tensor in parts. Run again it would begin with others, which comparisons take for the
+    work of a function that does not do the same each time.
+    """
+    if target is EMPTY and "memory_format" in kwargs:  # which zeros do not take
+        return target
+    return FILLED.get(target, target)
 
 
 def with_items(x: Tensor, key: Any, value: Any) -> Tensor:

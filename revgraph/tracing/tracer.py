@@ -26,7 +26,14 @@ from revgraph.tracing.arguments import fields_of, holds_objects, is_structured, 
 from revgraph.tracing.evaluating import Evaluator
 from revgraph.tracing.guards import AttributeReads
 from revgraph.tracing.hooks import call_hooks, call_pre_hooks, stays_open
-from revgraph.tracing.in_place import is_same, is_same_view, out_of_place, replaced, stands_for_tensor
+from revgraph.tracing.in_place import (
+    initialized,
+    is_same,
+    is_same_view,
+    out_of_place,
+    replaced,
+    stands_for_tensor,
+)
 from revgraph.tracing.patches import patched
 from revgraph.tracing.shadows import (
     ReadPastAttributes,
@@ -417,6 +424,7 @@ class Tracer(fx.Tracer):
             self._renew(args[0], args[1])
         if target is not operator.getitem and target is not getattr:
             args, kwargs = self._unpacked(args), self._unpacked(kwargs)
+        target = initialized(target, kwargs)
         target, args, kwargs, changed = out_of_place(kind, target, args, kwargs)
         if changed is not None and memory_key(changed.shadow) in self._memory:
             what = getattr(target, "__name__", target)
