@@ -42,6 +42,7 @@ def untouched(model: nn.Module, fake_mode: FakeTensorMode | None = None) -> Iter
     compiled = [buffer for module in scripted for buffer in module.buffers(recurse=False)]
     attributes = [dict(module.__dict__) for module in modules]
     tables = _Tables(modules, TABLES)
+    classes = [type(module) for module in modules]  # a lazy layer takes another when its parameters come
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with (
         out_of_inference_mode(),
@@ -56,7 +57,9 @@ def untouched(model: nn.Module, fake_mode: FakeTensorMode | None = None) -> Iter
             _replace(modules, fake_mode)
             yield
         finally:
-            for module, saved in zip(modules, attributes, strict=True):
+            for module, kind, saved in zip(modules, classes, attributes, strict=True):
+                if type(module) is not kind:
+                    module.__class__ = kind
                 module.__dict__.clear()
                 module.__dict__.update(saved)
             tables.put_back()

@@ -125,7 +125,8 @@ class Forward:
             self.free(operation)
         silent = [each.operation.node for each in careful if each.saved.is_silent]
         for index, hook in zip(tape.lean_nodes, tape.hooks, strict=True):
-            if hook() is None:
+            start, end = tape.ends[index]
+            if start == end or hook() is None:  # of parameters alone nothing is to come back
                 silent.append(executable.operations[index].node)
                 tape.kept.pop(index, None)
         replays = tape.replays = executable.replays(frozenset(silent))

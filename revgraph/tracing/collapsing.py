@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx, nn
+from torch.nn.parameter import is_lazy
 
 from revgraph.expressions import leaves, map_leaves
 from revgraph.tracing.finding import HalfStep
@@ -110,6 +111,8 @@ class _Collapsing:
     def _is_row(self, call: _Call) -> bool:
         """Whether what a call computes follows one from another, and some of it is worth storing."""
         if sum(not isinstance(part, SAVE_RESULTS) for part in self._parts(call)) < 2:
+            return False
+        if any(map(is_lazy, self._module(call).parameters())):
             return False
         nodes = [node for node in call.scope.nodes if node.op != "get_attr"]
         computed = [node for node in nodes if _makes_tensors(self.tracer, node)]

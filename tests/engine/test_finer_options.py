@@ -220,6 +220,10 @@ class Swallows(nn.Module):
             raise KeyError("a third") from None
 
 
+class SwallowsWhole(Swallows, rg.Boundary):
+    """The same as one node."""
+
+
 @pytest.mark.parametrize("how", ["go on", "another", "unrelated"])
 @pytest.mark.parametrize("kind", ["boundary", "coupling"])
 def test_a_function_that_swallows_the_stop_is_right(how: str, kind: str) -> None:
@@ -227,7 +231,7 @@ def test_a_function_that_swallows_the_stop_is_right(how: str, kind: str) -> None
         net = agrees(lambda: Pair(Swallows(how), mlp()), {"f": "recompute", "g": "recompute"}, *streams())
         function = net.get_submodule("f")
     else:
-        net = agrees(lambda: nn.Sequential(Swallows(how), nn.Tanh()), {"0": "recompute"}, batch(3, 4))
+        net = agrees(lambda: nn.Sequential(SwallowsWhole(how), nn.Tanh()), {"0": "recompute"}, batch(3, 4))
         function = net.get_submodule("0")
     assert set(function.swallowed) <= {"Enough"}  # pyright: ignore
 

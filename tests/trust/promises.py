@@ -181,6 +181,10 @@ PROMISES = (
         ("trust/test_threads.py",),
     ),
     Promise(
+        "Exported programs, traced scripts and quantized copies of a net compute what it does",
+        ("trust/test_exporting.py",),
+    ),
+    Promise(
         "Functions may be compiled, and `torch.compile` around the net gives right results, with a "
         "graph break",
         ("trust/test_compiling.py",),
