@@ -29,7 +29,12 @@ SAVE_RESULTS = (
     nn.Sigmoid,
     nn.Softmax,
     nn.LogSoftmax,
-    nn.modules.dropout._DropoutNd,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
     nn.Identity,
     nn.Flatten,
     nn.Unflatten,
@@ -100,13 +105,13 @@ class _Collapsing:
         """Whether a call is planned better part by part: not for a row that is the least of it."""
         if any(inner.is_open and not inner.is_row for inner in call.inner):
             return True
-        if sum(self._weights(part) > 1 for part in self._parts(call)) > 1:
+        if sum(_weights(part) > 1 for part in self._parts(call)) > 1:
             return True
         module = self._module(call)
         if isinstance(module, nn.Sequential) and any(_is_nested(self.tracer, child) for child in module):
             return True
-        in_rows = sum(self._weights(self._module(inner)) for inner in call.inner if inner.is_row)
-        return 2 * in_rows > self._weights(module)
+        in_rows = sum(_weights(self._module(inner)) for inner in call.inner if inner.is_row)
+        return 2 * in_rows > _weights(module)
 
     def _is_row(self, call: _Call) -> bool:
         """Whether what a call computes follows one from another, and some of it is worth storing."""
@@ -132,10 +137,6 @@ class _Collapsing:
         paths = [*(str(node.target) for node in leaf_calls), *(inner.scope.path for inner in call.inner)]
         return [root.get_submodule(path) for path in paths]
 
-    def _weights(self, module: nn.Module) -> int:
-        """How many modules with parameters are at work in it."""
-        return sum(bool(each._parameters) for each in module.modules())
-
     def _computes(self, scope: Scope) -> bool:
         return any(
             node.op.startswith("call_")
@@ -143,6 +144,11 @@ class _Collapsing:
             and not is_wiring(node, self.tracer.root)
             for node in scope.nodes
         )
+
+
+def _weights(module: nn.Module) -> int:
+    """How many modules with parameters are at work in a module."""
+    return sum(bool(each._parameters) for each in module.modules())
 
 
 def _as_trees(scopes: list[Scope]) -> list[_Call]:

@@ -8,22 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from tracing.agreement import agree, linear, mlp, randn
+from tracing.agreement import Net, agree, linear, mlp, randn
 
 import revgraph as rg
-
-
-class Net(nn.Module):
-    """A forward written as a function of the module and its inputs."""
-
-    def __init__(self, body: Callable[..., Any], **modules: nn.Module) -> None:
-        super().__init__()
-        self.body = body
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, x1: Tensor, x2: Tensor) -> Any:
-        return self.body(self, x1, x2)
 
 
 def pair() -> tuple[Tensor, Tensor]:

@@ -270,7 +270,7 @@ def test_an_object_that_holds_itself_is_refused() -> None:
 
         def forward(self, x: Tensor) -> Any:
             made = Cache()
-            made.layers = [made]  # type: ignore[list-item]
+            made.layers = [made]
             return self.inner(x), made
 
     with pytest.raises(rg.TraceError, match="holds itself"):

@@ -58,7 +58,6 @@ class SegmentProgramme(Counted):
         self.shared = [[line.size(p & q) for q in states] for p in states]
         # Whether a state lies in part in one behind it: then that is held beside it, and costs less.
         self.overlaps = [any(self.shared[i][i + 1 :]) for i in range(self.count)]
-        self.nothing = np.full(slots + 1, INFINITE, np.float32)
         self.run_peaks = [self._run_peaks(i, first=False) for i in range(self.count)]
         self.first_run_peaks = [self._run_peaks(i, first=True) for i in range(self.count)]
         self.captured = [self._captured_way(each) for each in segments]
@@ -152,7 +151,7 @@ class SegmentProgramme(Counted):
                 costs = entries(self.owned_to[j, i + 1], at, held) + cost
                 yield from_slots(costs, at, least), ("store", i, number, held)
             for number, held, cost, least in self.storing_beside[i]:
-                costs = entries(self.lent[i + 1, j] if i + 1 < j else self.nothing, at, held) + cost
+                costs = entries(self.lent_to[j, i + 1], at, held) + cost
                 yield from_slots(costs, at, least), ("store beside", i, number, held)
         elif i < j and segment.captured is not None:
             yield self._captured(i, j, at, self.captured_lent[i], segment.captured.forward_beyond)
