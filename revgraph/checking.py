@@ -26,6 +26,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from revgraph.displays import ShownAsTable
 from revgraph.engine.module import ReversibleModule
 from revgraph.engine.observer import Choices, Observer
 from revgraph.errors import DriftError, cures_of_drift
@@ -47,7 +48,7 @@ JUMP, HIDDEN_JUMP = 1e2, 1e4
 
 
 @dataclass(frozen=True, slots=True)
-class GradientReport:
+class GradientReport(ShownAsTable):
     """Gradients under the net's plan against those from stored activations, on one batch.
 
     `max_relative_error` is the largest error of an element over the largest element of its tensor's

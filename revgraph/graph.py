@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from revgraph.courses import verify_course
+from revgraph.displays import ShownAsPicture
 from revgraph.errors import GraphError
 from revgraph.parts import KINDS, Cost, CourseTable, Kind, Node, Value, value_from
 
@@ -24,7 +25,7 @@ WIDEST_CELL = 48
 
 
 @dataclass(frozen=True)
-class Graph:
+class Graph(ShownAsPicture):
     """A network as data: nodes in a topological order, and their values.
 
     `findings` say what a trace made of the model's sums and modules. Graphs compare by all else that they

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from revgraph.displays import ShownAsTable
 from revgraph.engine.module import ReversibleModule
 from revgraph.engine.observer import Observer
 from revgraph.planning import human_bytes, keep_all
@@ -18,7 +19,7 @@ from revgraph.trials import count_step, isolated, loss_of
 
 
 @dataclass(frozen=True, slots=True)
-class Measurement:
+class Measurement(ShownAsTable):
     """One training step, measured.
 
     `peak_bytes` and `held_bytes` (from forward to backward) are activation bytes: live storages without

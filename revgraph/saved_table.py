@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from typing import Any, Literal
 
+from revgraph.displays import ShownAsTable
 from revgraph.planning import human_bytes
 
 Kind = Literal["activation", "stored", "output", "parameter", "buffer", "input", "rebuilt", "packed"]
@@ -76,7 +77,7 @@ class SavedRow:
 
 
 @dataclass(frozen=True)
-class SavedTable:
+class SavedTable(ShownAsTable):
     """What autograd holds from forward to backward, made by `rg.saved`.
 
     `rows` has one row a storage, in the order of the forward. `planned_bytes` is what a reversible net's plan

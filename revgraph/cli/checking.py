@@ -12,7 +12,6 @@ from revgraph.cli.guarding import NO
 from revgraph.cli.options import Exact, Json, Net, Parameters, PlanFile, example_for, parameters_of
 from revgraph.cli.plan_files import read_plan
 from revgraph.cli.showing import messages, show_json, show_table
-from revgraph.reporting import as_json, report
 
 if TYPE_CHECKING:
     from revgraph.checking import GradientReport
@@ -45,6 +44,7 @@ def check(
     import torch
 
     import revgraph as rg
+    from revgraph.reporting import as_json, report
 
     parameters = parameters_of(set_)
     inputs = example_for(net, batch, parameters)

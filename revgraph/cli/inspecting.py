@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from revgraph.cli.options import Batch, Json, Net, Parameters, parameters_of
 from revgraph.cli.showing import show_json, show_table
-from revgraph.reporting import Report, as_json, report
 
 
 def list_(json: Json = False) -> None:
@@ -12,6 +11,7 @@ def list_(json: Json = False) -> None:
     import torch
 
     from revgraph import specs
+    from revgraph.reporting import Report
 
     with torch.device("meta"):
         found = [specs.build(name) for name in specs.shipped()]
@@ -38,6 +38,7 @@ def list_(json: Json = False) -> None:
 def show(net: Net, batch: Batch = 100, set_: Parameters = None, json: Json = False) -> None:
     """Show a network's graph, node by node."""
     import revgraph as rg
+    from revgraph.reporting import as_json, report
 
     graph = rg.load(net, batch=batch, **parameters_of(set_)).graph
     if json:

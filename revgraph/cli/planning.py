@@ -25,7 +25,6 @@ from revgraph.cli.options import (
 from revgraph.cli.plan_files import read_plan, save_plan
 from revgraph.cli.showing import messages, show_json, show_table
 from revgraph.errors import BudgetError
-from revgraph.reporting import as_json, report
 
 
 def plan(
@@ -74,6 +73,7 @@ def plan(
     from revgraph import drawing
     from revgraph.cli.baselines import checkpoint_blocks
     from revgraph.planning import budget_bytes, check_budget, check_effort, profile_of
+    from revgraph.reporting import as_json, report
 
     if saved is not None and budget is not None:
         raise typer.BadParameter("give --plan or --budget, not both")

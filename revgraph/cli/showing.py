@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from revgraph.reporting import Report
+if TYPE_CHECKING:
+    from revgraph.reporting import Report
 
 
 def process() -> int:

@@ -12,7 +12,7 @@ from revgraph.cli.guarding import INTERRUPTED
 from revgraph.cli.options import Budget, Exact, Json, Net, Parameters, PlanFile, parameters_of
 from revgraph.cli.plan_files import read_plan
 from revgraph.cli.showing import messages, process, show_json, show_table
-from revgraph.reporting import Report
+from revgraph.training.recipe import OPTIMIZERS, PRECISIONS
 
 if TYPE_CHECKING:
     from revgraph.engine.module import ReversibleModule
@@ -131,14 +131,6 @@ def train(
     TensorBoard events. Ctrl-C saves and stops; a second one aborts at once. Under torchrun or accelerate
     launch the processes train together: the main one plans for all, writes and prints.
     """
-    from revgraph.training.data import load_data
-    from revgraph.training.loop import fit
-    from revgraph.training.metrics import CSV
-    from revgraph.training.processes import close
-    from revgraph.training.progress import Bar
-    from revgraph.training.recipe import OPTIMIZERS, PRECISIONS
-    from revgraph.training.usual import usual_recipe
-
     if steps is not None and epochs is not None:
         raise typer.BadParameter("give --steps or --epochs, not both")
     if epochs is not None and epochs <= 0:
@@ -152,6 +144,14 @@ def train(
     if optimizer is not None and optimizer not in OPTIMIZERS:
         raise typer.BadParameter(f"--optimizer is {' or '.join(OPTIMIZERS)}, not {optimizer!r}")
     given = parameters_of(set_)
+
+    from revgraph.training.data import load_data
+    from revgraph.training.loop import fit
+    from revgraph.training.metrics import CSV
+    from revgraph.training.processes import close
+    from revgraph.training.progress import Bar
+    from revgraph.training.usual import usual_recipe
+
     task = _fitted(net, load_data(data), given)
     recipe = usual_recipe(
         task,
@@ -258,6 +258,8 @@ def _score(test: Score, judged: str) -> dict[str, Any]:
 
 
 def _show(result: Result, judged: str, metrics: Path) -> None:
+    from revgraph.reporting import Report
+
     test = result.test
     rows = (
         ("steps", f"{result.step:,} of {result.steps:,}"),

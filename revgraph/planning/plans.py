@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from revgraph.courses import Course
+from revgraph.displays import ShownAsPicture
 from revgraph.errors import PlanError
 from revgraph.graph import Graph, Node, clipped, table
 from revgraph.planning.profiles import GENERIC, DeviceProfile
@@ -40,7 +41,7 @@ def course_of(node: Node, name: str) -> Course:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(ShownAsPicture):
     """Decisions for the couplings and boundaries of a graph, with what they cost.
 
     `stored` are the values held from forward to backward; `sources` says of every value that the backward

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from revgraph.displays import ShownAsTable
 from revgraph.graph import Graph
 from revgraph.graph import table as plain_table
 from revgraph.planning import DECISIONS, Moment, Plan, human_bytes, knee
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class Report(ShownAsTable):
     """A table as data: a title, a head, rows of text, and the columns whose text stands at the right."""
 
     title: str

@@ -80,5 +80,5 @@ def test_installed_wheel_brings_the_command(clean: Path) -> None:
 def test_importing_the_package_imports_no_extra(clean: Path) -> None:
     extras = ["typer", "rich", "accelerate", "safetensors", "sklearn", "matplotlib", "tensorboard"]
     extras += ["transformers", "pytorch_lightning", "peft"]
-    code = f"import sys, revgraph; print(*(name for name in {extras} if name in sys.modules))"
+    code = f"import sys; from revgraph import *; print(*(name for name in {extras} if name in sys.modules))"
     assert run(clean / "python", "-c", code, cwd=clean).split() == []
