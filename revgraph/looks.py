@@ -1,27 +1,109 @@
-"""Looks: keys that are equal for modules and inputs that cost the same and give the same shapes."""
+"""Looks: keys that are equal for modules and inputs that cost the same and give the same shapes.
+
+Code often numbers its layers (`layer_idx`), and asks for the number only where there is a cache. So a look
+comes in two parts: the structure, and the values of attributes of the modules that users wrote. `reads_of`
+sees which of these a run reads; a module that differs in others only would have run the same.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from types import BuiltinFunctionType, CellType, FunctionType, MethodType
+from typing import Any, TypeAlias
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
+# Objects by how deep they were looked into and their ids: themselves, and what they look like.
+Memo: TypeAlias = dict[tuple[int, int], tuple[Any, Any]]
+# An attribute of several modules: the module's number among them, and the name.
+Place: TypeAlias = tuple[int, str]
+
+PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+CONTAINERS = (list, tuple, set, frozenset, deque)
+TABLES = frozenset(nn.Module().__dict__) - {"training"}
+# How code gets at all attributes at once; torch's modules and revgraph do so without looking at the user's.
+WHOLE = frozenset({"__dict__", "__reduce_ex__", "__getstate__", "__deepcopy__", "__copy__"})
+HARMLESS = ("torch.nn.modules.module", "revgraph.")
+DEPTH = 2  # how deep objects are looked into
+EMPTY = CellType()
+LONG = 1000  # items of a container up to which it is compared by content
+
 
 def look_of(module: nn.Module) -> Any:
-    """A module's type, plain attributes and parameters' forms, and those of its children."""
-    plain = tuple(
-        (key, value)
-        for key, value in module.__dict__.items()
-        if isinstance(value, (int, float, str, tuple, type(None))) and not key.startswith("_")
-    )
+    """A module's type, attributes and parameters' forms, and those of its children."""
+    return structure_of(module), tuple(attributes_of(family([module])).items())
+
+
+def structure_of(module: nn.Module) -> Any:
+    """The look without the values of attributes of modules that are not torch's."""
+    plain = repr(_plain(module)) if is_torchs(module) else tuple(_attributes(module))
     own = tuple(
         (name, None if tensor is None else form_of(tensor))
         for table in (module._parameters, module._buffers)
         for name, tensor in table.items()
     )
-    children = tuple((name, child and look_of(child)) for name, child in module._modules.items())
-    return type(module), repr(plain), own, children
+    children = tuple((name, child and structure_of(child)) for name, child in module._modules.items())
+    return type(module), plain, own, children
+
+
+def family(modules: Sequence[nn.Module]) -> list[nn.Module]:
+    """Modules with all that they contain, in the order in which structures have them."""
+    found: list[nn.Module] = []
+    for module in modules:
+        found.append(module)
+        found += family([child for child in module._modules.values() if child is not None])
+    return found
+
+
+def attributes_of(modules: Sequence[nn.Module], told: Memo | None = None) -> dict[Place, str]:
+    """What the attributes of modules look like that are not torch's. `told` remembers objects."""
+    told = {} if told is None else told
+    return {
+        (number, name): repr(_told(value, DEPTH, told))
+        for number, module in enumerate(modules)
+        if not is_torchs(module)
+        for name, value in _attributes(module).items()
+    }
+
+
+@contextmanager
+def reads_of(modules: Sequence[nn.Module]) -> Iterator[set[tuple[int, str | None]]]:
+    """A block in which attributes that are read of modules are collected, with the modules' ids.
+
+    The name is None where code gets at all of them at once.
+    """
+    seen: set[tuple[int, str | None]] = set()
+    original: Any = nn.Module.__getattribute__
+    seen.update((id(each), None) for each in modules if type(each).__getattribute__ is not original)
+    known = {id(module) for module in modules}
+
+    def read(owner: Any, name: str) -> Any:
+        if id(owner) in known:
+            if name not in WHOLE:
+                seen.add((id(owner), name))
+            elif not sys._getframe(1).f_globals.get("__name__", "").startswith(HARMLESS):
+                seen.add((id(owner), None))
+        return original(owner, name)
+
+    with patch.object(nn.Module, "__getattribute__", read):
+        yield seen
+
+
+def places_of(
+    seen: set[tuple[int, str | None]], modules: Sequence[nn.Module], values: Mapping[Place, str]
+) -> tuple[Place, ...]:
+    """The places among `values` that were seen to be read."""
+    return tuple(
+        (number, name)
+        for number, name in values
+        if (id(modules[number]), name) in seen or (id(modules[number]), None) in seen
+    )
 
 
 def form_of(value: Any) -> Any:
@@ -31,3 +113,49 @@ def form_of(value: Any) -> Any:
         stride = value.stride() if value.layout is torch.strided and not value.is_nested else ()
         return tuple(value.shape), stride, value.dtype, value.layout, value.device, value.requires_grad
     return repr(value)
+
+
+def is_torchs(module: nn.Module) -> bool:
+    """Whether a module is one of torch's own, all of whose plain attributes matter."""
+    return type(module).__module__.startswith("torch.")
+
+
+def _plain(module: nn.Module) -> tuple[tuple[str, Any], ...]:
+    return tuple(
+        (key, value)
+        for key, value in module.__dict__.items()
+        if isinstance(value, (int, float, str, tuple, type(None))) and not key.startswith("_")
+    )
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in module.__dict__.items() if name not in TABLES}
+
+
+def _told(value: Any, depth: int, told: Memo) -> Any:
+    """A value as something to print: plain ones as they are, functions by name, objects by what they hold."""
+    if isinstance(value, PLAIN):
+        return value
+    if isinstance(value, Tensor):
+        return form_of(value)
+    if isinstance(value, nn.Module) or not depth:
+        return type(value)
+    if isinstance(value, (dict, *CONTAINERS)):
+        if len(value) > LONG:
+            return type(value), len(value), id(value)
+        keys = [_told(key, 0, told) for key in value] if isinstance(value, dict) else None
+        items = value.values() if isinstance(value, dict) else value
+        found = [_told(each, depth - 1, told) for each in items]
+        return type(value), keys, sorted(map(repr, found)) if isinstance(value, (set, frozenset)) else found
+    if isinstance(value, partial):
+        return partial, _told([value.func, value.args, value.keywords], depth, told)
+    if isinstance(value, (type, MethodType, BuiltinFunctionType)):
+        return value.__module__, value.__qualname__
+    if (depth, id(value)) not in told:  # kept alive, or another one could get its number
+        if isinstance(value, FunctionType):
+            held: Any = [value.__module__, value.__qualname__, value.__defaults__, value.__kwdefaults__]
+            held += [cell.cell_contents for cell in value.__closure__ or () if cell != EMPTY]
+        else:
+            held = getattr(value, "__dict__", None)
+        told[depth, id(value)] = value, (type(value), _told(held, depth, told))
+    return told[depth, id(value)][1]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,25 @@ PACKAGE = Path(__file__).parent.parent
 MACHINERY = ("costs", "engine", "planning", "storages.py", "expressions.py")
 
 
+Reads: TypeAlias = tuple[looks.Place, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What an operation looks like, but for its inputs; its modules, and the values of their attributes."""
+
+    signature: Hashable
+    modules: Sequence[nn.Module]
+    values: Mapping[looks.Place, str]
+
+    def read(self, places: Reads) -> tuple[str | None, ...]:
+        """The values at these places."""
+        return tuple([self.values.get(place) for place in places])
+
+
+NO_MODULES = Look(LOSS, (), {})
+
+
 @dataclass
 class Sweep:
     """Finds the situation of every node; what is recorded of one node holds for all that look alike.
@@ -43,8 +62,21 @@ class Sweep:
     forms: dict[str, Form | Any] = field(default_factory=dict)
     _same: dict[str, str] = field(default_factory=dict)
     _gradients: dict[str, Form] = field(default_factory=dict)
-    _recorded: dict[Hashable, Recorded | None] = field(default_factory=dict)
-    _signatures: dict[str, Hashable] = field(default_factory=dict)
+    _recorded: dict[Hashable, dict[Reads, dict[tuple[str | None, ...], Recorded | None]]] = field(
+        default_factory=dict
+    )
+    _looks: dict[str, Look] = field(default_factory=dict)
+    _variants: dict[Hashable, set[tuple[str, ...]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        told: looks.Memo = {}
+        for operation in self.program.operations:
+            if operation.node:
+                modules = looks.family(_modules(self.model, operation))
+                values = looks.attributes_of(modules, told)
+                look = Look(_signature(self.model, operation), modules, values)
+                self._looks[operation.node] = look
+                self._variants.setdefault(look.signature, set()).add(tuple(values.values()))
 
     def forward(self) -> None:
         """Find the forms of all values."""
@@ -92,44 +124,57 @@ class Sweep:
     def record(self, at: Situation, decision: Decision, results: tuple[int, ...] = ()) -> Recorded | None:
         """The course of a node under a decision; None where it cannot run without values."""
         graph = self.program.graph
-        key = (self.look(at), decision, results)
-        return self._once(key, lambda: record(self.model, at, graph, decision, results))
+        return self._once(at, (decision, results), lambda: record(self.model, at, graph, decision, results))
 
     def record_again(self, at: Situation, way: Way) -> Recorded | None:
         """The course of a node that is run again by itself."""
-        return self._once((self.look(at), way), lambda: record_again(self.model, at, self.program.graph, way))
+        return self._once(at, way, lambda: record_again(self.model, at, self.program.graph, way))
 
     def record_wiring(self, at: Situation, backwards: bool) -> Recorded | None:
         """The course of a wiring that the backward pass runs again."""
         outputs = [self.forms[name] for name in at.node.outputs]
-        key = (self.look(at), numbered(outputs), backwards)
-        return self._once(key, lambda: record_wiring(self.model, at, outputs, backwards))
+        key = (numbered(outputs), backwards)
+        return self._once(at, key, lambda: record_wiring(self.model, at, outputs, backwards))
 
-    def _once(self, key: Hashable, make: Callable[[], Recorded]) -> Recorded | None:
-        if key not in self._recorded:
-            try:
-                self._recorded[key] = make()
-            except RevgraphError:
-                self._recorded[key] = None  # the engine refuses this for the node
-            except Exception as error:
-                if is_own(error):
-                    raise
-                self._recorded[key] = None
-        return self._recorded[key]
+    def _once(self, at: Situation, key: Hashable, make: Callable[[], Recorded]) -> Recorded | None:
+        """What is recorded of a node, or was of one that looks alike in all that the recording read.
 
-    def look(self, at: Situation) -> Hashable:
-        """Equal for nodes whose courses are equal."""
+        Which attributes a recording reads is only looked at where look-alikes differ in some.
+        """
+        look = self._looks.get(at.node.name, NO_MODULES)
+        known = self._recorded.setdefault((self._surroundings(at, look), key), {})
+        for places, found in known.items():
+            if (read := look.read(places)) in found:
+                return found[read]
+        if len(self._variants.get(look.signature, ())) > 1:
+            with looks.reads_of(look.modules) as seen:
+                recorded = self._made(make)
+            places = looks.places_of(seen, look.modules, look.values)
+        else:
+            recorded, places = self._made(make), tuple(look.values)
+        known.setdefault(places, {})[look.read(places)] = recorded
+        return recorded
+
+    def _made(self, make: Callable[[], Recorded]) -> Recorded | None:
+        try:
+            return make()
+        except RevgraphError:
+            return None  # the engine refuses this for the node
+        except Exception as error:
+            if is_own(error):
+                raise
+            return None
+
+    def _surroundings(self, at: Situation, look: Look) -> Hashable:
+        """Equal for nodes whose courses are equal, if the attributes are that they read."""
         names = list(at.inputs)
         forms = [at.inputs[name] for name in at.node.inputs]
         plain = tuple(repr(thing) for thing in at.inputs.values() if not isinstance(thing, Form))
         read = tuple(names.index(name) for name in _reads(at.operation))
-        signature = self._signatures.get(at.node.name)
-        if signature is None:
-            signature = self._signatures[at.node.name] = _signature(self.model, at.operation)
         positions = tuple(
             index for index, each in enumerate(at.tensors) if any(each is one for one in at.shared)
         )
-        return signature, plain, read, numbered(forms), numbered(at.gradients), positions
+        return look.signature, plain, read, numbered(forms), numbered(at.gradients), positions
 
     def _arrive(self, at: Situation) -> Recorded | None:
         """Put the gradients that a node gives its inputs, added to those that are there."""
@@ -258,7 +303,8 @@ def _modules(model: nn.Module, operation: Operation) -> list[nn.Module]:
 def _signature(model: nn.Module, operation: Operation) -> Hashable:
     """Equal for operations that run alike on equal inputs.
 
-    Parameters that are read by themselves, and constants among the operands, count by their forms.
+    Parameters that are read by themselves, and constants among the operands, count by their forms. Attributes
+    of the user's modules are left out.
     """
     calls = tuple(
         (
@@ -270,7 +316,7 @@ def _signature(model: nn.Module, operation: Operation) -> Hashable:
     )
     # A difference costs more than a sum, for its term's gradient is another tensor.
     joined = operation.law and operation.law.look(model)
-    return calls, joined, tuple(looks.look_of(module) for module in _modules(model, operation))
+    return calls, joined, tuple(looks.structure_of(module) for module in _modules(model, operation))
 
 
 def _read(model: nn.Module, path: str) -> str:
