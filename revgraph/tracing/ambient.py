@@ -65,7 +65,8 @@ def _state_of(source: Any) -> Any:
     if isinstance(source, random.Random):
         return source.getstate()
     bits = getattr(source, "bit_generator", None) or getattr(source, "_bit_generator", source)
-    return repr(bits.state) if not _is_mersenne(bits.state) else _mersenne(bits.state)
+    state = bits.state  # made anew each time it is asked for
+    return repr(state) if not _is_mersenne(state) else _mersenne(state)
 
 
 def _is_mersenne(state: Any) -> bool:

@@ -83,7 +83,7 @@ def gather_slices(tracer: Tracer, graph: fx.Graph) -> None:
         for parts in groups.values():
             once = _without_copies(tracer, graph, parts)
             for chosen in _partitions(once, shadow.numel()):
-                _gather(tracer, graph, source, chosen, order)
+                _gather(tracer, graph, source, chosen, order, scopes)
 
 
 def rearrangement_of_cut(
@@ -248,9 +248,14 @@ def _ends(indices: Sequence[int]) -> tuple[int, int]:
 
 
 def _gather(
-    tracer: Tracer, graph: fx.Graph, source: fx.Node, parts: list[_Part], order: dict[fx.Node, int]
+    tracer: Tracer,
+    graph: fx.Graph,
+    source: fx.Node,
+    parts: list[_Part],
+    order: dict[fx.Node, int],
+    scopes: dict[fx.Node, list[int]],
 ) -> None:
-    """The parts become items of one call of `cut`, before the first of them."""
+    """The parts become items of one call of `cut`, before the first of them, in the scopes that it is in."""
     first = min((part.node for part in parts), key=order.__getitem__)
     nodes = [part.node for part in parts]
     numbers = sorted(_numbers_before(nodes, order[first], order), key=order.__getitem__)
@@ -263,12 +268,12 @@ def _gather(
     tracer.where[call] = tracer.where.get(first, "")
     tracer.scope_of[call] = tracer.scope_of.get(first, "")
     moved = set(numbers)
-    for scope in tracer.scopes:
-        if first in scope.nodes:
-            rest = [node for node in scope.nodes if node not in moved]
-            place = rest.index(first)
-            before = [node for node in scope.nodes if node in moved]
-            scope.nodes = [*rest[:place], *before, call, *rest[place:]]
+    scopes[call] = scopes.get(first, [])
+    for scope in [tracer.scopes[index] for index in scopes[call]]:
+        rest = [node for node in scope.nodes if node not in moved] if moved else scope.nodes
+        place = rest.index(first)
+        before = [node for node in scope.nodes if node in moved] if moved else []
+        scope.nodes = [*rest[:place], *before, call, *rest[place:]]
     for place, node in enumerate(nodes):
         node.op, node.target = "call_function", operator.getitem
         node.args, node.kwargs = (call, place), {}
