@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import revgraph as rg
 from benchmarks.tradeoff.networks import Fold, Halves, Joined, random_moves, transformer
+from benchmarks.tradeoff.networks import u_net as normalized_u_net
 
 
 def unequal(layers: int) -> rg.Graph:
@@ -143,6 +144,7 @@ NETWORKS: dict[str, Callable[[], rg.Graph]] = {
     "100 unequal layers": lambda: unequal(100),
     "300 unequal layers": lambda: unequal(300),
     "U-Net": u_net,
+    "U-Net with BatchNorm": lambda: normalized_u_net(2, 8, 32).net.graph,
     "DenseNet-121, 64 x 64, batch 4": dense_net,
     "revnet-38, batch 32": lambda: rg.load("revnet-38", batch=32).graph,
     "revnet-110, batch 100": lambda: rg.load("revnet-110", batch=100).graph,

@@ -76,9 +76,9 @@ LIMITS: dict[Effort, Limits] = {
         aims=2,
         improved=8,
         branches=1,
-        size=1_100_000,
-        stepping=12,
-        trials=6000,
+        size=80_000,
+        stepping=30,
+        trials=5000,
     ),
     "thorough": Limits(
         once=((1.0, 6000), (1.0, 3000), (0.3, 3000), (0.3, 1500)),
@@ -100,8 +100,8 @@ LIMITS: dict[Effort, Limits] = {
 CLOSE = 0.01
 # Beyond so many nodes nothing is improved.
 LARGEST = 250
-# Chains of more nodes are left to the programmes.
-SHORT = 12
+# Chains of more nodes are not improved: the programmes have found what there is.
+SHORT = 6
 # The default plan may take this much more than the least peak without repeated reruns, as a share.
 TOLERANCE = 0.1
 # How often a schedule of other size is tried to come close to a budget.
@@ -112,23 +112,31 @@ def search(
     problem: Problem, judge: Judging, effort: Effort = "normal", by_hand: Iterable[Solution] = ()
 ) -> Pool:
     """The pool of a problem, with ordinary autograd in it and the solutions made by hand."""
-    return _Search(problem, judge, LIMITS[effort], by_hand).pool
+    pool, line = Pool(judge), Line(problem)
+    kept = pool.add(keep_all(problem))
+    assert kept is not None
+    if line.count:
+        for solution in (*by_hand, *textbook_segments(line)):
+            pool.add(solution)
+        # Thorough goes on from what normal finds, and so is never worse.
+        for each in ("normal", "thorough") if effort == "thorough" else (effort,):
+            _Search(line, pool, kept.peak_bytes, LIMITS[each]).run()
+    return pool
 
 
 class _Search:
-    def __init__(self, problem: Problem, judge: Judging, limits: Limits, by_hand: Iterable[Solution]) -> None:
-        self.problem = problem
+    """What is done with a line within an effort's limits; whatever it judges goes to the pool."""
+
+    def __init__(self, line: Line, pool: Pool, top: int, limits: Limits) -> None:
+        self.problem = line.problem
         self.limits = limits
-        self.pool = Pool(judge)
-        self.line = Line(problem)
-        kept = self.pool.add(keep_all(problem))
-        assert kept is not None
-        self.top = kept.peak_bytes
-        if not self.line.count:
-            return
-        for solution in (*by_hand, *textbook_segments(self.line)):
-            self.pool.add(solution)
+        self.pool = pool
+        self.line = line
+        self.top = top
         self.kinds = self._once(), self._nested()
+
+    def run(self) -> None:
+        limits = self.limits
         share = min(1.0, limits.large / self.line.count)
         self._spread(max(limits.fewest, round(limits.judged * share)))
         self._refine(max(limits.fewest, round(limits.budgets * share)))
@@ -193,8 +201,7 @@ class _Search:
     def _improve(self) -> None:
         """Look for less where it matters most first: at the least peak, by default, at half, in between."""
         limits = self.limits
-        solved = self.line.is_chain and self.line.count > SHORT  # by the programmes
-        if solved or not limits.improved or self.line.count > LARGEST:
+        if not limits.improved or self.line.count > (SHORT if self.line.is_chain else LARGEST):
             return
         improver = Improver(self.line.merged, self.pool, self.top, limits.branches, limits.size)
         improver.improve(self.pool.every.least.peak_bytes)
@@ -205,7 +212,7 @@ class _Search:
 
     def _descend(self) -> None:
         """Look around the best of each budget for single decisions that are better."""
-        if self.line.count > self.limits.stepping or (self.line.is_chain and self.line.count > SHORT):
+        if self.line.count > self.limits.stepping:
             return
         neighbours = Neighbours(self.problem, self.pool, self.limits.trials // self.line.count)
         neighbours.descend(self.pool.every.least.peak_bytes)

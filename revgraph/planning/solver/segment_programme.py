@@ -195,8 +195,9 @@ class SegmentProgramme(Counted):
             less, rest = held[i : k1 - 1], then - saved[i : k1 - 1, None]
             released = entries_of(self.released_to[j, k0:k1], at, less)
             yield ("released", "lent"), rank, k0, released + rest
-            staying = entries_of(self.lent_to[j, k0:k1], at, less + beside)
-            yield ("lent", "lent"), rank, k0, staying + rest
+            if self.overlaps[i]:
+                staying = entries_of(self.lent_to[j, k0:k1], at, less + beside)
+                yield ("lent", "lent"), rank, k0, staying + rest
 
     def _at_hand(self, i: int, j: int, at: slice) -> Iterator[tuple[Row, Step]]:
         yield self.lent[i, j, at], ("let go",)

@@ -115,9 +115,13 @@ def _nothing(length: int) -> Row:
 
 def entries_of(rows: Row, at: slice, less: Slots) -> Row:
     """Each row's entries, so many slots before those in a range as the row has in `less`."""
-    places = np.arange(at.start, at.stop) - less[:, None]
-    found = np.take_along_axis(rows, np.maximum(places, 0), 1)
-    found[places < 0] = INFINITE
+    length = at.stop - at.start
+    found = np.full((len(rows), length), INFINITE, np.float32)
+    for row, target, lack in zip(rows, found, (less - at.start).tolist(), strict=True):
+        if lack <= 0:
+            target[:] = row[-lack : length - lack]
+        elif lack < length:
+            target[lack:] = row[: length - lack]
     return found
 
 
