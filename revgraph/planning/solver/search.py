@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from revgraph.planning.solver.textbook import keep_all, textbook_segments
 from revgraph.planning.solver.unrolling import solution_of
 
 Effort = Literal["quick", "normal", "thorough"]
+EFFORTS: tuple[Effort, ...] = get_args(Effort)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ LIMITS: dict[Effort, Limits] = {
     "quick": Limits(
         once=((1.0, 1000),),
         segments=((32, 0.5, 200), (32, 0.1, 200)),
-        judged=40,
+        judged=24,
         budgets=6,
         aims=1,
         improved=0,
@@ -71,7 +72,7 @@ LIMITS: dict[Effort, Limits] = {
     "normal": Limits(
         once=((1.0, 3000), (0.3, 1500)),
         segments=((60, 1.0, 300), (60, 0.35, 300), (60, 0.12, 300), (100, 0.1, 300), (24, 0.1, 300)),
-        judged=90,
+        judged=75,
         budgets=20,
         aims=2,
         improved=8,
@@ -118,8 +119,7 @@ def search(
     if line.count:
         for solution in (*by_hand, *textbook_segments(line)):
             pool.add(solution)
-        # Thorough goes on from what normal finds, and so is never worse.
-        for each in ("normal", "thorough") if effort == "thorough" else (effort,):
+        for each in EFFORTS[: EFFORTS.index(effort) + 1]:  # so that more effort is never worse
             _Search(line, pool, kept.peak_bytes, LIMITS[each]).run()
     return pool
 
