@@ -20,7 +20,7 @@ from revgraph.expressions import leaves, map_leaves
 from revgraph.tracing.shadows import holds_tensors, is_tensor
 
 if TYPE_CHECKING:
-    from revgraph.tracing.guards import Read
+    from revgraph.tracing.fixed import Read
 
 SETTLED = (bool, int, float, str, torch.dtype, torch.device)
 
