@@ -371,7 +371,7 @@ class ReversibleModule(nn.Module):
 
     def _count_retrace(self) -> None:
         """Warn of a value that has another trace made again and again."""
-        guards = self._forms[0].program.guards
+        guards = self._forms[0].program.guards if self._forms else None
         if guards is None or guards.hold() or not guards.modules_hold():
             return
         changed = guards.broken()
