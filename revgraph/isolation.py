@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache, partial
 from operator import is_
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -27,7 +28,6 @@ HEAP_TYPE = 1 << 9  # the flag of classes that Python code defines
 MOST_HELD = 100_000  # a model that holds a whole data set is not gone through to its end
 MODULE_TABLES = frozenset(nn.Module().__dict__)
 TABLES = tuple(name for name, value in nn.Module().__dict__.items() if isinstance(value, dict))
-HOOKS = tuple(name for name in TABLES if "hook" in name)
 
 
 @contextmanager
@@ -250,8 +250,8 @@ def _contents_kept(attributes: list[dict[str, Any]]) -> Iterator[list[Tensor]]:
 
 
 def putting_back(module: nn.Module) -> Callable[[], None]:
-    """What puts a module's own attributes, their contents, and the hooks in it back to what they are now."""
-    hooks = _Tables(module.modules(), HOOKS)
+    """What puts a module's own attributes, their contents, and the tables in it back to what they are now."""
+    tables = _Tables(module.modules(), TABLES)
     own = {name: value for name, value in vars(module).items() if name not in MODULE_TABLES}
     held = _Held()
     for value in own.values():
@@ -263,7 +263,7 @@ def putting_back(module: nn.Module) -> Callable[[], None]:
         for name in [name for name in vars(module) if name not in MODULE_TABLES]:
             del vars(module)[name]
         vars(module).update(own)
-        hooks.put_back()
+        tables.put_back()
 
     return put_back
 
@@ -296,7 +296,8 @@ class _Held:
             restore = partial(_put_back, value, kind, _content(value))
         elif (reset := _generator(value)) is not None:
             restore = reset
-        if type(value).__flags__ & HEAP_TYPE and isinstance(getattr(value, "__dict__", None), dict):
+        is_users = bool(type(value).__flags__ & HEAP_TYPE) or issubclass(type(value), SimpleNamespace)
+        if is_users and isinstance(getattr(value, "__dict__", None), dict):
             inner = restore
             attributes = partial(_put_back, vars(value), dict, _content(vars(value)))
             restore = attributes if inner is None else lambda: (inner(), attributes())[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -19,7 +21,7 @@ from revgraph.engine.log_det import LogDets, begin
 from revgraph.engine.observer import DriftWatch, Observer
 from revgraph.engine.sharding import advice_on_shards
 from revgraph.engine.state import compiles, is_exported, is_transformed, uncompiled
-from revgraph.errors import BudgetError, PlanError, TraceError, add_note
+from revgraph.errors import BudgetError, PlanError, TraceError, TraceWarning, add_note
 from revgraph.graph import Graph
 from revgraph.isolation import MODULE_TABLES
 from revgraph.parts import Cost
@@ -33,6 +35,7 @@ from revgraph.tracing.hooks import HookChanges
 
 FIRST_COMPARED, COMPARED_EVERY = 8, 16
 MOST_FORMS = 32  # of those kept: the ones used last
+WARNED_AFTER = 8  # traces because of one value
 
 
 @dataclass(slots=True, eq=False)
@@ -107,6 +110,7 @@ class ReversibleModule(nn.Module):
         self._forms = [self._first]  # those used last come first
         self._is_assigned = chosen is not None
         self._retrace = retrace
+        self._retraced: Counter[str] = Counter()  # because of which values
         self._is_model = is_model
         self._compares_always: bool | None = None
         self._observer: Observer | None = None
@@ -350,6 +354,7 @@ class ReversibleModule(nn.Module):
                 f"{changed} has changed since the trace. Call the net once as it is now, outside of "
                 "torch.func's transforms, or trace the model again."
             )
+        self._count_retrace()
         with without_autocast():
             program = self._retrace(self.__dict__["_model"], args, kwargs, torch.is_grad_enabled())
         form = TracedForm(program)
@@ -363,6 +368,22 @@ class ReversibleModule(nn.Module):
             self._first, self._forms = form, [form]
         del self._forms[MOST_FORMS:]
         return form
+
+    def _count_retrace(self) -> None:
+        """Warn of a value that has another trace made again and again."""
+        guards = self._forms[0].program.guards if self._forms else None
+        if guards is None or guards.hold() or not guards.modules_hold():
+            return
+        changed = guards.broken()
+        self._retraced[changed] += 1
+        if self._retraced[changed] == WARNED_AFTER:
+            warnings.warn(
+                f"{changed} has had another value in {WARNED_AFTER} calls of the net, and each was traced "
+                "anew, which takes far longer than a call. Give what changes from call to call to the "
+                "forward as an argument, or hold it in a buffer (register_buffer), changed in place.",
+                TraceWarning,
+                stacklevel=6,
+            )
 
     def _ran(self, form: TracedForm, env: dict[str, Any], log_dets: LogDets | None) -> Any:
         """What the net returns for these inputs."""
@@ -553,7 +574,17 @@ SHARED = (
 )  # fmt: skip
 # What tools set on any module; everything else that is assigned to a net is the model's.
 OWN = MODULE_TABLES | {
-    *("forward", "_first", "_forms", "_retrace", "_is_assigned", "_compares_always", "_observer", "_watch"),
+    *(
+        "forward",
+        "_first",
+        "_forms",
+        "_retrace",
+        "_retraced",
+        "_is_assigned",
+        "_compares_always",
+        "_observer",
+        "_watch",
+    ),
     *("_is_model", "_model"),
 }
 

@@ -246,6 +246,7 @@ def _trace(
         if not gradients:
             tracer.reads.gradient_mode(False)
         tracer.reads.settled = settled
+        tracer.origins = {label: id(thing) for label, thing in named.items() if isinstance(thing, Tensor)}
         for each in settled.settings if settled is not None else ():
             each.settle()
         inputs = [(label, _shadow(thing, fake_mode)) for label, thing in named.items()]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
+import os
 import random
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -49,6 +52,22 @@ class RandomSources:
         states["numpy's random"] = _state_of(numpy.mtrand._rand) if numpy is not None else None
         states.update((name, _state_of(source)) for name, source in self._held.items())
         return states
+
+
+# What tells something else each time it is called.
+BUILTIN = type(time.time)
+SILENT = frozenset((time.sleep, time.mktime, time.strptime, time.get_clock_info))
+CLOCKS = frozenset(each for each in vars(time).values() if type(each) is BUILTIN) - SILENT | {os.urandom}
+
+
+def is_clock(thing: Any) -> bool:
+    """Whether a function tells the time."""
+    if type(thing) is not BUILTIN:
+        return False
+    owner = thing.__self__
+    if isinstance(owner, type) and issubclass(owner, datetime.date):
+        return thing.__name__ in ("now", "utcnow", "today")
+    return thing in CLOCKS
 
 
 def is_random_source(thing: Any) -> bool:

@@ -192,7 +192,18 @@ def check_unchanged(arguments: dict[str, Any], named: dict[str, Any]) -> None:
                 raise TraceError(
                     f"the forward puts a result into its argument {place}, where a graph cannot put it. "
                     "Return it instead, or let a submodule do so, which then becomes one node."
+                    + _advice(name)
                 )
+
+
+def _advice(argument: str) -> str:
+    """What to do where the argument is a cache, which decoding fills."""
+    if "past" not in argument and "cache" not in argument:
+        return ""
+    return (
+        " For decoding with a cache, call the model itself, as net.generate does; for training, give none "
+        "(use_cache=False)."
+    )
 
 
 def _walk(tree: Any, place: str, seen: set[int]) -> Iterator[tuple[str, Any]]:

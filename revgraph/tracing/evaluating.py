@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -39,6 +40,9 @@ class Evaluator:
         args, kwargs = map_leaves(_shadow, args), map_leaves(_shadow, kwargs)
         self.running = True
         asked, builtins.isinstance = builtins.isinstance, ISINSTANCE  # no proxy is left to ask about
+        watch = sys.getprofile()
+        if callable(watch):
+            sys.setprofile(None)  # nor code of the user's to watch
         try:
             with self._mode():
                 if kind == "call_module":
@@ -49,6 +53,8 @@ class Evaluator:
                     return self._faked(attribute_at(self.root, target))
                 return target(*args, **kwargs)
         finally:
+            if callable(watch):
+                sys.setprofile(watch)
             builtins.isinstance = asked
             self.running = False
 

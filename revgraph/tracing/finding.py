@@ -150,22 +150,50 @@ def _chosen(half_steps: Mapping[fx.Node, HalfStep]) -> dict[fx.Node, list[Readin
 def _in_order(search: _Search, half_steps: dict[fx.Node, HalfStep]) -> dict[fx.Node, HalfStep]:
     """The half-steps without those that would draw random numbers in another order than the code does.
 
-    A function runs where its sum stands. What it calls may stand before that, and other calls in between.
+    A function runs where its sum stands. What it calls may stand before that, and other calls in between; and
+    what reads its further results waits for it.
     """
     while True:
-        order = search.flow.order
-        place = {node: order[each.addition] for each in half_steps.values() for node in each.region}
-        latest: fx.Node | None = None
-        late: fx.Node | None = None
-        for node in search.flow.drawing:
-            if latest is not None and place.get(node, order[node]) < place.get(latest, order[latest]):
-                late = latest
-                break
-            latest = node
+        late = _late(search, half_steps)
         if late is None:
             return half_steps
-        rest = {node: each for node, each in half_steps.items() if late not in each.region}
+        rest = {node: each for node, each in half_steps.items() if each is not late}
         half_steps = search.half_steps(_chosen(rest))
+
+
+def _late(search: _Search, half_steps: Mapping[fx.Node, HalfStep]) -> HalfStep | None:
+    """A half-step by which random numbers are drawn later than others that the code draws after them."""
+    order = search.flow.order
+    owner = {node: each for each in half_steps.values() for node in each.region}
+    # Where a call runs: at this place of the graph, before or after what else runs there; and by whose doing.
+    places: dict[fx.Node, tuple[int, int]] = {
+        each.addition: (order[each.addition], 0) for each in owner.values()
+    }
+    causes: dict[fx.Node, HalfStep] = {}
+    while True:
+        before = dict(places)
+        for node in search.flow.graph.nodes:
+            if node in owner:
+                continue
+            half_step = half_steps.get(node)
+            reads = node.all_input_nodes if half_step is None else (half_step.target, *half_step.others)
+            place = order[node], 0
+            for each in reads:
+                of = owner.get(each)
+                waits = places.get(each, (0, 0)) if of is None else (places[of.addition][0], 1)
+                if waits > place:
+                    place, causes[node] = waits, causes[each] if of is None else of
+            places[node] = place
+        if places == before:
+            break
+    latest: fx.Node | None = None
+    for node in search.flow.drawing:
+        of = owner.get(node)
+        places[node] = place = places[node] if of is None else places[of.addition]
+        if latest is not None and place < places[latest]:
+            return owner.get(latest) or causes[latest]
+        latest = node
+    return None
 
 
 @dataclass

@@ -1,9 +1,9 @@
 """Guards: what a trace fixed of the model, and whether it still holds.
 
 Tracing runs the code of opened modules once, with today's attributes. Whatever that code read of them would
-be a constant of the graph for ever. So every read is seen (`AttributeReads`) and becomes part of the
-program's `Guards`, which are asked at each call, in one generated function: a call that finds another value
-is traced anew.
+be a constant of the graph for ever. So every read is seen (`AttributeReads`; what is read from elsewhere than
+the model, by `calls.py`) and becomes part of the program's `Guards`, which are asked at each call, in one
+generated function: a call that finds another value is traced anew.
 
 - Numbers, flags, strings, None and bound methods are compared by value and type.
 - Lists, dictionaries and the like are compared with a snapshot of their content.
@@ -14,99 +14,45 @@ is traced anew.
   are single calls have other children than they had (adapters, say), the program is right, but its graph and
   costs are outdated.
 
-Properties are not compared: what they read is. What is None until the first forward settles it is a setting
-(`settings.py`). Other code that changes what it has read cannot be a graph, nor code
+A property is held to its identity, and what it reads is compared. What is None until the first forward
+settles it is a setting (`settings.py`). Other code that changes what it has read cannot be a graph, nor code
 that reads a clock or an iterator: the module stays one node, or the trace is refused.
 """
 
 from __future__ import annotations
 
+import enum
 import sys
-import time
-from collections import deque
+import weakref
 from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from operator import is_
-from types import FunctionType, MethodType, ModuleType
+from types import FunctionType, MemberDescriptorType, ModuleType
 from typing import Any, TypeAlias
 from unittest.mock import patch
 
-import torch
 from torch import Tensor, nn
 
 from revgraph.isolation import HEAP_TYPE, MODULE_TABLES
-from revgraph.tracing.ambient import GRADIENT_MODE, is_random_source
+from revgraph.tracing.ambient import GRADIENT_MODE, is_clock, is_random_source
+from revgraph.tracing.fixed import (
+    CONTAINERS,
+    MISSING,
+    PLAIN,
+    Namespace,
+    Read,
+    Snapshot,
+    is_held_by_value,
+    snapshot,
+    version_of,
+)
 from revgraph.tracing.settings import Setting, Settings, setting_of
 from revgraph.tracing.shadows import ShadowProxy, Untraceable, is_users
 
-PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.device, range, slice)
-CONTAINERS = (list, tuple, dict, set, frozenset, deque)
+HOLDERS = (*CONTAINERS, weakref.ref)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 Mark: TypeAlias = tuple[int, int, int]
-MISSING = object()
-
-CLOCKS = {each for each in vars(time).values() if callable(each) and type(each) is type(time.time)}
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """One attribute that opened code read: whose, which, and what it was. `path` is how the code wrote it.
-
-    `version` is that of a tensor.
-    """
-
-    owner: Any
-    name: str
-    value: Any
-    path: str
-    version: int = 0
-
-    def now(self) -> Any:
-        """The attribute as it is, in the form that `value` has."""
-        value = getattr(self.owner, self.name, MISSING)
-        return snapshot(value) if isinstance(self.value, Snapshot) else value
-
-    def holds(self) -> bool:
-        """Whether it is what it was."""
-        return _same(self.now(), self.value)
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The content of a container: kinds and plain leaves by value, everything else by identity."""
-
-    kind: type
-    items: tuple[Any, ...]
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Snapshot) or self.kind is not other.kind:
-            return False
-        return len(self.items) == len(other.items) and all(map(_same, self.items, other.items))
-
-    __hash__ = None  # pyright: ignore
-
-
-def _same(one: Any, two: Any) -> bool:
-    if one is two:
-        return True
-    if type(one) is not type(two) or not isinstance(one, (*PLAIN, Snapshot, MethodType)):
-        return False
-    return bool(one == two)
-
-
-def snapshot(value: Any) -> Any:
-    """A container's content to compare with later; anything else as it is."""
-    if isinstance(value, dict):
-        return Snapshot(type(value), tuple(snapshot(each) for pair in value.items() for each in pair))
-    if isinstance(value, CONTAINERS):
-        items = value if not isinstance(value, (set, frozenset)) else sorted(value, key=repr)
-        return Snapshot(type(value), tuple(map(snapshot, items)))
-    if type(value).__module__ == "numpy" and type(value).__name__ == "ndarray":
-        return Snapshot(type(value), (str(value.dtype), str(value.shape), value.tobytes()))
-    if type(value).__name__ == "SimpleNamespace":
-        return Snapshot(type(value), tuple(snapshot(each) for pair in vars(value).items() for each in pair))
-    return value
 
 
 class Guards:
@@ -179,10 +125,10 @@ class Guards:
         values: tuple[list[Any], list[Any]] = ([], [])
         for each in self.reads:
             owner = owners.setdefault(id(each.owner), f"o{len(owners)}")
-            bound[owner] = each.owner
-            text = f"{owner}.{each.name}" if each.name.isidentifier() else f"getattr({owner}, {each.name!r})"
+            bound[owner] = each.asked()
+            text = each.text(owner)
             text = f"snapshot({text})" if isinstance(each.value, Snapshot) else text
-            by_identity = not isinstance(each.value, (*PLAIN, MethodType, Snapshot))
+            by_identity = not is_held_by_value(each.value)
             texts[by_identity].append(text)
             values[by_identity].append(each.value)
             if isinstance(each.value, Tensor) and not each.value.is_inference():
@@ -223,7 +169,8 @@ class AttributeReads:
     asked_gradient_mode: bool = False
     settled: Settings | None = field(default_factory=Settings)
     noted: dict[tuple[int, str], Setting] = field(default_factory=dict)
-    _objects: dict[int, tuple[Any, str]] = field(default_factory=dict)
+    _objects: dict[int, tuple[Any, str, bool]] = field(default_factory=dict)
+    _namespaces: dict[int, Namespace] = field(default_factory=dict)
     _patched: dict[type, Any] = field(default_factory=dict)
     _stack: ExitStack = field(default_factory=ExitStack)
 
@@ -251,7 +198,7 @@ class AttributeReads:
     def check_unchanged(self, mark: Mark) -> None:
         """Refuse code that has changed what it read since the mark."""
         for _, each in list(self.reads.values())[mark[0] :]:
-            is_same = each.name == "training" or (each.holds() and each.version == _version(each.value))
+            is_same = each.name == "training" or (each.holds() and each.version == version_of(each.value))
             if not is_same and not self._settles(each.owner, each.name, each.value):
                 raise Untraceable(f"it changes {each.path}, which it also reads")
         for _, module, before in list(self.opened.values())[mark[1] :]:
@@ -318,46 +265,101 @@ class AttributeReads:
         original: Any = kind.__getattribute__
 
         def read(owner: Any, name: str) -> Any:
-            value = original(owner, name)
-            if name in MODULE_TABLES or name.startswith("__") or self.asleep():
-                return value
-            if id(owner) not in self._objects and id(owner) not in self.paths:
-                return value
-            if not is_users(sys._getframe(1).f_globals.get("__name__", "")):
-                return value
-            return self._saw(owner, name, value)
+            try:
+                value = original(owner, name)
+            except AttributeError:
+                if self._is_asked(owner, name):
+                    self._saw_none(owner, name)
+                raise
+            return self._saw(owner, name, value) if self._is_asked(owner, name) else value
 
         self._patched[kind] = original
-        self._stack.enter_context(patch.object(kind, "__getattribute__", read))
+        try:
+            self._stack.enter_context(patch.object(kind, "__getattribute__", read))
+        except TypeError:  # a class of an extension module's: its objects are held to their identity
+            return
+
+    def _is_asked(self, owner: Any, name: str) -> bool:
+        """Whether it is opened code that asks for this attribute, two calls up."""
+        if name in MODULE_TABLES or name.startswith("__") or self.asleep():
+            return False
+        if id(owner) not in self._objects and id(owner) not in self.paths:
+            return False
+        return is_users(sys._getframe(2).f_globals.get("__name__", ""))
 
     def _saw(self, owner: Any, name: str, value: Any) -> Any:
-        if issubclass(type(value), ShadowProxy) or _is_computed(type(owner), name):
-            return value
-        path = self._note(owner, name, value)
+        if _is_computed(owner, name):
+            kind = type(owner)
+            how = getattr(kind, name, None)
+            if isinstance(how, property):
+                self._keep(kind, name, how, f"{kind.__name__}.{name}", True)
+        elif not issubclass(type(value), ShadowProxy):
+            self._look_into(value, self._note(owner, name, value), self._is_outside(owner))
+        return value
+
+    def _saw_none(self, owner: Any, name: str) -> None:
+        """An attribute that is not there, or a parameter or buffer that is None: code may go by that."""
+        fallback = getattr(type(owner), "__getattr__", None)
+        if isinstance(owner, nn.Module):
+            tables = (owner._parameters, owner._buffers, owner._modules)
+            value = next((table[name] for table in tables if name in table), MISSING)
+            if fallback is nn.Module.__getattr__ and (value is None or value is MISSING):
+                self._note(owner, name, value)
+        elif fallback is None:
+            self._note(owner, name, MISSING)
+
+    def _look_into(self, value: Any, path: str, outside: bool) -> None:
+        """Refuse what tells something new each time; see the attributes of objects that the value holds."""
         kind = type(value)
-        if kind is type(time.time) and value in CLOCKS:
+        if callable(value) and is_clock(value):
             raise Untraceable(f"it reads a clock, {path}, which a graph would read only once")
         if is_random_source(value):
             self.random_source(path, value)
         elif hasattr(kind, "__next__"):
             raise Untraceable(f"it reads the iterator {path}, which a graph would ask only once")
-        elif _has_attributes(value) and id(value) not in self._objects and id(value) not in self.paths:
-            self._objects[id(value)] = value, path
+        elif id(value) in self._objects or id(value) in self.paths:
+            return
+        elif issubclass(kind, CONTAINERS):
+            if not any(issubclass(type(each), HOLDERS) or _has_attributes(each) for each in _items(value)):
+                return
+            self._objects[id(value)] = value, path, outside
+            for each in _items(value):
+                if issubclass(type(each), HOLDERS) or _has_attributes(each):
+                    self._look_into(each, f"{path}[...]", outside)
+        elif issubclass(kind, weakref.ref):
+            self._look_into(value(), f"{path}()", True)  # copies refer to the same object
+        elif _has_attributes(value):
+            self._objects[id(value)] = value, path, outside
             if not any(base in self._patched for base in kind.__mro__):
                 self._watch_class(kind)
-        return value
+
+    def _is_outside(self, owner: Any) -> bool:
+        known = self._objects.get(id(owner))
+        return known is not None and known[2]
 
     def _note(self, owner: Any, name: str, value: Any) -> str:
         known = self._objects.get(id(owner))
         whose = known[1] if known else ".".join(part for part in ("model", self.paths[id(owner)]) if part)
-        return self._keep(owner, name, value, f"{whose}.{name}")
+        return self._keep(owner, name, value, f"{whose}.{name}", self._is_outside(owner))
 
-    def _keep(self, owner: Any, name: str, value: Any, path: str) -> str:
+    def _keep(self, owner: Any, name: str, value: Any, path: str, outside: bool = False) -> str:
         scope = self.scope()
         key = id(scope), id(owner), name
         if key not in self.reads:
-            self.reads[key] = scope, Read(owner, name, snapshot(value), path, _version(value))
+            self.reads[key] = scope, Read(owner, name, snapshot(value), path, version_of(value), outside)
         return path
+
+    def read_outside(self, owner: Any, name: str, value: Any, path: str) -> None:
+        """Opened code reads something of what is no part of the model."""
+        key = id(self.scope()), id(owner), name
+        if key not in self.reads and not issubclass(type(value), ShadowProxy):
+            self._look_into(value, self._keep(owner, name, value, path, True), True)
+
+    def namespace(self, place: dict[str, Any]) -> Namespace:
+        """The namespace that these globals are."""
+        if id(place) not in self._namespaces:
+            self._namespaces[id(place)] = Namespace(str(place.get("__name__", "")), place)
+        return self._namespaces[id(place)]
 
 
 def _count(hooks: Mapping[int, Any]) -> int:
@@ -368,26 +370,29 @@ def _count(hooks: Mapping[int, Any]) -> int:
     return sum(not owner.startswith("torch.distributed") for owner in owners)
 
 
-def _version(value: Any) -> int:
-    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
-
-
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in module.__dict__.items() if name not in MODULE_TABLES}
+    """A module's attributes, with its own parameters, buffers and modules."""
+    own = {name: value for name, value in module.__dict__.items() if name not in MODULE_TABLES}
+    return {**own, **module._parameters, **module._buffers, **module._modules}
 
 
-def _is_computed(kind: type, name: str) -> bool:
+def _is_computed(owner: Any, name: str) -> bool:
     """Whether an attribute is a property or the like: then what it reads is seen instead."""
-    found = next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
-    return hasattr(type(found), "__get__") and not isinstance(found, FunctionType)
+    found = next((vars(base)[name] for base in type(owner).__mro__ if name in vars(base)), None)
+    if not hasattr(type(found), "__get__") or isinstance(found, FunctionType):
+        return False
+    is_slot = isinstance(found, MemberDescriptorType)
+    return not is_slot and (hasattr(type(found), "__set__") or name not in getattr(owner, "__dict__", ()))
+
+
+def _items(container: Any) -> list[Any]:
+    return [*(container.values() if isinstance(container, dict) else container)]
 
 
 def _has_attributes(value: Any) -> bool:
     """Whether a value is an object of user code, with attributes of its own to be seen."""
     kind = type(value)
-    return (
-        hasattr(value, "__dict__")
-        and bool(kind.__flags__ & HEAP_TYPE)
-        and not isinstance(value, (Tensor, nn.Module, type, ModuleType, *PLAIN, *CONTAINERS))
+    return bool(kind.__flags__ & HEAP_TYPE) and (
+        not issubclass(kind, (Tensor, type, ModuleType, enum.Enum, *PLAIN, *CONTAINERS))
         and kind.__module__.partition(".")[0] not in ("torch", "revgraph", "builtins", "functools", "enum")
     )

@@ -17,7 +17,7 @@ from torch.utils import checkpoint
 
 from revgraph.expressions import apply_function, leaves
 from revgraph.tracing.evaluating import Evaluator
-from revgraph.tracing.shadows import ShadowProxy, Untraceable, caller, is_tensor
+from revgraph.tracing.shadows import ShadowProxy, Untraceable, caller, is_tensor, is_users
 
 FACTORIES = (
     *("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "randint", "zeros"),
@@ -78,7 +78,10 @@ def _is_instance(original: Callable[..., bool]) -> Callable[..., bool]:
         shadow = thing.shadow
         if is_tensor(shadow):
             return original(sample, kinds)
-        return original(shadow, (int, float)) and original(shadow, kinds)  # numpy's float is one
+        found = original(shadow, kinds)
+        if thing.node.op == "placeholder" and is_users(sys._getframe(1).f_globals.get("__name__", "")):
+            thing.kind()  # a number, which may be another kind of number later
+        return found
 
     return answer
 

@@ -17,10 +17,10 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 
 from revgraph.expressions import leaves, map_leaves
-from revgraph.tracing.shadows import holds_tensors, is_tensor
+from revgraph.tracing.shadows import ShadowProxy, holds_tensors, is_tensor
 
 if TYPE_CHECKING:
-    from revgraph.tracing.guards import Read
+    from revgraph.tracing.fixed import Read
 
 SETTLED = (bool, int, float, str, torch.dtype, torch.device)
 
@@ -79,7 +79,9 @@ class Settings:
 
 def setting_of(owner: Any, name: str, before: Any, now: Any) -> Setting | None:
     """The setting in a change of an attribute; None where it is another kind of change."""
-    return Setting(owner, name, now) if before is None and isinstance(now, SETTLED) else None
+    if issubclass(type(now), ShadowProxy):  # it follows from the inputs' forms, for which alone it is settled
+        now = now.shadow
+    return Setting(owner, name, now) if before is None and issubclass(type(now), SETTLED) else None
 
 
 def forms_of(given: Mapping[str, Any]) -> dict[str, Any]:

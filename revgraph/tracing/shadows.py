@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import operator
 import sys
+from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from revgraph.errors import TraceError
 from revgraph.expressions import leaves
 from revgraph.storages import memory_key
+from revgraph.tracing.codes import IDENTICAL, may_compare
 
 
 class Untraceable(Exception):
@@ -46,9 +48,24 @@ class ShadowProxy(fx.Proxy):
         super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
-        if not name.startswith("__") and getattr(self.shadow, name, self) is None:
+        if name.startswith("__"):
+            return ShadowAttribute(self, name)
+        value = getattr(self.shadow, name)  # or it has no such attribute either
+        if value is None:
             return self.tracer.create_proxy("call_function", getattr, (self, name), {}).held_to_none()
-        return ShadowAttribute(self, name)
+        return _for_code(ShadowAttribute(self, name), value, sys._getframe(1))
+
+    def fixed(self) -> Any:
+        """What it stands for, to which other inputs are held."""
+        return self._answer("value")
+
+    def kind(self) -> type:
+        """The class of what it stands for."""
+        if not is_tensor(self.shadow):
+            return self._answer("type")
+        if self.node.op == "get_attr" and str(self.node.target) in self.tracer.parameter_paths:
+            return nn.Parameter
+        return Tensor
 
     def __getitem__(self, key: Any) -> Any:
         if not holds_tensors(self.shadow):
@@ -88,8 +105,13 @@ class ShadowProxy(fx.Proxy):
     def __index__(self) -> int:
         return self._answer("int")
 
+    def __str__(self) -> str:
+        return repr(self) if is_tensor(self.shadow) or holds_tensors(self.shadow) else self._answer("text")
+
     def __format__(self, spec: str) -> str:
         shadow = self.shadow
+        if not spec and not is_tensor(shadow):
+            return str(self)
         return format(self._answer("float" if type(shadow) is float else "int"), spec)
 
     def __array__(self, *_: Any, **__: Any) -> Any:
@@ -115,6 +137,10 @@ class ShadowProxy(fx.Proxy):
         raise Untraceable("`in` asks for the values of a traced object")
 
     def __hash__(self) -> int:
+        if isinstance(self.shadow, IDENTICAL):
+            raise Untraceable(
+                f"{self.shadow!r} of a traced tensor is looked up in a set or dictionary; compare it by =="
+            )
         return id(self)
 
 
@@ -142,7 +168,16 @@ class ShadowAttribute(ShadowProxy):
         return self._made().shadow
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.tracer.create_proxy("call_method", self.attr, (self.root, *args), kwargs)
+        proxy = self.tracer.create_proxy("call_method", self.attr, (self.root, *args), kwargs)
+        return _for_code(proxy, proxy.shadow, sys._getframe(1))
+
+
+def _for_code(proxy: ShadowProxy, value: Any, frame: FrameType) -> Any:
+    """The proxy; what it stands for where the code that asked for it may compare that by `is`."""
+    is_compared = isinstance(value, IDENTICAL) and is_users(frame.f_globals.get("__name__", ""))
+    if is_compared and may_compare(frame, type(value)):
+        return proxy.fixed()
+    return proxy
 
 
 QUESTIONS: dict[str, Any] = {
@@ -151,6 +186,10 @@ QUESTIONS: dict[str, Any] = {
     "float": float,
     "len": len,
     "none": lambda thing: thing is None,
+    "value": lambda thing: thing,
+    "type": type,
+    "text": str,
+    "distinct": lambda things: len({*map(id, things)}) == len(things),
 }
 
 
@@ -177,9 +216,10 @@ def guard(actual: Any, ask: str, expected: Any, where: str) -> None:
         TraceError: this input's answer is another one.
     """
     answer = QUESTIONS[ask](actual)
-    if answer != expected:
+    if answer != expected or type(answer) is not type(expected):
+        what = "a number" if ask in ("bool", "int", "float", "len") else "something"
         raise TraceError(
-            f"at {where} the model asked for a number that was {expected!r} for the example input and is "
+            f"at {where} the model asked for {what} that was {expected!r} for the example input and is "
             f"{answer!r} for this one, so the traced path may not be the right one. "
             "Trace the model again with an input like this."
         )

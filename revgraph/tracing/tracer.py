@@ -23,7 +23,9 @@ from revgraph.joint_bijections import Bijection, takes_flags
 from revgraph.storages import memory_key, parts_of
 from revgraph.tracing.ambient import RandomSources, is_random_source, modes
 from revgraph.tracing.arguments import fields_of, holds_objects, is_structured, objects_in
+from revgraph.tracing.calls import CallWatch
 from revgraph.tracing.evaluating import Evaluator
+from revgraph.tracing.fixed import PLAIN
 from revgraph.tracing.guards import AttributeReads
 from revgraph.tracing.hooks import call_hooks, call_pre_hooks, stays_open
 from revgraph.tracing.in_place import (
@@ -40,6 +42,7 @@ from revgraph.tracing.shadows import (
     ShadowProxy,
     Untraceable,
     caller,
+    guard,
     holds_tensors,
     is_tensor,
     overlaps,
@@ -67,6 +70,11 @@ class Scope:
     def is_gone(self) -> bool:
         """Whether its nodes were there and are no more: it became one call."""
         return not self.is_empty and all(node._erased for node in self.nodes)
+
+
+ASKS_IDENTITY = (
+    "it asks by `is` whether two tensors are one, and these may be; compare what they are for (a flag, None)"
+)
 
 
 class CollectingHooks(Untraceable):
@@ -128,9 +136,12 @@ class Tracer(fx.Tracer):
             lambda: self._open[-1] if self._open else None,
             self._watch_generator,
         )
+        self.calls = CallWatch(self.reads, self._hold_distinct)
         self._parameters = parameters
+        self.parameter_paths = frozenset(parameters.values())
         own = (*model.parameters(), *model.buffers())
         self._memory = {memory_key(part) for each in own if not is_lazy(each) for part in parts_of(each)}
+        self.origins: dict[str, int] = {}  # the identities of the inputs' own tensors, by name
         self.results: Any = None
         self.given: Any = ()  # the arguments of the model's forward, for what it returns of them
         self._objects: dict[int, ObjectForm | None] = {}
@@ -155,9 +166,15 @@ class Tracer(fx.Tracer):
             def forward(_root: nn.Module) -> Any:
                 self._context = copy_context()
                 self.reads.open(model)
-                with self.reads.watching(), self._training_as_value(model, ""):
+                with (
+                    self.reads.watching(),
+                    self._training_as_value(model, ""),
+                    self.calls.watching(),
+                ):
                     results = self._unpacked(call(proxies))
                     self.check_random()
+                    self.calls.check_unchanged(0)
+                    self.calls.settle()
                 self.reads.check_unchanged((0, 0, 0))
                 nodes: list[fx.Node] = []
                 self.results = map_leaves(lambda leaf: self._result(leaf, nodes), results)
@@ -219,10 +236,20 @@ class Tracer(fx.Tracer):
                 "them only once. Draw them like a traced tensor (torch.randn_like), or give them as an input"
             )
 
+    def _hold_distinct(self, tensors: list[ShadowProxy]) -> None:
+        """Hold tensors of which code may ask by `is` whether they are one to be several."""
+        given = [each for each in tensors if each.node.op == "placeholder"]
+        origins = {self.origins.get(str(each.node.target), id(each)) for each in given}
+        if len({id(each.shadow) for each in tensors}) < len(tensors) or len(origins) < len(given):
+            raise Untraceable(ASKS_IDENTITY)
+        if len(given) > 1:
+            self.create_proxy("call_function", guard, (given, "distinct", True, caller()), {})
+
     def _variable_set(self) -> str:
         """The name of a context variable that the code has set to something; "" for none."""
         now = copy_context().items()
-        return next((each.name for each, value in now if value and self._context.get(each) is not value), "")
+        changed = (each for each, value in now if self._context.get(each) is not value)
+        return next((each.name for each in changed if not isinstance(each.get(), PLAIN)), "")
 
     def _watch_generator(self, name: str, source: Any) -> None:
         self.check_random()
@@ -279,6 +306,7 @@ class Tracer(fx.Tracer):
         scope = Scope(path, *given, self._open[-1] if self._open else None, objects=objects)
         last = next(iter(reversed(self.graph.nodes)))
         overwritten, seen, put_back = len(self._overwritten), self.reads.mark(), putting_back(m)
+        entered = self.calls.mark()
         self._open.append(scope)
         try:
             self.reads.open(m)
@@ -292,6 +320,7 @@ class Tracer(fx.Tracer):
                 self._call_hooks(call_hooks, path, m, args, kwargs, self._unpacked(result))
             self.check_random()
             self.reads.check_unchanged(seen)
+            self.calls.check_unchanged(entered)
             scope.objects = objects or holds_objects(result)
             scope.result = None if scope.objects else self.create_arg(self._unpacked(result))
         except RevgraphError:
@@ -301,6 +330,7 @@ class Tracer(fx.Tracer):
             self._roll_back(last)
             del self._overwritten[overwritten:]
             self.reads.forget(seen)
+            self.calls.forget(entered)
             self._random.settle()
             self.opaque[path] = f"{type(error).__name__}: {error}"
             if variable and isinstance(error, CollectingHooks):
@@ -436,6 +466,8 @@ class Tracer(fx.Tracer):
         versions = [proxy.shadow._version for proxy in tensors]
         self.check_random()
         shadow = self._evaluate(kind, target, args, kwargs)
+        if any(shadow is each.shadow for each in tensors) and self.calls.compares_tensors():
+            raise Untraceable(ASKS_IDENTITY)
         pairs = zip(tensors, versions, strict=True)
         edited = [proxy for proxy, version in pairs if proxy.shadow._version != version]
         if edited:

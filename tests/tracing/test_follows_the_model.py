@@ -8,6 +8,7 @@ import itertools
 import pickle
 import random
 import time
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -103,6 +104,21 @@ def test_a_change_back_needs_no_other_trace() -> None:
         net.strength = strength
         equal_runs(net, copy.deepcopy(model), *pair)
     assert len(net._forms) == 2
+
+
+def test_a_value_that_changes_at_each_call_is_named_once() -> None:
+    model, pair = Blocks(), (randn(3, 4), randn(3, 4, seed=1))
+    net = rg.trace(model, *pair)
+    told: list[str] = []
+    for step in range(12):
+        model.strength = 1.5 + step
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            equal_runs(net, copy.deepcopy(model), *pair)
+        told += [str(each.message) for each in caught if issubclass(each.category, rg.TraceWarning)]
+    (text,) = told
+    assert text.startswith("model.strength has had another value in 8 calls")
+    assert "register_buffer" in text
 
 
 def test_an_assigned_plan_stays_where_the_graph_is_the_same() -> None:

@@ -375,3 +375,26 @@ def test_checkpointed_block_is_no_longer_checkpointed() -> None:
     calls.clear()
     net(randn(3, 4).requires_grad_()).sum().backward()
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("between", [True, False])
+@pytest.mark.parametrize("deep", [True, False])
+def test_what_waits_for_a_coupling_draws_its_random_numbers_in_the_models_order(
+    between: bool, deep: bool
+) -> None:
+    """A call that reads a further result runs after the sum, and so after draws that stand before that."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f, self.g = nn.ModuleList(Attend("tuple", seed) for seed in (0, 5)), linear(seed=20)
+
+        def forward(self, a: Tensor, b: Tensor) -> Any:
+            r, p = self.f[0](b)
+            waits = nn.functional.dropout(p.sin() if deep else p, 0.5)
+            other = nn.functional.dropout(self.g(b), 0.5) if between else b
+            a = a + r
+            r, p = self.f[1](a)
+            return a, b + r, waits, other, p
+
+    agree(Net(), randn(3, 4), randn(3, 4, seed=2), couplings=None if between else 2)

@@ -115,22 +115,36 @@ class Collecting(nn.Module):
 
 def collect(module: nn.Module, args: Any, result: Tensor) -> None:
     if (found := COLLECTOR.get()) is not None:
-        found["results"].append(result)
+        found.setdefault("results", []).append(result)
+
+
+class CollectingInto(Collecting):
+    """A collector that is empty at first."""
+
+    def forward(self, x: Tensor) -> Any:
+        token = COLLECTOR.set(found := {})
+        try:
+            for layer in self.layers:
+                x = layer(x)
+        finally:
+            COLLECTOR.reset(token)
+        return x, [each for items in found.values() for each in items]
 
 
 class Summed(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, body: nn.Module) -> None:
         super().__init__()
-        self.body = Collecting()
+        self.body = body
 
     def forward(self, x: Tensor) -> Any:
         x, results = self.body(x)
         return x, results[0] + results[1]
 
 
-def test_hooks_that_collect_for_the_forward_collect_what_they_do_in_the_model() -> None:
-    model, x = Summed(), randn(3, 4)
+@pytest.mark.parametrize("kind", [Collecting, CollectingInto])
+def test_hooks_that_collect_for_the_forward_collect_what_they_do_in_the_model(kind: Any) -> None:
+    model, x = Summed(kind()), randn(3, 4)
     reference = copy.deepcopy(model)
     equal_runs(rg.trace(model, x), reference, x)
     with pytest.raises(rg.TraceError, match="context variable 'collector'"):
-        rg.trace(Collecting(), x)
+        rg.trace(kind(), x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 from collections import OrderedDict
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -245,7 +246,9 @@ def test_a_cache_made_in_the_forward_comes_back_as_the_model_makes_it(use_cache:
 
 
 def test_a_cache_that_is_given_is_refused_for_what_is_put_into_it() -> None:
-    with pytest.raises(rg.TraceError, match="puts a result into its argument past"):
+    with pytest.raises(
+        rg.TraceError, match=r"puts a result into its argument past.*net\.generate.*use_cache=False"
+    ):
         rg.trace(Decoder(), randn(3, 4), past=Cache())
 
 
@@ -294,3 +297,39 @@ def test_a_trace_that_settles_something_holds_on_to_no_traced_value() -> None:
     gc.collect()
     assert not [thing for thing in gc.get_objects() if type(thing).__name__ == "ShadowProxy"]
     assert net is not None
+
+
+class Width(nn.Module):
+    """Settles a number that follows from the example's shape."""
+
+    def __init__(self, kind: Any) -> None:
+        super().__init__()
+        self.f, self.config = linear(), kind()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.config.width is None:
+            self.config.width = x.shape[-1]
+        return self.f(x)
+
+
+class Sizes:
+    def __init__(self) -> None:
+        self.width: Any = None
+
+
+def test_a_refused_setting_of_a_namespace_leaves_it_open() -> None:
+    model = Width(lambda: SimpleNamespace(width=None))
+    with pytest.raises(rg.TraceError, match=r"changes model\.config"):
+        rg.trace(model, randn(3, 4))
+    assert model.config.width is None
+
+
+def test_a_number_that_is_settled_is_a_number() -> None:
+    model = Width(Sizes)
+    net = rg.trace(model, randn(3, 4))
+    assert model.config.width is None
+    net(randn(3, 4))
+    assert type(model.config.width) is int
+    assert model.config.width == 4
+    gc.collect()
+    assert not [thing for thing in gc.get_objects() if type(thing).__name__ == "ShadowProxy"]
