@@ -64,6 +64,11 @@ class TracedForm:
         guards = self.program.guards
         return guards is not None and guards.is_outdated()
 
+    def fits(self, given: dict[str, Any]) -> bool:
+        """Whether the graph was made for inputs of these forms."""
+        guards = self.program.guards
+        return guards is None or guards.forms is None or guards.forms.fit(given)
+
     def settle(self, given: dict[str, Any]) -> bool:
         """Settle what the model's first call would settle; whether that is right for these inputs."""
         guards = self.program.guards
@@ -324,7 +329,7 @@ class ReversibleModule(nn.Module):
                 refused = refused or error
                 env = {}
                 continue
-            if not form.settle(env):
+            if not form.fits(env) or not form.settle(env):
                 env = {}
                 continue
             if place:

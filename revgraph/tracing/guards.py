@@ -10,6 +10,7 @@ is traced anew.
 - Tensors that are no buffers, functions and other objects are held to their identity. Where code then reads
   attributes of such an object (a configuration), these reads are seen as well.
 - The gradient mode is held to what it was, where code asks for it.
+- Where `torch.export` read code, shapes and dtypes are constants of the graph: see `forms.py`.
 - The children of opened modules are held to their identity, their hooks to their number. Where modules that
   are single calls have other children than they had (adapters, say), the program is right, but its graph and
   costs are outdated.
@@ -37,6 +38,7 @@ from torch import Tensor, nn
 
 from revgraph.isolation import HEAP_TYPE, MODULE_TABLES
 from revgraph.tracing.ambient import GRADIENT_MODE, is_random_source
+from revgraph.tracing.forms import Forms
 from revgraph.tracing.settings import Setting, Settings, setting_of
 from revgraph.tracing.shadows import ShadowProxy, Untraceable, is_users
 
@@ -113,7 +115,8 @@ class Guards:
     """What a program takes for granted of its model.
 
     Hooks of the `root` are none of it: a net has the model's, and its own call runs them. `modules` were
-    opened, what is `inside` belongs to modules that are single calls.
+    opened, what is `inside` belongs to modules that are single calls. `forms` are those of tensors that parts
+    of the graph were made for.
     """
 
     def __init__(
@@ -123,7 +126,9 @@ class Guards:
         inside: list[nn.Module],
         root: nn.Module,
         settings: Settings,
+        forms: Forms | None = None,
     ) -> None:
+        self.forms = forms
         self.reads = reads
         self.settings = settings
         self.modules = modules
@@ -144,6 +149,8 @@ class Guards:
         read, plain, kinds, fixed, tables, hooks, counts = made
         if tables != self.children or [*map(_count, hooks)] != counts:
             return False
+        if self.forms is not None and not self.forms.hold():
+            return False
         try:
             values, others = read()
             return values == plain and [*map(type, values)] == kinds and all(map(is_, others, fixed))
@@ -163,6 +170,8 @@ class Guards:
         for each in self.reads:
             if not each.holds():
                 return each.path
+        if self.forms is not None and not self.forms.hold():
+            return "the form of a parameter or buffer"
         return "the modules or their hooks"
 
     def _hook_tables(self) -> list[Any]:
@@ -224,6 +233,7 @@ class AttributeReads:
     settled: Settings | None = field(default_factory=Settings)
     noted: dict[tuple[int, str], Setting] = field(default_factory=dict)
     _objects: dict[int, tuple[Any, str]] = field(default_factory=dict)
+    _proxied: dict[int, nn.Module] = field(default_factory=dict)
     _patched: dict[type, Any] = field(default_factory=dict)
     _stack: ExitStack = field(default_factory=ExitStack)
 
@@ -236,6 +246,16 @@ class AttributeReads:
         with self._stack:
             self._watch_class(nn.Module)
             yield
+
+    @contextmanager
+    def through_proxies(self) -> Iterator[None]:
+        """A block in which code may read attributes of things that share a module's `__dict__` and stand for
+        it, as `torch.export` makes them."""
+        self._proxied = {id(vars(module)): module for module in self.modules.values()}
+        try:
+            yield
+        finally:
+            self._proxied = {}
 
     def mark(self) -> Mark:
         """A point to go back to."""
@@ -274,13 +294,19 @@ class AttributeReads:
         reads = [each for _, each in self.reads.values() if (id(each.owner), each.name) not in self.noted]
         return Settings((*self.noted.values(),), (*reads,), inputs)
 
-    def open(self, module: nn.Module) -> None:
-        """A module's forward is being traced into."""
+    def open(self, module: nn.Module, forward: Any = None) -> None:
+        """A module's forward is being traced into; given one, that is it."""
         scope = self.scope()
         self.opened[id(scope), id(module)] = scope, module, _attributes(module)
-        self._note(module, "forward", module.forward)
+        self._note(module, "forward", forward or module.forward)
 
-    def guards(self, gone: Callable[[Any], bool], called: Container[str], opaque: Collection[str]) -> Guards:
+    def guards(
+        self,
+        gone: Callable[[Any], bool],
+        called: Container[str],
+        opaque: Collection[str],
+        forms: Forms | None = None,
+    ) -> Guards:
         """The guards of a program: of all that was opened, but for calls that are `gone` from its graph.
 
         Modules that code only goes through (a `ModuleList`) belong to it; those `called` are looked into only
@@ -301,7 +327,9 @@ class AttributeReads:
             if id(module) not in opened and not any(f"{path}.".startswith(f"{each}.") for each in opaque)
         }
         settings = self.settled or Settings()
-        return Guards([*reads.values()], [*opened.values()], [*inside.values()], self.modules[""], settings)
+        return Guards(
+            [*reads.values()], [*opened.values()], [*inside.values()], self.modules[""], settings, forms
+        )
 
     def flag(self, path: str, value: bool) -> bool:
         """A training flag that decides the way of the code; its module holds a traced value meanwhile."""
@@ -319,6 +347,8 @@ class AttributeReads:
 
         def read(owner: Any, name: str) -> Any:
             value = original(owner, name)
+            if self._proxied:
+                return self._read_through(owner, name, value, original(owner, "__dict__"))
             if name in MODULE_TABLES or name.startswith("__") or self.asleep():
                 return value
             if id(owner) not in self._objects and id(owner) not in self.paths:
@@ -329,6 +359,19 @@ class AttributeReads:
 
         self._patched[kind] = original
         self._stack.enter_context(patch.object(kind, "__getattribute__", read))
+
+    def _read_through(self, owner: Any, name: str, value: Any, attributes: dict[str, Any]) -> Any:
+        """A read while `torch.export` runs code: of training flags, too, and by code of torch's layers."""
+        if (name in MODULE_TABLES and name != "training") or name.startswith("__") or self.asleep():
+            return value
+        whose = self._proxied.get(id(attributes), owner)
+        known = id(whose) in self._objects or id(whose) in self.paths
+        reader = sys._getframe(2).f_globals.get("__name__", "")
+        is_layers = reader.startswith("torch.nn.modules.") and reader != nn.Module.__module__
+        if known and name != "forward" and (is_layers or is_users(reader)):  # that is noted when it is opened
+            bound = type(value) is MethodType and value.__self__ is owner
+            self._saw(whose, name, MethodType(value.__func__, whose) if bound else value)
+        return value
 
     def _saw(self, owner: Any, name: str, value: Any) -> Any:
         if issubclass(type(value), ShadowProxy) or _is_computed(type(owner), name):
