@@ -24,7 +24,6 @@ from __future__ import annotations
 import io
 import logging
 import math
-import operator
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -35,25 +34,23 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, fx, nn
-from torch._ops import OpOverload
+from torch import Tensor, nn
 from torch.autograd.function import Function
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from revgraph.expressions import apply_function, leaves, map_leaves
+from revgraph.expressions import apply_function
 from revgraph.isolation import HOOKS, MODULE_TABLES
 from revgraph.tracing.ambient import modes
-from revgraph.tracing.arguments import fields_of, is_structured, objects_in
-from revgraph.tracing.in_place import InPlace
-from revgraph.tracing.operators import ASSERTIONS, ATEN, Mode, call_of, mode_of
+from revgraph.tracing.arguments import objects_in
 from revgraph.tracing.patches import is_proxy, passed_through
+from revgraph.tracing.places import Place, all_leaves, filled, is_plain, is_same, mapped, placed
+from revgraph.tracing.recording import CALL, LIBRARY, Called, Recording
 from revgraph.tracing.shadows import Untraceable, is_users
 
 if TYPE_CHECKING:
     from revgraph.tracing.tracer import Tracer
 
-PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.layout, slice)
 # What code may ask of a tensor, or do with it, that a graph does not record and that neither forms nor the
 # gradient mode settle.
 ATTRIBUTES = ("requires_grad", "is_leaf", "grad_fn", "grad", "data", "_version")
@@ -65,28 +62,6 @@ UNSETTLED = {getattr(Tensor, name).__get__: name for name in ATTRIBUTES}
 UNSETTLED |= {getattr(Tensor, name).__set__: name for name in ("requires_grad", "grad", "data")}
 UNSETTLED |= {getattr(Tensor, name): name for name in METHODS}
 UNSETTLED |= {torch.autograd.grad: "autograd.grad", torch.autograd.backward: "autograd.backward"}
-
-LIBRARY = torch.library.Library("revgraph", "FRAGMENT")
-LIBRARY.define("call(Tensor[] tensors, int number) -> Tensor[]")
-CALL: Any = torch.ops.revgraph.call.default
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Stands for one of a call's tensors."""
-
-    index: int
-
-
-@dataclass(frozen=True, slots=True)
-class Called:
-    """A call that export does not look into: trees with a `Place` for each tensor that is given or made."""
-
-    run: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    result: Any
-    made: tuple[Tensor, ...]
 
 
 class _Captures:
@@ -132,7 +107,7 @@ class _Export:
         self.tracer.check_random()
         for module, forward in self.opened:
             self.tracer.reads.open(module, forward)
-        return _Replay(self, program).run(proxies)
+        return filled(self.result, Recording(self.tracer, self.path, self.calls, program).run(proxies))
 
     def _without_proxies(self, tree: Any) -> tuple[Any, list[Any]]:
         """The arguments with places for traced tensors, and example values of traced numbers."""
@@ -146,7 +121,7 @@ class _Export:
             proxies.setdefault(id(leaf), leaf)
             return Place(list(proxies).index(id(leaf)))
 
-        return _mapped(place, self.tracer.unpacked(tree)), list(proxies.values())
+        return mapped(place, self.tracer.unpacked(tree)), list(proxies.values())
 
     def _exported(self, given: Any, shadows: list[Tensor]) -> Any:
         with self.tracer.fake_mode or nullcontext():
@@ -167,8 +142,11 @@ class _Export:
 
     def _called(self, given: Any, module: nn.Module, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Call the module within export; its result's tensors, of which the tree is noted."""
-        args, kwargs = _mapped(lambda leaf: tensors[leaf.index] if type(leaf) is Place else leaf, given)
-        before, own = _leaves((args, kwargs)), [(each, _attributes(each)) for each in self.module.modules()]
+        args, kwargs = filled(given, tensors)
+        before, own = (
+            all_leaves((args, kwargs)),
+            [(each, _attributes(each)) for each in self.module.modules()],
+        )
         seen = self.tracer.reads.mark()
         with _Questions(), _as_if_eager():
             result = module(*args, **kwargs)
@@ -179,10 +157,10 @@ class _Export:
         held = [vars(each) for each in self.tracer.root.modules()]
         if not objects_in(result).isdisjoint(objects_in((args, kwargs, held))):
             raise Untraceable("it returns an object that it was given, or that the model holds")
-        if not _is_same(before, _leaves((args, kwargs))):
+        if not is_same(before, all_leaves((args, kwargs))):
             raise Untraceable("it puts a result into an argument, where a graph cannot put it")
         made: list[Tensor] = []
-        self.result = _mapped(partial(_placed, made), result)
+        self.result = mapped(partial(placed, made), result)
         return tuple(made)
 
     @contextmanager
@@ -218,7 +196,7 @@ class _Export:
         if self.is_asleep:
             return forward(*args, **kwargs)
         path = self.tracer.reads.paths[id(module)]
-        if modes() == self.tracer.mode and _is_plain((args, kwargs)):
+        if modes() == self.tracer.mode and is_plain((args, kwargs)):
             made = self._capture("call_module", path, module, args, kwargs)
             if made is not None:
                 return made[0]
@@ -251,25 +229,25 @@ class _Export:
     ) -> tuple[Any] | None:
         """The result of a call that export sees as one operator; None where it is more than tensors."""
         given: list[Tensor] = []
-        places = _mapped(partial(_placed, given), (args, kwargs))
+        places = mapped(partial(placed, given), (args, kwargs))
         self.is_asleep = True
         try:
             with _disable_current_modes(), torch._C.DisableTorchFunction():
                 self.tracer.check_random()
                 with self.tracer.fake_mode or nullcontext():
                     blank = [_blank(each) for each in given]
-                examples = _mapped(lambda leaf: blank[leaf.index] if type(leaf) is Place else leaf, places)
+                examples = filled(places, blank)
                 with self.own_tensors():
                     result = self.tracer.evaluate(op, target, *examples)
         finally:
             self.is_asleep = False
         made: list[Tensor] = []
-        form = _mapped(partial(_placed, made), result)
-        if not made or not _is_plain(result) or any(each.layout is not torch.strided for each in made):
+        form = mapped(partial(placed, made), result)
+        if not made or not is_plain(result) or any(each.layout is not torch.strided for each in made):
             return None
         self.calls.append(Called(run, places[0], places[1], form, tuple(made)))
         results = CALL(given, len(self.calls) - 1)
-        return (_mapped(lambda leaf: results[leaf.index] if type(leaf) is Place else leaf, form),)
+        return (filled(form, results),)
 
 
 class _Whole(nn.Module):
@@ -344,141 +322,6 @@ def _silent() -> Iterator[None]:
             log.setLevel(level)
 
 
-class _Replay:
-    """Records what an exported graph computes in the trace around it."""
-
-    def __init__(self, export: _Export, program: Any) -> None:
-        self.export = export
-        self.tracer = export.tracer
-        self.program = program
-
-    def run(self, proxies: list[Any]) -> Any:
-        graph = self.program.graph_module.graph
-        inputs = (node for node in graph.nodes if node.op == "placeholder")
-        given, env = iter(proxies), dict[fx.Node, Any]()
-        for node, spec in zip(inputs, self.program.graph_signature.input_specs, strict=True):
-            if spec.kind.name == "USER_INPUT":
-                env[node] = next(given)
-            elif node.users:
-                env[node] = self._own(spec.target)
-        made = self._graph(self.program.graph_module, env, ())
-        return _mapped(lambda leaf: made[leaf.index] if type(leaf) is Place else leaf, self.export.result)
-
-    def _own(self, target: str) -> Any:
-        """A parameter or buffer of the part as a traced value; a constant."""
-        constant = self.program.constants.get(target)
-        name = ".".join(part for part in (self.export.path, target.removeprefix("module.")) if part)
-        if target.startswith("module.") and name in self.tracer.own_names:
-            return self.tracer.create_proxy("get_attr", name, (), {})
-        if not isinstance(constant, Tensor) or constant.requires_grad:
-            raise Untraceable(f"it reads {target}, which is no parameter, buffer or constant of the model")
-        return constant
-
-    def _graph(self, module: fx.GraphModule, env: dict[fx.Node, Any], around: tuple[Mode, ...]) -> list[Any]:
-        """Record the calls of a graph; what it returns."""
-        for node in module.graph.nodes:
-            if node.op == "placeholder":
-                continue
-            args = map_leaves(lambda leaf: env[leaf] if isinstance(leaf, fx.Node) else leaf, node.args)
-            if node.op == "output":
-                return list(args[0])
-            if node.op == "get_attr":
-                env[node] = getattr(module, str(node.target))
-            else:
-                kwargs = map_leaves(
-                    lambda leaf: env[leaf] if isinstance(leaf, fx.Node) else leaf, dict(node.kwargs)
-                )
-                env[node] = self._node(node, args, kwargs, env, around)
-        return []
-
-    def _node(
-        self,
-        node: fx.Node,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        env: dict[fx.Node, Any],
-        around: tuple[Mode, ...],
-    ) -> Any:
-        if node.target is operator.getitem:
-            return args[0][args[1]]
-        if node.target is CALL:
-            return self._call(*args)
-        if not isinstance(node.target, OpOverload):
-            mode, inner, operands = mode_of(node.target, args)
-            if mode.kind is torch.set_grad_enabled and mode.args[0] and not torch.is_grad_enabled():
-                raise Untraceable("the gradient mode is switched on inside a forward without gradients")
-            places = [each for each in inner.graph.nodes if each.op == "placeholder"]
-            return self._graph(inner, dict(zip(places, operands, strict=True)), (*around, mode))
-        if node.target in ASSERTIONS:
-            return None
-        if args and not is_proxy(args[0]):
-            args = (self._constant(node.target, args[0], env), *args[1:])
-            if node.target in (ATEN.lift_fresh_copy.default, ATEN.detach_.default):
-                return args[0]
-        kind, target = call_of(node.target, args, kwargs, around)
-        with self.tracer.placed(_place_of(node), _modules_of(node, self.export.path)):
-            proxy = self.tracer.create_proxy(kind, target, args, kwargs)
-        if type(target) is InPlace:
-            proxy = args[0]  # which stands for the changed tensor now
-        _check_alike(node, proxy)
-        return proxy
-
-    def _constant(self, target: OpOverload, first: Any, env: dict[fx.Node, Any]) -> Any:
-        """The first argument of a call; a constant that it changes becomes a traced copy, everywhere."""
-        writes = target._schema.is_mutable and target is not ATEN.detach_.default
-        if not isinstance(first, Tensor) or not writes:
-            return first
-        copy = self.tracer.create_proxy("call_function", torch.clone, (first,), {})
-        env.update({node: copy for node, value in env.items() if value is first})
-        return copy
-
-    def _call(self, tensors: list[Any], number: int) -> list[Any]:
-        """Call what export did not look into, on traced values."""
-        called = self.export.calls[number]
-        args, kwargs = _mapped(
-            lambda leaf: tensors[leaf.index] if type(leaf) is Place else leaf, (called.args, called.kwargs)
-        )
-        result = self.tracer.unpacked(called.run(*args, **kwargs))
-        made: list[Any] = []
-
-        def placed(leaf: Any) -> Any:
-            if not is_proxy(leaf) and not isinstance(leaf, Tensor):
-                return leaf
-            made.append(leaf)
-            return Place(len(made) - 1)
-
-        form = _mapped(placed, result)
-        if repr(form) != repr(called.result):
-            raise Untraceable("a module in it gives another structure when it is traced")
-        return made
-
-
-def _modules_of(node: fx.Node, path: str) -> list[str]:
-    """The paths of the modules whose code makes a node, from the part inwards, without the part."""
-    stack = (node.meta.get("nn_module_stack") or {}).values()
-    names = [each[0].partition("@")[0].removeprefix("module") for each in stack]
-    return [f"{path}{name}" if path else name[1:] for name in names if name]
-
-
-def _place_of(node: fx.Node) -> str:
-    """The line of the user's code that makes a node, as "file.py:12"."""
-    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
-    for line in reversed([line for line in lines if line.startswith('File "')]):
-        file, _, rest = line.removeprefix('File "').partition('", line ')
-        if not any(part in file.replace("\\", "/") for part in ("/torch/", "/revgraph/")):
-            return f"{file.replace(chr(92), '/').rpartition('/')[2]}:{rest.partition(',')[0]}"
-    return ""
-
-
-def _check_alike(node: fx.Node, proxy: Any) -> None:
-    """Hold the trace to what export found of a result."""
-    found, shadow = node.meta.get("val"), proxy.shadow
-    if isinstance(found, Tensor) and (
-        not isinstance(shadow, Tensor) or (found.shape, found.dtype) != (shadow.shape, shadow.dtype)
-    ):
-        raise Untraceable(f"{node.target} gives another result in the trace than in torch.export")
-
-
 def _blank(tensor: Tensor) -> Tensor:
     """A tensor of zeros of the same form, with memory of its own where any has."""
     if tensor.layout is not torch.strided:
@@ -500,61 +343,3 @@ def _check_assigned(path: str, before: dict[str, Any], after: dict[str, Any]) ->
     if changed:
         place = ".".join(part for part in ("model", path, changed[0]) if part)
         raise Untraceable(f"it assigns {place}, which a graph would not")
-
-
-def _placed(found: list[Tensor], leaf: Any) -> Any:
-    """A place for a tensor, which is added to those found."""
-    if not isinstance(leaf, Tensor):
-        return leaf
-    found.append(leaf)
-    return Place(len(found) - 1)
-
-
-def _is_plain(tree: Any) -> bool:
-    return all(isinstance(leaf, (Tensor, *PLAIN)) for leaf in leaves(tree))
-
-
-def _leaves(tree: Any) -> list[Any]:
-    found: list[Any] = []
-    _mapped(found.append, tree)
-    return found
-
-
-def _is_same(before: list[Any], after: list[Any]) -> bool:
-    """Whether leaves are what they were: tensors and other things themselves, numbers by value."""
-    return len(before) == len(after) and all(
-        one is two or (type(one) is type(two) and isinstance(one, PLAIN) and one == two)
-        for one, two in zip(before, after, strict=True)
-    )
-
-
-def _mapped(function: Callable[[Any], Any], tree: Any, known: dict[int, Any] | None = None) -> Any:
-    """The tree with `function` applied to its leaves; user code's objects with tensors are made anew."""
-    made: dict[int, Any] = {} if known is None else known
-
-    def leaf(each: Any) -> Any:
-        if is_proxy(each) or type(each) is Place or not _carries_tensors(each):
-            return function(each)
-        if id(each) not in made:
-            copy: Any = object.__new__(type(each))
-            made[id(each)] = copy, each  # which stays alive, and with it its identity
-            for name, item in fields_of(each).items():
-                object.__setattr__(copy, name, _mapped(function, item, made))
-        return made[id(each)][0]
-
-    return map_leaves(leaf, tree)
-
-
-def _carries_tensors(value: Any) -> bool:
-    """Whether a value is an object of user code with tensors in it."""
-    if not is_structured(value):
-        return False
-    pending, seen = [value], {id(value)}
-    while pending:
-        for leaf in leaves(fields_of(pending.pop())):
-            if is_proxy(leaf) or isinstance(leaf, (Tensor, Place)):
-                return True
-            if is_structured(leaf) and id(leaf) not in seen:
-                seen.add(id(leaf))
-                pending.append(leaf)
-    return False
