@@ -375,3 +375,28 @@ def test_checkpointed_block_is_no_longer_checkpointed() -> None:
     calls.clear()
     net(randn(3, 4).requires_grad_()).sum().backward()
     assert len(calls) == 2
+
+
+class Ignoring(nn.Module):
+    """Does not read its second argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = linear()
+
+    def forward(self, x: Tensor, types: Tensor) -> Tensor:
+        return torch.tanh(self.f(x) * 2)
+
+
+class MadeForNothing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.head = Ignoring(), linear(seed=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.part(x, torch.zeros(x.shape)))
+
+
+def test_a_module_may_ignore_an_argument_that_is_made_for_it() -> None:
+    net = agree(MadeForNothing(), randn(3, 4))
+    assert any(node.name.startswith("part") for node in net.graph.nodes)
