@@ -15,11 +15,13 @@ from revgraph.errors import RevgraphError, add_note
 from revgraph.graph import Graph
 from revgraph.program import Program
 from revgraph.tracing.ambient import is_autocast_around
-from revgraph.tracing.tracer import Tracer
+from revgraph.tracing.shadows import ReadPastAttributes
+from revgraph.tracing.tracer import CollectingHooks, Tracer
 
 Exports = Mapping[str, str]  # the paths of modules, with the reason why fx cannot go into each
 LARGE = 0.5
 NOTHING: Exports = {}
+UNSEEN = (ReadPastAttributes.__name__, CollectingHooks.__name__)
 
 
 class Trace(Protocol):
@@ -42,7 +44,7 @@ def with_exports(run: Callable[[Exports], Found]) -> Found:
     """
     try:
         found = run(NOTHING)
-    except RevgraphError:
+    except (RevgraphError, ReadPastAttributes, CollectingHooks):  # which export would not see, either
         raise
     except Exception as error:
         if is_autocast_around():  # casts would become constants of the graph
@@ -80,7 +82,7 @@ def _wanted(graph: Graph, tracer: Tracer, exports: Exports) -> Exports:
     return {
         path: tracer.opaque[path]
         for path, module in sorted(modules.items())
-        if path not in exports and _has_parts(module)
+        if path not in exports and _has_parts(module) and not tracer.opaque[path].startswith(UNSEEN)
     }
 
 
