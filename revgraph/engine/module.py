@@ -67,6 +67,11 @@ class TracedForm:
         guards = self.program.guards
         return guards is not None and guards.is_outdated()
 
+    def fits(self, given: dict[str, Any]) -> bool:
+        """Whether the graph was made for inputs of these forms."""
+        guards = self.program.guards
+        return guards is None or guards.forms is None or guards.forms.fit(given)
+
     def settle(self, given: dict[str, Any]) -> bool:
         """Settle what the model's first call would settle; whether that is right for these inputs."""
         guards = self.program.guards
@@ -328,7 +333,7 @@ class ReversibleModule(nn.Module):
                 refused = refused or error
                 env = {}
                 continue
-            if not form.settle(env):
+            if not form.fits(env) or not form.settle(env):
                 env = {}
                 continue
             if place:
@@ -372,7 +377,7 @@ class ReversibleModule(nn.Module):
     def _count_retrace(self) -> None:
         """Warn of a value that has another trace made again and again."""
         guards = self._forms[0].program.guards if self._forms else None
-        if guards is None or guards.hold() or not guards.modules_hold():
+        if guards is None or guards.hold() or not guards.modules_hold() or guards.flag_is_broken():
             return
         changed = guards.broken()
         self._retraced[changed] += 1

@@ -23,6 +23,7 @@ from revgraph.program import Program
 from revgraph.storages import faked
 from revgraph.tracing.arguments import call_with, check_unchanged, fill_form, form_of
 from revgraph.tracing.collapsing import collapse
+from revgraph.tracing.exports import NOTHING, Exports, reason_of, with_exports
 from revgraph.tracing.finding import find, refine
 from revgraph.tracing.findings import Findings, explain_sums
 from revgraph.tracing.hooks import call_hooks, call_pre_hooks
@@ -61,6 +62,8 @@ def trace(
     depends on values), from a real one. The model, its buffers and the random state are left as they were.
     Couplings of the user's own are tried; what becomes of a coupling module otherwise than meant is a
     `TraceWarning`.
+    Where torch.fx stops at the model's own code, or most of the model would be opaque, `torch.export` reads
+    it.
     Boundaries of the types `opened` are traced into, for `rewrite` to see what they do. With `sums_only`,
     couplings found in plain code are sums and differences, without any factor. Without `gradients`, code that
     asks for the gradient mode is told that they are off, and the program is for such calls.
@@ -80,19 +83,22 @@ def trace(
         raise TraceError("tracing needs an example input with at least one tensor, and none was given")
     name = name or type(model).__name__
 
-    def traced(fake_mode: FakeTensorMode | None) -> _Traced:
+    def traced(fake_mode: FakeTensorMode | None, exports: Exports = NOTHING) -> _Traced:
         run = partial(
-            _settled, partial(_trace, model, form, named, name, rewrite, opened, sums_only, fake_mode)
+            _settled,
+            partial(_trace, model, form, named, name, rewrite, opened, sums_only, fake_mode, exports),
         )
         # With gradients, as the net will mostly run: without, `no_grad` inside the forward goes unnoticed,
         # which is right only as long as they are off.
         found = run(True)
         return found if gradients or not found.tracer.reads.asked_gradient_mode else run(False)
 
+    # A rewrite is of what fx sees.
+    found_by = with_exports if rewrite is None else lambda run: run(NOTHING)
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with _silent():
-            found = traced(fake_mode)
+            found = found_by(partial(traced, fake_mode))
     except RevgraphError:
         raise
     except ReadPastAttributes as error:  # with memory the numbers would be frozen, and nothing tell so
@@ -107,7 +113,7 @@ def trace(
         with _silent():
             _run_once(model, form, named, name, fake_mode)
     try:
-        found = traced(None)
+        found = found_by(partial(traced, None))
     except RevgraphError:
         raise
     except Exception as error:
@@ -164,8 +170,9 @@ def _checked(traced: _Traced, model: nn.Module) -> Program:
 
 
 def _cannot_be_traced(name: str, error: Exception) -> TraceError:
+    besides = "".join(f"{note}. " for note in getattr(error, "__notes__", ()))
     return TraceError(
-        f"the forward of {name} cannot be traced{place_of(error)}: {type(error).__name__}: {error}. "
+        f"the forward of {name} cannot be traced{place_of(error)}: {reason_of(error)}. {besides}"
         "Move what cannot be "
         "traced (branches on values, changes of gradient mode or autocast, side effects) into a "
         "submodule, which then becomes one node by itself."
@@ -223,6 +230,7 @@ def _trace(
     opened: tuple[type[Boundary], ...],
     sums_only: bool,
     fake_mode: FakeTensorMode | None,
+    exports: Exports,
     gradients: bool,
     settled: Settings | None,
 ) -> _Traced:
@@ -237,12 +245,16 @@ def _trace(
             arguments = fill_form(form, given)
             return call_with(lambda *args, **kwargs: tracer.call_root(args, kwargs), arguments, model.forward)
         tracer.given = arguments = fill_form(form, given)
-        results = call_with(model.forward, arguments)
+        if "" in exports:
+            forward = lambda *args, **kwargs: tracer.export_call(model, "", args, kwargs)  # noqa: E731
+            results = call_with(forward, arguments, model.forward)
+        else:
+            results = call_with(model.forward, arguments)
         check_unchanged(arguments, given)
         return results
 
     with untouched(model, fake_mode), torch.set_grad_enabled(gradients):
-        tracer = Tracer(model, fake_mode, names, opened, buffers)
+        tracer = Tracer(model, fake_mode, names, opened, buffers, exports)
         if not gradients:
             tracer.reads.gradient_mode(False)
         tracer.reads.settled = settled

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -116,8 +117,20 @@ def modes() -> tuple[Any, ...]:
     )
 
 
+_LEFT = ContextVar("autocast was left", default=False)
+
+
 @contextmanager
 def without_autocast() -> Iterator[None]:
     """A block in full precision, whatever is around it."""
-    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-        yield
+    left = _LEFT.set(is_autocast_around())
+    try:
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        _LEFT.reset(left)
+
+
+def is_autocast_around() -> bool:
+    """Whether autocast is on, or was before it was left for this block."""
+    return _LEFT.get() or any(map(torch.is_autocast_enabled, ("cpu", "cuda")))

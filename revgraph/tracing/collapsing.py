@@ -79,7 +79,7 @@ class _Collapsing:
         pending = list(calls)
         while pending:
             call = pending.pop()
-            if call.is_open or not self._computes(call.scope) or _leaks(call.scope):
+            if call.is_open or not self._computes(call.scope) or _leaks(call.scope) or _is_bereft(call.scope):
                 pending += call.inner
             else:
                 _replace(self.tracer, self.graph, call.scope)
@@ -177,6 +177,11 @@ def _leaks(scope: Scope) -> bool:
     nodes = set(scope.nodes)
     results = {leaf for leaf in leaves(scope.result) if isinstance(leaf, fx.Node)}
     return any(node not in results and any(user not in nodes for user in node.users) for node in scope.nodes)
+
+
+def _is_bereft(scope: Scope) -> bool:
+    """Whether an argument is gone from the graph, for the module's code does not read it."""
+    return any(isinstance(leaf, fx.Node) and leaf._erased for leaf in leaves((scope.args, scope.kwargs)))
 
 
 def _replace(tracer: Tracer, graph: fx.Graph, scope: Scope) -> None:

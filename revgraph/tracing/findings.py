@@ -70,6 +70,10 @@ class Findings:
         whole = [f"whole: {name}: {reason}" for name, reason in whole_modules(graph, tracer).items()]
         lines += whole[:MOST_NAMED]
         lines += [f"whole: {len(whole) - MOST_NAMED} more modules"] if len(whole) > MOST_NAMED else []
+        lines += [
+            f"read by torch.export: {_spoken(path, tracer)}: {_why_exported(reason)}"
+            for path, reason in tracer.open_exports().items()
+        ]
         return tuple(lines)
 
     def give_up(self, place: str) -> None:
@@ -115,13 +119,13 @@ def explain_sums(
 def whole_modules(graph: Graph, tracer: Tracer) -> dict[str, str]:
     """The large modules that are one boundary each, with the reason."""
     modules = dict(tracer.root.named_modules(remove_duplicate=False))
-    total = sum(map(_size, tracer.root.parameters())) or 1
+    total = _total(tracer)
     whole: dict[str, str] = {}
     for node in graph.nodes:
         module = modules.get(node.module) if node.kind == "boundary" and node.module else None
         if module is None or isinstance(module, (Coupling, Bijection)):
             continue
-        share = sum(map(_size, module.parameters())) / total
+        share = _share(module, total)
         parts = sum(bool(each._parameters) for each in module.modules())
         lost = [
             path for path, each in module.named_modules() if path and isinstance(each, (Coupling, Bijection))
@@ -135,6 +139,20 @@ def whole_modules(graph: Graph, tracer: Tracer) -> dict[str, str]:
     return whole
 
 
+def _total(tracer: Tracer) -> int:
+    return sum(map(_size, tracer.root.parameters())) or 1
+
+
+def _share(module: nn.Module, total: int) -> float:
+    return sum(map(_size, module.parameters())) / total
+
+
+def _spoken(path: str, tracer: Tracer) -> str:
+    module = tracer.root.get_submodule(path)
+    share = _share(module, _total(tracer))
+    return f"{path or 'the model'} ({type(module).__name__}, {share:.0%} of the parameters)"
+
+
 def _size(parameter: nn.Parameter) -> int:
     try:
         return parameter.numel()
@@ -144,10 +162,10 @@ def _size(parameter: nn.Parameter) -> int:
 
 def _why_whole(path: str, module: nn.Module, tracer: Tracer) -> str:
     if path in tracer.opaque:
-        reason = " ".join(tracer.opaque[path].split())
-        return (
-            f"its forward cannot be traced ({reason if len(reason) < LONGEST else reason[:LONGEST] + '...'})"
-        )
+        reason = f"its forward cannot be traced ({_short(tracer.opaque[path])})"
+        if path in tracer.not_exported:
+            reason += f", nor read by torch.export ({_short(tracer.not_exported[path])})"
+        return reason
     if isinstance(module, Boundary):
         return "it is a revgraph.Boundary"
     if type(module).__module__.startswith("torch.") and not isinstance(module, nn.Sequential):
@@ -161,6 +179,17 @@ def _why_whole(path: str, module: nn.Module, tracer: Tracer) -> str:
     if any(hooks):
         return "it has hooks, which run where it is called"
     return "no coupling was found in it"
+
+
+def _why_exported(reason: str) -> str:
+    return (
+        f"its forward cannot be traced ({_short(reason)}); shapes, dtypes and flags are those of the example"
+    )
+
+
+def _short(reason: str) -> str:
+    text = " ".join(reason.split())
+    return text if len(text) < LONGEST else text[:LONGEST] + "..."
 
 
 def _is_sum(node: fx.Node, shadows: Mapping[fx.Node, Any]) -> bool:

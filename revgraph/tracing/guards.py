@@ -10,6 +10,7 @@ generated function: a call that finds another value is traced anew.
 - Tensors that are no buffers, functions and other objects are held to their identity. Where code then reads
   attributes of such an object (a configuration), these reads are seen as well.
 - The gradient mode is held to what it was, where code asks for it.
+- Where `torch.export` read code, shapes and dtypes are constants of the graph: see `forms.py`.
 - The children of opened modules are held to their identity, their hooks to their number. Where modules that
   are single calls have other children than they had (adapters, say), the program is right, but its graph and
   costs are outdated.
@@ -28,7 +29,7 @@ from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from operator import is_
-from types import FunctionType, MemberDescriptorType, ModuleType
+from types import FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any, TypeAlias
 from unittest.mock import patch
 
@@ -47,6 +48,7 @@ from revgraph.tracing.fixed import (
     snapshot,
     version_of,
 )
+from revgraph.tracing.forms import Forms
 from revgraph.tracing.settings import Setting, Settings, setting_of
 from revgraph.tracing.shadows import ShadowProxy, Untraceable, is_users
 
@@ -59,7 +61,8 @@ class Guards:
     """What a program takes for granted of its model.
 
     Hooks of the `root` are none of it: a net has the model's, and its own call runs them. `modules` were
-    opened, what is `inside` belongs to modules that are single calls.
+    opened, what is `inside` belongs to modules that are single calls. `forms` are those of tensors that parts
+    of the graph were made for.
     """
 
     def __init__(
@@ -69,7 +72,9 @@ class Guards:
         inside: list[nn.Module],
         root: nn.Module,
         settings: Settings,
+        forms: Forms | None = None,
     ) -> None:
+        self.forms = forms
         self.reads = reads
         self.settings = settings
         self.modules = modules
@@ -90,6 +95,8 @@ class Guards:
         read, plain, kinds, fixed, tables, hooks, counts = made
         if tables != self.children or [*map(_count, hooks)] != counts:
             return False
+        if self.forms is not None and not self.forms.hold():
+            return False
         try:
             values, others = read()
             return values == plain and [*map(type, values)] == kinds and all(map(is_, others, fixed))
@@ -104,11 +111,17 @@ class Guards:
         """Whether modules that are single calls have other children than they had."""
         return [module._modules for module in self.inside] != self.children_inside
 
+    def flag_is_broken(self) -> bool:
+        """Whether what has changed is a flag, of which there are no more than two forms."""
+        return next((type(each.value) is bool for each in self.reads if not each.holds()), False)
+
     def broken(self) -> str:
         """What has changed, for a message."""
         for each in self.reads:
             if not each.holds():
                 return each.path
+        if self.forms is not None and not self.forms.hold():
+            return "the form of a parameter or buffer"
         return "the modules or their hooks"
 
     def _hook_tables(self) -> list[Any]:
@@ -171,6 +184,7 @@ class AttributeReads:
     noted: dict[tuple[int, str], Setting] = field(default_factory=dict)
     _objects: dict[int, tuple[Any, str, bool]] = field(default_factory=dict)
     _namespaces: dict[int, Namespace] = field(default_factory=dict)
+    _proxied: dict[int, nn.Module] = field(default_factory=dict)
     _patched: dict[type, Any] = field(default_factory=dict)
     _stack: ExitStack = field(default_factory=ExitStack)
 
@@ -183,6 +197,16 @@ class AttributeReads:
         with self._stack:
             self._watch_class(nn.Module)
             yield
+
+    @contextmanager
+    def through_proxies(self) -> Iterator[None]:
+        """A block in which code may read attributes of things that share a module's `__dict__` and stand for
+        it, as `torch.export` makes them."""
+        self._proxied = {id(vars(module)): module for module in self.modules.values()}
+        try:
+            yield
+        finally:
+            self._proxied = {}
 
     def mark(self) -> Mark:
         """A point to go back to."""
@@ -221,13 +245,19 @@ class AttributeReads:
         reads = [each for _, each in self.reads.values() if (id(each.owner), each.name) not in self.noted]
         return Settings((*self.noted.values(),), (*reads,), inputs)
 
-    def open(self, module: nn.Module) -> None:
-        """A module's forward is being traced into."""
+    def open(self, module: nn.Module, forward: Any = None) -> None:
+        """A module's forward is being traced into; given one, that is it."""
         scope = self.scope()
         self.opened[id(scope), id(module)] = scope, module, _attributes(module)
-        self._note(module, "forward", module.forward)
+        self._note(module, "forward", forward or module.forward)
 
-    def guards(self, gone: Callable[[Any], bool], called: Container[str], opaque: Collection[str]) -> Guards:
+    def guards(
+        self,
+        gone: Callable[[Any], bool],
+        called: Container[str],
+        opaque: Collection[str],
+        forms: Forms | None = None,
+    ) -> Guards:
         """The guards of a program: of all that was opened, but for calls that are `gone` from its graph.
 
         Modules that code only goes through (a `ModuleList`) belong to it; those `called` are looked into only
@@ -248,7 +278,9 @@ class AttributeReads:
             if id(module) not in opened and not any(f"{path}.".startswith(f"{each}.") for each in opaque)
         }
         settings = self.settled or Settings()
-        return Guards([*reads.values()], [*opened.values()], [*inside.values()], self.modules[""], settings)
+        return Guards(
+            [*reads.values()], [*opened.values()], [*inside.values()], self.modules[""], settings, forms
+        )
 
     def flag(self, path: str, value: bool) -> bool:
         """A training flag that decides the way of the code; its module holds a traced value meanwhile."""
@@ -262,15 +294,20 @@ class AttributeReads:
         return enabled
 
     def _watch_class(self, kind: type) -> None:
-        original: Any = kind.__getattribute__
+        original: Any = getattr(kind, "__getattribute__", None)
+        if original is None:  # a class whose own class answers for it
+            return
 
         def read(owner: Any, name: str) -> Any:
             try:
                 value = original(owner, name)
             except AttributeError:
-                if self._is_asked(owner, name):
-                    self._saw_none(owner, name)
+                whose = self._stood_for(owner, original) if self._proxied else owner
+                if self._is_asked(whose, name):
+                    self._saw_none(whose, name)
                 raise
+            if self._proxied:
+                return self._read_through(owner, name, value, self._stood_for(owner, original))
             return self._saw(owner, name, value) if self._is_asked(owner, name) else value
 
         self._patched[kind] = original
@@ -286,6 +323,22 @@ class AttributeReads:
         if id(owner) not in self._objects and id(owner) not in self.paths:
             return False
         return is_users(sys._getframe(2).f_globals.get("__name__", ""))
+
+    def _stood_for(self, owner: Any, original: Any) -> Any:
+        """The module of which something has the attributes, or the thing itself."""
+        return self._proxied.get(id(original(owner, "__dict__")), owner)
+
+    def _read_through(self, owner: Any, name: str, value: Any, whose: Any) -> Any:
+        """A read while `torch.export` runs code: of training flags, too, and by code of torch's layers."""
+        if (name in MODULE_TABLES and name != "training") or name.startswith("__") or self.asleep():
+            return value
+        known = id(whose) in self._objects or id(whose) in self.paths
+        reader = sys._getframe(2).f_globals.get("__name__", "")
+        is_layers = reader.startswith("torch.nn.modules.") and reader != nn.Module.__module__
+        if known and name != "forward" and (is_layers or is_users(reader)):  # that is noted when it is opened
+            bound = type(value) is MethodType and value.__self__ is owner
+            self._saw(whose, name, MethodType(value.__func__, whose) if bound else value)
+        return value
 
     def _saw(self, owner: Any, name: str, value: Any) -> Any:
         if _is_computed(owner, name):

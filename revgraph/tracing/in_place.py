@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,6 +35,13 @@ FILLED: dict[Any, Any] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class InPlace:
+    """A function whose result is put in the place of its first argument."""
+
+    function: Callable[..., Any]
+
+
 def out_of_place(
     kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, tuple[Any, ...], dict[str, Any], ShadowProxy | None]:
@@ -46,6 +54,10 @@ def out_of_place(
         if not stands_for_tensor(args[0]):
             raise Untraceable("items of a traced object are assigned")
         return with_items, args, kwargs, args[0]
+    if type(target) is InPlace:
+        if not stands_for_tensor(args[0]) or args[0].node.op == "get_attr":
+            raise Untraceable(f"{getattr(target.function, '__name__', 'it')} edits a tensor in place")
+        return target.function, args, kwargs, args[0]
     if kind == "call_function" and target in OPERATORS:
         return OPERATORS[target], args, kwargs, args[0] if stands_for_tensor(args[0]) else None
     if kind == "call_method" and target.endswith("_") and not target.endswith("__"):

@@ -18,6 +18,7 @@ from revgraph.rearrangements import Packed, Rearrangement, Unpacked, WiringModul
 from revgraph.tracing.arguments import signature_of
 from revgraph.tracing.finding import HalfStep
 from revgraph.tracing.findings import Findings, why_no_half_steps
+from revgraph.tracing.forms import Forms
 from revgraph.tracing.items import items_of, path_to, take_all
 from revgraph.tracing.ledger import Ledger
 from revgraph.tracing.phrasing import (
@@ -65,6 +66,7 @@ def lower(
             lambda scope: scope is not None and scope.is_gone(),
             {str(node.target) for node in graph.nodes if node.op == "call_module"},
             tracer.opaque,
+            Forms.of(named, modules.values()) if tracer.open_exports() else None,
         ),
     )
     return program, lowering.examples

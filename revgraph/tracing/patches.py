@@ -6,6 +6,7 @@ import builtins
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import MethodType
 from typing import Any
 from unittest.mock import patch
@@ -125,21 +126,37 @@ def _passing(original: Any, evaluator: Evaluator, checkpointed: Callable[[str], 
 def _recording_apply(original: Any, checkpointed: Callable[[str], None]) -> Any:
     def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
         proxies = [leaf for leaf in leaves((args, kwargs)) if is_proxy(leaf)]
-        if proxies and cls is checkpoint.CheckpointFunction:
-            checkpointed(caller())
-            function, _preserve, *inputs = args
-            return function(*inputs)
-        if proxies and (inputs := _inputs_of_reversible(args)) is not None:
-            checkpointed(caller())
-            results = args[0](*inputs)
-            return results if isinstance(results, tuple) else (results,)
         if not proxies:
             return original.__get__(None, cls)(*args, **kwargs)
+        if (passed := passed_through(cls, args, checkpointed)) is not None:
+            return passed()
         if cls.__module__.startswith("torch."):
             raise Untraceable(f"torch's own {cls.__name__} runs code that a graph cannot record")
         return proxies[0].tracer.create_proxy("call_function", apply_function, (cls, *args), kwargs)
 
     return apply
+
+
+def passed_through(
+    cls: type[Function], args: tuple[Any, ...], checkpointed: Callable[[str], None]
+) -> Callable[[], Any] | None:
+    """The call in a checkpoint, or in a Function that is told how to undo its function; None for others.
+
+    `checkpointed` hears of the place.
+    """
+    if cls is checkpoint.CheckpointFunction:
+        checkpointed(caller())
+        function, _preserve, *inputs = args
+        return partial(function, *inputs)
+    if (given := _inputs_of_reversible(args)) is None:
+        return None
+    checkpointed(caller())
+
+    def call() -> Any:
+        results = args[0](*given)
+        return results if isinstance(results, tuple) else (results,)
+
+    return call
 
 
 def _inputs_of_reversible(args: tuple[Any, ...]) -> tuple[Any, ...] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ from revgraph.tracing.ambient import RandomSources, is_random_source, modes
 from revgraph.tracing.arguments import fields_of, holds_objects, is_structured, objects_in
 from revgraph.tracing.calls import CallWatch
 from revgraph.tracing.evaluating import Evaluator
+from revgraph.tracing.exporting import export_call
 from revgraph.tracing.fixed import PLAIN
 from revgraph.tracing.guards import AttributeReads
 from revgraph.tracing.hooks import call_hooks, call_pre_hooks, stays_open
@@ -96,7 +97,8 @@ class Tracer(fx.Tracer):
     arithmetic on traced values becomes out-of-place, with later reads of the same value redirected. Of the
     model's own `parameters`, in whose place there may be fake ones, it knows the paths by identity: user code
     may hold them in other ways, too. `buffers` are the model's own, and its parameters that are
-    whole numbers, by path.
+    whole numbers, by path. The code of the modules at the paths in `exports` is read by `torch.export`, for
+    these reasons.
     """
 
     proxy_buffer_attributes = True
@@ -108,6 +110,7 @@ class Tracer(fx.Tracer):
         parameters: Mapping[int, str],
         opened: tuple[type[Boundary], ...] = (),
         buffers: Mapping[str, Tensor] | None = None,
+        exports: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.fake_mode = fake_mode
@@ -125,7 +128,12 @@ class Tracer(fx.Tracer):
         self.copies: set[fx.Node] = set()
         self._open: list[Scope] = []
         self._overwritten: list[tuple[int, Tensor]] = []  # with where they lie, which many are asked for
-        self._mode = modes()
+        self.exports = exports or {}
+        self.exported: dict[str, str] = {}
+        self.not_exported: dict[str, str] = {}
+        self.is_exporting = False
+        self._place: str | None = None  # of the code that an exported graph is made of
+        self.mode = modes()
         self._random = RandomSources()
         self._context = copy_context()
         self.evaluator = Evaluator(model, fake_mode)
@@ -140,6 +148,11 @@ class Tracer(fx.Tracer):
         self._parameters = parameters
         self.parameter_paths = frozenset(parameters.values())
         own = (*model.parameters(), *model.buffers())
+        self.own_names = {
+            name
+            for named in (model.named_parameters, model.named_buffers)
+            for name, _ in named(remove_duplicate=False)
+        }
         self._memory = {memory_key(part) for each in own if not is_lazy(each) for part in parts_of(each)}
         self.origins: dict[str, int] = {}  # the identities of the inputs' own tensors, by name
         self.results: Any = None
@@ -171,7 +184,7 @@ class Tracer(fx.Tracer):
                     self._training_as_value(model, ""),
                     self.calls.watching(),
                 ):
-                    results = self._unpacked(call(proxies))
+                    results = self.unpacked(call(proxies))
                     self.check_random()
                     self.calls.check_unchanged(0)
                     self.calls.settle()
@@ -185,7 +198,7 @@ class Tracer(fx.Tracer):
             return forward, [model]
 
         self.create_args_for_root = arguments
-        with patched(self.evaluator, self._pass_checkpoint, self.reads.gradient_mode):
+        with patched(self.evaluator, self.pass_checkpoint, self.reads.gradient_mode):
             return self.trace(model)
 
     def _proxy_of(self, node: fx.Node) -> ShadowProxy:
@@ -223,7 +236,7 @@ class Tracer(fx.Tracer):
             )
         number = len(self._objects) + 1
         self._objects[id(made)] = None
-        fields = self._unpacked(fields_of(made))
+        fields = self.unpacked(fields_of(made))
         fields = map_leaves(lambda leaf: self._result(leaf, nodes), fields)
         form = self._objects[id(made)] = ObjectForm(type(made), fields, number)
         return form
@@ -246,8 +259,11 @@ class Tracer(fx.Tracer):
             self.create_proxy("call_function", guard, (given, "distinct", True, caller()), {})
 
     def _variable_set(self) -> str:
-        """The name of a context variable that the code has set to something; "" for none."""
-        now = copy_context().items()
+        """The name of a context variable that the code has set to something; "" for none.
+
+        Variables of torch's own, which `torch.export` sets, are none of the code's.
+        """
+        now = [each for each in copy_context().items() if not each[0].name.startswith("torch.")]
         changed = (each for each, value in now if self._context.get(each) is not value)
         return next((each.name for each in changed if not isinstance(each.get(), PLAIN)), "")
 
@@ -286,11 +302,11 @@ class Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if self.evaluator.running:
+        if self.evaluator.running or self.is_exporting:
             return forward(*args, **kwargs)
         path = self.reads.paths.get(id(m))
         if path is None:  # made in the forward, or held in a plain list: its code is the code around it
-            return forward(*self._unpacked(args), **self._unpacked(kwargs))
+            return forward(*self.unpacked(args), **self.unpacked(kwargs))
         variable = self._variable_set()
         if variable and any(each._forward_hooks or each._forward_pre_hooks for each in m.modules()):
             raise CollectingHooks(
@@ -300,7 +316,7 @@ class Tracer(fx.Tracer):
         if self.is_leaf_module(m, path):
             return self._called(path, args, kwargs)
         self.check_random()  # here, or a draw of the code around it would be taken for the module's
-        args, kwargs = self._unpacked(args), self._unpacked(kwargs)
+        args, kwargs = self.unpacked(args), self.unpacked(kwargs)
         objects = holds_objects((args, kwargs))
         given = ((), {}) if objects else (self.create_arg(args), self.create_arg(kwargs))
         scope = Scope(path, *given, self._open[-1] if self._open else None, objects=objects)
@@ -314,15 +330,18 @@ class Tracer(fx.Tracer):
                 forward = m.forward  # without the hooks, which are calls of their own
             if m._forward_pre_hooks:
                 self._call_hooks(call_pre_hooks, path, m, args, kwargs)
-            with self._training_as_value(m, path):
-                result = forward(*args, **kwargs)
+            if path in self.exports:
+                result = self.export_call(m, path, args, kwargs)
+            else:
+                with self._training_as_value(m, path):
+                    result = forward(*args, **kwargs)
             if m._forward_hooks:
-                self._call_hooks(call_hooks, path, m, args, kwargs, self._unpacked(result))
+                self._call_hooks(call_hooks, path, m, args, kwargs, self.unpacked(result))
             self.check_random()
             self.reads.check_unchanged(seen)
             self.calls.check_unchanged(entered)
             scope.objects = objects or holds_objects(result)
-            scope.result = None if scope.objects else self.create_arg(self._unpacked(result))
+            scope.result = None if scope.objects else self.create_arg(self.unpacked(result))
         except RevgraphError:
             raise
         except Exception as error:
@@ -332,7 +351,7 @@ class Tracer(fx.Tracer):
             self.reads.forget(seen)
             self.calls.forget(entered)
             self._random.settle()
-            self.opaque[path] = f"{type(error).__name__}: {error}"
+            self.opaque[path] = self.exports.get(path, f"{type(error).__name__}: {error}")
             if variable and isinstance(error, CollectingHooks):
                 raise  # what has set it is farther out
             if objects:  # as a call of its own it would put results into them that nothing tells of
@@ -343,6 +362,50 @@ class Tracer(fx.Tracer):
         self.scopes.append(scope)
         return result
 
+    def export_call(self, m: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of a call of a module whose code `torch.export` reads."""
+        try:
+            result = export_call(self, m, path, args, kwargs)
+        except RevgraphError:
+            raise
+        except Exception as error:
+            self.not_exported[path] = " ".join(str(error).split())
+            raise
+        self.exported[path] = self.exports[path]
+        return result
+
+    def open_exports(self) -> dict[str, str]:
+        """The modules that `torch.export` read and that did not become one call, with the reasons."""
+        paths = {"", *(scope.path for scope in self.scopes if not scope.is_gone())}
+        return {path: reason for path, reason in self.exported.items() if path in paths}
+
+    @contextmanager
+    def exporting(self) -> Iterator[None]:
+        """While `torch.export` runs code: nothing is recorded, and reads of attributes are seen."""
+        self.is_exporting = True
+        try:
+            with self.reads.through_proxies():
+                yield
+        finally:
+            self.is_exporting = False
+
+    @contextmanager
+    def placed(self, place: str | None, paths: Sequence[str] = ()) -> Iterator[None]:
+        """A block whose nodes come from this line of the user's code (None: the one that runs), which is that
+        of the modules at these paths, from the outermost in."""
+        before, self._place, opened = self._place, place, list[Scope]()
+        for path in paths:
+            scope = Scope(path, (), {}, self._open[-1] if self._open else None, objects=True)
+            opened.append(scope)
+            self._open.append(scope)
+        try:
+            yield
+        finally:
+            self._place = before
+            for scope in reversed(opened):
+                self._open.remove(scope)
+                self.scopes.append(scope)
+
     def _called(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of a module as one call; None where it gave None, which code asks for with `is`."""
         proxy = self.create_proxy("call_module", path, args, kwargs)
@@ -350,7 +413,7 @@ class Tracer(fx.Tracer):
             proxy.items[1] = 0.0  # nothing is to read the log-determinant, which the net adds up itself
         return proxy if proxy.shadow is not None else proxy.held_to_none()
 
-    def _pass_checkpoint(self, place: str) -> None:
+    def pass_checkpoint(self, place: str) -> None:
         self.checkpointed[place] = None
         for scope in self._open:
             scope.checkpoints = True
@@ -375,7 +438,7 @@ class Tracer(fx.Tracer):
         finally:
             m.__dict__["training"] = training
 
-    def _unpacked(self, tree: Any) -> Any:
+    def unpacked(self, tree: Any) -> Any:
         """The tree with proxies for containers of tensors replaced by containers of proxies."""
 
         def unpack(leaf: Any) -> Any:
@@ -399,7 +462,7 @@ class Tracer(fx.Tracer):
             scope.nodes = [node for node in scope.nodes if node not in dead]
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        if self.evaluator.running:
+        if self.evaluator.running or self.is_exporting:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
@@ -446,14 +509,14 @@ class Tracer(fx.Tracer):
         type_expr: Any | None = None,
         proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
     ) -> ShadowProxy:
-        if modes() != self._mode:
+        if modes() != self.mode:
             raise Untraceable("the gradient mode or autocast is changed inside the forward")
         if kind == "placeholder":
             return self._record(kind, target, args, kwargs, name, None)
         if target is operator.setitem and stands_for_tensor(args[0]):
             self._renew(args[0], args[1])
         if target is not operator.getitem and target is not getattr:
-            args, kwargs = self._unpacked(args), self._unpacked(kwargs)
+            args, kwargs = self.unpacked(args), self.unpacked(kwargs)
         target = initialized(target, kwargs)
         target, args, kwargs, changed = out_of_place(kind, target, args, kwargs)
         if changed is not None and memory_key(changed.shadow) in self._memory:
@@ -465,7 +528,7 @@ class Tracer(fx.Tracer):
         tensors = [leaf for leaf in given if stands_for_tensor(leaf)]
         versions = [proxy.shadow._version for proxy in tensors]
         self.check_random()
-        shadow = self._evaluate(kind, target, args, kwargs)
+        shadow = self.evaluate(kind, target, args, kwargs)
         if any(shadow is each.shadow for each in tensors) and self.calls.compares_tensors():
             raise Untraceable(ASKS_IDENTITY)
         pairs = zip(tensors, versions, strict=True)
@@ -473,7 +536,7 @@ class Tracer(fx.Tracer):
         if edited:
             copy = self._copy_of(kind, target, edited)
             args, kwargs = replaced((args, kwargs), edited[0], copy)
-            shadow = self._evaluate(kind, target, args, kwargs)
+            shadow = self.evaluate(kind, target, args, kwargs)
             if not is_tensor(shadow) or not is_same(shadow, copy.shadow):
                 raise Untraceable(f"{target} edits its input in place and returns something else")
             changed = edited[0]
@@ -486,11 +549,11 @@ class Tracer(fx.Tracer):
     def _renew(self, x: ShadowProxy, key: Any) -> None:
         """Items of a tensor are about to be assigned: what was changed there by itself is not read any more,
         as in `x[0] += 1`, which changes a view and then assigns it."""
-        view = self._evaluate("call_function", operator.getitem, (x, key), {})
+        view = self.evaluate("call_function", operator.getitem, (x, key), {})
         if is_tensor(view):
             self._overwritten = [each for each in self._overwritten if not is_same_view(each[1], view)]
 
-    def _evaluate(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def evaluate(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
             return self.evaluator.evaluate(kind, target, args, kwargs)
         finally:
@@ -508,7 +571,7 @@ class Tracer(fx.Tracer):
         proxy: Any = super().create_proxy(kind, target, args, kwargs, name)
         proxy.shadow = shadow
         self.shadows[proxy.node] = shadow
-        self.where[proxy.node] = caller()
+        self.where[proxy.node] = caller() if self._place is None else self._place
         self.scope_of[proxy.node] = self._open[-1].path if self._open else ""
         for scope in self._open:
             scope.nodes.append(proxy.node)

@@ -398,3 +398,28 @@ def test_what_waits_for_a_coupling_draws_its_random_numbers_in_the_models_order(
             return a, b + r, waits, other, p
 
     agree(Net(), randn(3, 4), randn(3, 4, seed=2), couplings=None if between else 2)
+
+
+class Ignoring(nn.Module):
+    """Does not read its second argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = linear()
+
+    def forward(self, x: Tensor, types: Tensor) -> Tensor:
+        return torch.tanh(self.f(x) * 2)
+
+
+class MadeForNothing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.head = Ignoring(), linear(seed=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.part(x, torch.zeros(x.shape)))
+
+
+def test_a_module_may_ignore_an_argument_that_is_made_for_it() -> None:
+    net = agree(MadeForNothing(), randn(3, 4))
+    assert any(node.name.startswith("part") for node in net.graph.nodes)

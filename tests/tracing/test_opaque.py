@@ -291,7 +291,7 @@ def test_function_of_a_coupling_behaves_as_before_whatever_it_does(body: Any) ->
     agree(Half(), *pair())
 
 
-@pytest.mark.parametrize("body", [branch, numpied, without_grad], ids=lambda body: body.__name__)
+@pytest.mark.parametrize("body", [branch, numpied, as_float], ids=lambda body: body.__name__)
 def test_refusal_names_the_line_of_the_users_code(body: Any) -> None:
     with pytest.raises(rg.TraceError) as caught:
         rg.trace(Body(body, f=mlp()), randn(3, 4))
@@ -660,8 +660,10 @@ class Detached(nn.Module):
 
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
 def test_no_grad_in_the_models_own_forward_is_seen_in_any_gradient_mode(mode: Any) -> None:
-    with mode(), pytest.raises(rg.TraceError, match="gradient mode"):
-        rg.trace(Detached(), *pair())
+    model = Detached()
+    with mode():
+        net = rg.trace(model, *pair())
+    equal_runs(net, model, *pair())
 
 
 @pytest.mark.parametrize("how", ["view", "detach", "data", "other memory"])

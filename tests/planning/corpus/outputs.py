@@ -109,7 +109,7 @@ class PiecesOfOne(nn.Module):
         return a, b, c, b
 
 
-@net(rows, untraced="gradient mode or autocast is changed")
+@net(rows)
 class TargetWithoutGradients(nn.Module):
     """A branch that no gradient reaches, and a detached copy of one that gets one."""
 
