@@ -270,8 +270,8 @@ def test_a_sum_that_is_given_up_later_is_not_counted_as_a_coupling() -> None:
 
     def body(net: Any, a: Tensor, b: Tensor) -> Any:
         result, extra = net.f(b)
-        extra = net.drop(extra)
-        return b, a + result, extra, net.drop(b)
+        extra, other = net.drop(extra), net.drop(b)
+        return b, a + result, extra, other
 
     class Twice(nn.Module):
         def __init__(self) -> None:
