@@ -34,7 +34,16 @@ ENVIRON: Any = type(os.environ)
 ENVIRON_CODE: CodeType = ENVIRON.__getitem__.__code__
 LIBRARY = sys.stdlib_module_names
 # What torch needs runs in its own functions, which `torch.export` leaves in sight.
-NEEDED = {"typing_extensions", "filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx", "opt_einsum"}
+NEEDED = {
+    "typing_extensions",
+    "filelock",
+    "fsspec",
+    "jinja2",
+    "markupsafe",
+    "mpmath",
+    "networkx",
+    "opt_einsum",
+}
 NOT_OPENED = LIBRARY | NEEDED | {"torch", "revgraph", "numpy", "optree", "sympy", "yaml"}
 DESCRIPTORS = (property, classmethod, staticmethod, FunctionType)
 

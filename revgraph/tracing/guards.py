@@ -54,6 +54,10 @@ from revgraph.tracing.shadows import ShadowProxy, Untraceable, is_users
 
 HOLDERS = (*CONTAINERS, weakref.ref)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# Packages whose objects are no settings of a model's: they are held to their identity alone.
+NOT_LOOKED_INTO = frozenset(
+    ("torch", "revgraph", "builtins", "functools", "enum", "logging", "io", "_io", "threading", "warnings")
+)
 Mark: TypeAlias = tuple[int, int, int]
 
 
@@ -447,5 +451,5 @@ def _has_attributes(value: Any) -> bool:
     kind = type(value)
     return bool(kind.__flags__ & HEAP_TYPE) and (
         not issubclass(kind, (Tensor, type, ModuleType, enum.Enum, *PLAIN, *CONTAINERS))
-        and kind.__module__.partition(".")[0] not in ("torch", "revgraph", "builtins", "functools", "enum")
+        and kind.__module__.partition(".")[0] not in NOT_LOOKED_INTO
     )

@@ -7,6 +7,8 @@ import dataclasses
 import datetime
 import enum
 import functools
+import io
+import logging
 import os
 import pickle
 import time
@@ -50,6 +52,15 @@ class Gain(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.scale
+
+
+LOG = logging.getLogger("tests.tracing")
+
+
+class Logging(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        LOG.warning("called")
+        return x * 2.0
 
 
 def activation(x: Tensor) -> Tensor:
@@ -322,3 +333,15 @@ def test_a_submodule_that_reads_such_runs_as_it_is(case: str) -> None:
     net = rg.trace(nn.Sequential(linear(), Model(REFUSED[case][0])), randn(3, 4))
     with torch.no_grad():
         assert len({net(randn(3, 4)).sum().item() for _ in range(4)}) > 1
+
+
+def test_code_may_log_to_any_stream() -> None:
+    """What a logger holds is nothing that a model computes with."""
+    handler = logging.StreamHandler(io.StringIO())
+    LOG.addHandler(handler)
+    try:
+        model, x = Logging(), randn(3, 4)
+        net = rg.trace(model, x)
+        assert torch.equal(net(x), model(x))
+    finally:
+        LOG.removeHandler(handler)
