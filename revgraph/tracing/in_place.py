@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from revgraph.expressions import map_leaves
 from revgraph.storages import memory_key
-from revgraph.tracing.shadows import ShadowProxy, Untraceable, is_tensor
+from revgraph.tracing.proxies import ShadowProxy, Untraceable, is_tensor
 
 OPERATORS: dict[Any, Any] = {
     operator.iadd: operator.add,

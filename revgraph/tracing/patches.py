@@ -17,8 +17,9 @@ from torch.nn import Module
 from torch.utils import checkpoint
 
 from revgraph.expressions import apply_function, leaves
-from revgraph.tracing.evaluating import Evaluator
-from revgraph.tracing.shadows import ShadowProxy, Untraceable, caller, is_tensor, is_users
+from revgraph.tracing.evaluator import Evaluator
+from revgraph.tracing.proxies import ShadowProxy, Untraceable, is_tensor
+from revgraph.tracing.user_code import caller, is_users
 
 FACTORIES = (
     *("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "randint", "zeros"),

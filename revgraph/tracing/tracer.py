@@ -21,13 +21,13 @@ from revgraph.expressions import ObjectForm, Register, leaves, map_leaves
 from revgraph.isolation import putting_back
 from revgraph.joint_bijections import Bijection, takes_flags
 from revgraph.storages import memory_key, parts_of
-from revgraph.tracing.ambient import RandomSources, is_random_source, modes
 from revgraph.tracing.arguments import fields_of, holds_objects, is_structured, objects_in
-from revgraph.tracing.calls import CallWatch
-from revgraph.tracing.evaluating import Evaluator
-from revgraph.tracing.exporting import export_call
-from revgraph.tracing.fixed import PLAIN
-from revgraph.tracing.guards import AttributeReads
+from revgraph.tracing.evaluator import Evaluator
+from revgraph.tracing.export.capture import export_call
+from revgraph.tracing.guards.calls import CallWatch
+from revgraph.tracing.guards.fixed_values import PLAIN
+from revgraph.tracing.guards.guards import AttributeReads
+from revgraph.tracing.guards.random_sources import RandomSources, is_random_source
 from revgraph.tracing.hooks import call_hooks, call_pre_hooks, stays_open
 from revgraph.tracing.in_place import (
     initialized,
@@ -37,17 +37,19 @@ from revgraph.tracing.in_place import (
     replaced,
     stands_for_tensor,
 )
+from revgraph.tracing.modes import modes
 from revgraph.tracing.patches import patched
-from revgraph.tracing.shadows import (
+from revgraph.tracing.proxies import (
+    CollectingHooks,
     ReadPastAttributes,
     ShadowProxy,
     Untraceable,
-    caller,
     guard,
     holds_tensors,
     is_tensor,
     overlaps,
 )
+from revgraph.tracing.user_code import caller
 from revgraph.wiring import Wiring
 
 
@@ -76,10 +78,6 @@ class Scope:
 ASKS_IDENTITY = (
     "it asks by `is` whether two tensors are one, and these may be; compare what they are for (a flag, None)"
 )
-
-
-class CollectingHooks(Untraceable):
-    """Hooks that may speak to the code around, through a context variable that it has set."""
 
 
 def _is_list_like(module: nn.Module) -> bool:

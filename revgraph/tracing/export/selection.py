@@ -7,16 +7,18 @@ is made again with export for that code. What export opens may hold opaque modul
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from torch import nn
 
 from revgraph.errors import RevgraphError, add_note
 from revgraph.graph import Graph
 from revgraph.program import Program
-from revgraph.tracing.ambient import is_autocast_around
-from revgraph.tracing.shadows import ReadPastAttributes
-from revgraph.tracing.tracer import CollectingHooks, Tracer
+from revgraph.tracing.modes import is_autocast_around
+from revgraph.tracing.proxies import CollectingHooks, ReadPastAttributes
+
+if TYPE_CHECKING:
+    from revgraph.tracing.tracer import Tracer
 
 Exports = Mapping[str, str]  # the paths of modules, with the reason why fx cannot go into each
 LARGE = 0.5

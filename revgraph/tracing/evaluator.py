@@ -17,7 +17,7 @@ from revgraph.expressions import attribute_at, leaves, map_leaves
 from revgraph.isolation import WriteWatch
 from revgraph.looks import form_of, look_of
 from revgraph.storages import bytes_of, faked, memory_key
-from revgraph.tracing.shadows import ShadowProxy
+from revgraph.tracing.proxies import ShadowProxy
 
 ISINSTANCE = builtins.isinstance
 

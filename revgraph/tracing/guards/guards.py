@@ -36,8 +36,7 @@ from unittest.mock import patch
 from torch import Tensor, nn
 
 from revgraph.isolation import HEAP_TYPE, MODULE_TABLES
-from revgraph.tracing.ambient import GRADIENT_MODE, is_clock, is_random_source
-from revgraph.tracing.fixed import (
+from revgraph.tracing.guards.fixed_values import (
     CONTAINERS,
     MISSING,
     PLAIN,
@@ -48,9 +47,12 @@ from revgraph.tracing.fixed import (
     snapshot,
     version_of,
 )
-from revgraph.tracing.forms import Forms
-from revgraph.tracing.settings import Setting, Settings, setting_of
-from revgraph.tracing.shadows import ShadowProxy, Untraceable, is_users
+from revgraph.tracing.guards.forms import Forms
+from revgraph.tracing.guards.random_sources import is_clock, is_random_source
+from revgraph.tracing.guards.settings import Setting, Settings, setting_of
+from revgraph.tracing.modes import GRADIENT_MODE
+from revgraph.tracing.proxies import ShadowProxy, Untraceable
+from revgraph.tracing.user_code import is_users
 
 HOLDERS = (*CONTAINERS, weakref.ref)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

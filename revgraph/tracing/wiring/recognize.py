@@ -23,7 +23,7 @@ from revgraph.rearrangements import (
     Transposed,
     Unstacked,
 )
-from revgraph.tracing.slices import cut, cut_up, rearrangement_of_cut
+from revgraph.tracing.wiring.slices import cut, cut_up, rearrangement_of_cut
 from revgraph.wiring import Wiring
 
 SPLITS = {torch.chunk, torch.split, torch.tensor_split, "chunk", "split", "tensor_split"}

@@ -16,12 +16,11 @@ from revgraph.joint_bijections import Bijection, Packing, flat
 from revgraph.program import Arithmetic, BijectionLaw, CouplingLaw, Law, Named, Operation, Program
 from revgraph.rearrangements import Packed, Rearrangement, Unpacked, WiringModule
 from revgraph.tracing.arguments import signature_of
-from revgraph.tracing.finding import HalfStep
-from revgraph.tracing.findings import Findings, why_no_half_steps
-from revgraph.tracing.forms import Forms
-from revgraph.tracing.items import items_of, path_to, take_all
-from revgraph.tracing.ledger import Ledger
-from revgraph.tracing.phrasing import (
+from revgraph.tracing.find_couplings.check_inverses import Example
+from revgraph.tracing.find_couplings.find import HalfStep
+from revgraph.tracing.find_couplings.report import Findings, why_no_half_steps
+from revgraph.tracing.guards.forms import Forms
+from revgraph.tracing.lower.expressions import (
     as_call,
     phrase,
     phrase_conditions,
@@ -30,10 +29,11 @@ from revgraph.tracing.phrasing import (
     text_of,
     verb,
 )
-from revgraph.tracing.slices import cut, cut_up
+from revgraph.tracing.lower.graph_builder import Ledger
+from revgraph.tracing.lower.items import items_of, path_to, take_all
 from revgraph.tracing.tracer import Tracer
-from revgraph.tracing.undoing import Example
-from revgraph.tracing.wirings import is_wiring, rearrangement
+from revgraph.tracing.wiring.recognize import is_wiring, rearrangement
+from revgraph.tracing.wiring.slices import cut, cut_up
 from revgraph.wiring import Wiring
 
 

@@ -41,12 +41,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from revgraph.expressions import apply_function
 from revgraph.isolation import MODULE_TABLES, TABLES
-from revgraph.tracing.ambient import modes
 from revgraph.tracing.arguments import objects_in
+from revgraph.tracing.export.recording import CALL, LIBRARY, Called, Recording
+from revgraph.tracing.export.tensor_places import Place, all_leaves, filled, is_plain, is_same, mapped, placed
+from revgraph.tracing.modes import modes
 from revgraph.tracing.patches import is_proxy, passed_through
-from revgraph.tracing.places import Place, all_leaves, filled, is_plain, is_same, mapped, placed
-from revgraph.tracing.recording import CALL, LIBRARY, Called, Recording
-from revgraph.tracing.shadows import Untraceable, is_users
+from revgraph.tracing.proxies import Untraceable
+from revgraph.tracing.user_code import is_users
 
 if TYPE_CHECKING:
     from revgraph.tracing.tracer import Tracer

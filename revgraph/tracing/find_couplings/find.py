@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from revgraph.program import Law
-from revgraph.tracing.readings import Reading, readings
-from revgraph.tracing.shadows import holds_tensors
+from revgraph.tracing.find_couplings.readings import Reading, readings
+from revgraph.tracing.proxies import holds_tensors
 from revgraph.tracing.tracer import Scope
-from revgraph.tracing.wirings import is_wiring
+from revgraph.tracing.wiring.recognize import is_wiring
 
 COPIES = {"clone", torch.clone}
 # Functions and torch's modules that draw random numbers.

@@ -24,17 +24,26 @@ from typing import Any
 from torch import Tensor
 
 from revgraph.isolation import HEAP_TYPE
-from revgraph.tracing.ambient import is_clock
-from revgraph.tracing.codes import Chain, Facts, facts_of, may_compare
-from revgraph.tracing.fixed import CONTAINERS, ENVIRONMENT, MISSING, Cell, same, snapshot
-from revgraph.tracing.guards import AttributeReads
-from revgraph.tracing.shadows import ShadowProxy, Untraceable, is_tensor, is_users
+from revgraph.tracing.guards.fixed_values import CONTAINERS, ENVIRONMENT, MISSING, Cell, same, snapshot
+from revgraph.tracing.guards.guards import AttributeReads
+from revgraph.tracing.guards.random_sources import is_clock
+from revgraph.tracing.proxies import ShadowProxy, Untraceable, is_tensor
+from revgraph.tracing.user_code import Chain, Facts, facts_of, is_users, may_compare
 
 ENVIRON: Any = type(os.environ)
 ENVIRON_CODE: CodeType = ENVIRON.__getitem__.__code__
 LIBRARY = sys.stdlib_module_names
 # What torch needs runs in its own functions, which `torch.export` leaves in sight.
-NEEDED = {"typing_extensions", "filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx", "opt_einsum"}
+NEEDED = {
+    "typing_extensions",
+    "filelock",
+    "fsspec",
+    "jinja2",
+    "markupsafe",
+    "mpmath",
+    "networkx",
+    "opt_einsum",
+}
 NOT_OPENED = LIBRARY | NEEDED | {"torch", "revgraph", "numpy", "optree", "sympy", "yaml"}
 DESCRIPTORS = (property, classmethod, staticmethod, FunctionType)
 

@@ -12,11 +12,11 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from revgraph.expressions import map_leaves
+from revgraph.tracing.export.operators import ASSERTIONS, ATEN, Mode, call_of, mode_of
+from revgraph.tracing.export.tensor_places import Place, filled, mapped
 from revgraph.tracing.in_place import InPlace
-from revgraph.tracing.operators import ASSERTIONS, ATEN, Mode, call_of, mode_of
 from revgraph.tracing.patches import is_proxy
-from revgraph.tracing.places import Place, filled, mapped
-from revgraph.tracing.shadows import Untraceable
+from revgraph.tracing.proxies import Untraceable
 
 if TYPE_CHECKING:
     from revgraph.tracing.tracer import Tracer

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
-from revgraph.tracing.shadows import holds_tensors
+from revgraph.tracing.proxies import holds_tensors
 
 PLAIN = (Tensor, int, float, bool, str, type(None), torch.dtype, torch.device, torch.Size, slice)
 

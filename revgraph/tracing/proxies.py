@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from revgraph.errors import TraceError
 from revgraph.expressions import leaves
 from revgraph.storages import memory_key
-from revgraph.tracing.codes import IDENTICAL, may_compare
+from revgraph.tracing.user_code import IDENTICAL, caller, is_users, may_compare
 
 
 class Untraceable(Exception):
@@ -22,6 +22,10 @@ class Untraceable(Exception):
 
 class ReadPastAttributes(Untraceable):
     """The forward computes something of parameters or buffers that no attribute was asked for."""
+
+
+class CollectingHooks(Untraceable):
+    """Hooks that may speak to the code around, through a context variable that it has set."""
 
 
 # What a proxy has of its own; assigning anything else to it would assign it to no tensor.
@@ -223,41 +227,6 @@ def guard(actual: Any, ask: str, expected: Any, where: str) -> None:
             f"{answer!r} for this one, so the traced path may not be the right one. "
             "Trace the model again with an input like this."
         )
-
-
-def caller() -> str:
-    """The line of the user's code that is running, as "file.py:12"; for a spec's layer, the spec's line."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        name = frame.f_globals.get("__name__", "")
-        if name == "revgraph.specs.networks" and "step" in frame.f_locals:
-            return frame.f_locals["step"].where
-        if is_users(name):
-            return _place(frame.f_code.co_filename, frame.f_lineno)
-        frame = frame.f_back
-    return ""
-
-
-def place_of(error: BaseException) -> str:
-    """The last line of the user's code that an error came through, as " at file.py:12"."""
-    place = ""
-    trace = error.__traceback__
-    while trace is not None:
-        if is_users(trace.tb_frame.f_globals.get("__name__", "")):
-            place = " at " + _place(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
-        trace = trace.tb_next
-    return place
-
-
-def is_users(module: str) -> bool:
-    return not module.startswith(
-        ("torch.", "revgraph.tracing", "revgraph.engine", "revgraph.isolation", "contextlib")
-    )
-
-
-def _place(file: str, line: int) -> str:
-    name = file.replace("\\", "/").rsplit("/", 1)[-1]
-    return f"{name}:{line}"
 
 
 def overlaps(one: Tensor, two: Tensor) -> bool:

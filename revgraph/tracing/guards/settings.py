@@ -17,10 +17,10 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 
 from revgraph.expressions import leaves, map_leaves
-from revgraph.tracing.shadows import ShadowProxy, holds_tensors, is_tensor
+from revgraph.tracing.proxies import ShadowProxy, holds_tensors, is_tensor
 
 if TYPE_CHECKING:
-    from revgraph.tracing.fixed import Read
+    from revgraph.tracing.guards.fixed_values import Read
 
 SETTLED = (bool, int, float, str, torch.dtype, torch.device)
 

@@ -1,4 +1,4 @@
-"""Codes: what a code object tells of its function before it runs.
+"""User code: what a code object tells of its function before it runs, and which line is running.
 
 A graph knows only what traced values went through. What a function takes from elsewhere (globals, free
 variables, attributes of classes) stands in its instructions, and so does what it compares by `is`.
@@ -7,6 +7,7 @@ variables, attributes of classes) stands in its instructions, and so does what i
 from __future__ import annotations
 
 import dis
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from types import CodeType, FrameType, ModuleType
@@ -136,3 +137,38 @@ def _types(instructions: list[dis.Instruction]) -> list[Chain]:
             )
             found.append(Chain(loaded.argval, ("__class__", *names), False))
     return found
+
+
+def caller() -> str:
+    """The line of the user's code that is running, as "file.py:12"; for a spec's layer, the spec's line."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if name == "revgraph.specs.networks" and "step" in frame.f_locals:
+            return frame.f_locals["step"].where
+        if is_users(name):
+            return _place(frame.f_code.co_filename, frame.f_lineno)
+        frame = frame.f_back
+    return ""
+
+
+def place_of(error: BaseException) -> str:
+    """The last line of the user's code that an error came through, as " at file.py:12"."""
+    place = ""
+    trace = error.__traceback__
+    while trace is not None:
+        if is_users(trace.tb_frame.f_globals.get("__name__", "")):
+            place = " at " + _place(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
+        trace = trace.tb_next
+    return place
+
+
+def is_users(module: str) -> bool:
+    return not module.startswith(
+        ("torch.", "revgraph.tracing", "revgraph.engine", "revgraph.isolation", "contextlib")
+    )
+
+
+def _place(file: str, line: int) -> str:
+    name = file.replace("\\", "/").rsplit("/", 1)[-1]
+    return f"{name}:{line}"

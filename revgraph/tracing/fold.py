@@ -17,10 +17,10 @@ from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
 from revgraph.expressions import leaves, map_leaves
-from revgraph.tracing.finding import HalfStep
-from revgraph.tracing.shadows import holds_tensors, is_tensor
+from revgraph.tracing.find_couplings.find import HalfStep
+from revgraph.tracing.proxies import holds_tensors, is_tensor
 from revgraph.tracing.tracer import Scope, Tracer
-from revgraph.tracing.wirings import is_wiring
+from revgraph.tracing.wiring.recognize import is_wiring
 
 # Their backward asks for what they returned, or next to nothing: to store what they read gains nothing.
 SAVE_RESULTS = (

@@ -13,7 +13,7 @@ import torch
 from torch._ops import OpOverload
 
 from revgraph.tracing.in_place import InPlace
-from revgraph.tracing.shadows import Untraceable
+from revgraph.tracing.proxies import Untraceable
 
 ATEN = torch.ops.aten
 # Under the names by which sums, products and rearrangements are known, with the same arguments.

@@ -21,7 +21,7 @@ from revgraph.expressions import Expression
 from revgraph.isolation import untouched
 from revgraph.looks import form_of, look_of
 from revgraph.program import BijectionLaw, Law
-from revgraph.tracing.ambient import RandomSources
+from revgraph.tracing.guards.random_sources import RandomSources
 
 # As many samples show whether a coupling is undone; batch normalization needs several.
 SAMPLES = 4
