@@ -1,4 +1,4 @@
-"""Evaluating traced calls on shadows of their arguments."""
+"""The value of a traced call for the example input: the call itself, run on fakes of its arguments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from revgraph.expressions import attribute_at, leaves, map_leaves
 from revgraph.isolation import WriteWatch
 from revgraph.looks import form_of, look_of
 from revgraph.storages import bytes_of, faked, memory_key
-from revgraph.tracing.proxies import ShadowProxy
+from revgraph.tracing.proxies import FakeProxy
 
 ISINSTANCE = builtins.isinstance
 
@@ -37,7 +37,7 @@ class Evaluator:
         self._known: dict[Any, Any] = {}
 
     def evaluate(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        args, kwargs = map_leaves(_shadow, args), map_leaves(_shadow, kwargs)
+        args, kwargs = map_leaves(_fake_of, args), map_leaves(_fake_of, kwargs)
         self.running = True
         asked, builtins.isinstance = builtins.isinstance, ISINSTANCE  # no proxy is left to ask about
         watch = sys.getprofile()
@@ -90,8 +90,8 @@ class Evaluator:
         return value
 
 
-def _shadow(leaf: Any) -> Any:
-    return leaf.shadow if issubclass(type(leaf), ShadowProxy) else leaf
+def _fake_of(leaf: Any) -> Any:
+    return leaf.fake if issubclass(type(leaf), FakeProxy) else leaf
 
 
 def _is_simple(result: Any, inputs: set[int]) -> bool:

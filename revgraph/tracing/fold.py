@@ -1,4 +1,4 @@
-"""Collapsing: module calls that hold no coupling become single calls again.
+"""Folding: module calls that hold no coupling become single calls again.
 
 A module's hooks, wrapping and compilation then stay its own, and the planner decides about it as a whole.
 What is too coarse for it is left open: a module with several composite parts (the layers of an encoder, the
@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from revgraph.expressions import leaves, map_leaves
 from revgraph.tracing.find_couplings.find import HalfStep
 from revgraph.tracing.proxies import holds_tensors, is_tensor
-from revgraph.tracing.tracer import Scope, Tracer
+from revgraph.tracing.tracer import ModuleScope, Tracer
 from revgraph.tracing.wiring.recognize import is_wiring
 
 # Their backward asks for what they returned, or next to nothing: to store what they read gains nothing.
@@ -41,7 +41,7 @@ SAVE_RESULTS = (
 )
 
 
-def collapse(
+def fold_modules(
     tracer: Tracer, graph: fx.Graph, kept_open: Set[fx.Node], half_steps: Mapping[fx.Node, HalfStep]
 ) -> None:
     """Replace module calls without any of the nodes `kept_open` by one opaque call each, outermost first.
@@ -51,21 +51,21 @@ def collapse(
     function is one call in it whatever its parts, for it is run as a whole.
     """
     owner = {node: half_step.addition for half_step in half_steps.values() for node in half_step.region}
-    _Collapsing(tracer, graph, kept_open, owner).run()
+    _Folding(tracer, graph, kept_open, owner).run()
 
 
 @dataclass
-class _Call:
+class _ModuleCall:
     """A module call that was gone into, with those inside it."""
 
-    scope: Scope
-    inner: list[_Call] = field(default_factory=list)
+    scope: ModuleScope
+    inner: list[_ModuleCall] = field(default_factory=list)
     is_open: bool = False
     is_row: bool = False
 
 
 @dataclass
-class _Collapsing:
+class _Folding:
     tracer: Tracer
     graph: fx.Graph
     kept_open: Set[fx.Node]
@@ -79,12 +79,17 @@ class _Collapsing:
         pending = list(calls)
         while pending:
             call = pending.pop()
-            if call.is_open or not self._computes(call.scope) or _leaks(call.scope) or _is_bereft(call.scope):
+            if (
+                call.is_open
+                or not self._computes(call.scope)
+                or _leaks(call.scope)
+                or _has_lost_argument(call.scope)
+            ):
                 pending += call.inner
             else:
                 _replace(self.tracer, self.graph, call.scope)
 
-    def _settle(self, call: _Call) -> None:
+    def _settle(self, call: _ModuleCall) -> None:
         """Say of a call and those inside whether they stay open."""
         for inner in call.inner:
             self._settle(inner)
@@ -95,13 +100,13 @@ class _Collapsing:
             call.is_row = self._is_row(call)
             call.is_open = call.is_row or self._has_parts(call)
 
-    def _is_in_function(self, scope: Scope) -> bool:
+    def _is_in_function(self, scope: ModuleScope) -> bool:
         """Whether a call is computed as part of one half-step's function."""
         results = [leaf for leaf in leaves(scope.result) if isinstance(leaf, fx.Node)]
         owners = {self.owner.get(node) for node in results if node.op != "get_attr" and node.users}
         return len(owners) == 1 and owners != {None}
 
-    def _has_parts(self, call: _Call) -> bool:
+    def _has_parts(self, call: _ModuleCall) -> bool:
         """Whether a call is planned better part by part: not for a row that is the least of it."""
         if any(inner.is_open and not inner.is_row for inner in call.inner):
             return True
@@ -113,7 +118,7 @@ class _Collapsing:
         in_rows = sum(_weights(self._module(inner)) for inner in call.inner if inner.is_row)
         return 2 * in_rows > _weights(module)
 
-    def _is_row(self, call: _Call) -> bool:
+    def _is_row(self, call: _ModuleCall) -> bool:
         """Whether what a call computes follows one from another, and some of it is worth storing."""
         if sum(not isinstance(part, SAVE_RESULTS) for part in self._parts(call)) < 2:
             return False
@@ -126,10 +131,10 @@ class _Collapsing:
             inputs[0] is before for inputs, before in zip(read[1:], computed, strict=False)
         )
 
-    def _module(self, call: _Call) -> nn.Module:
+    def _module(self, call: _ModuleCall) -> nn.Module:
         return self.tracer.root.get_submodule(call.scope.path)
 
-    def _parts(self, call: _Call) -> list[nn.Module]:
+    def _parts(self, call: _ModuleCall) -> list[nn.Module]:
         """The modules that a call calls directly."""
         root = self.tracer.root
         within = {node for inner in call.inner for node in inner.scope.nodes}
@@ -137,7 +142,7 @@ class _Collapsing:
         paths = [*(str(node.target) for node in leaf_calls), *(inner.scope.path for inner in call.inner)]
         return [root.get_submodule(path) for path in paths]
 
-    def _computes(self, scope: Scope) -> bool:
+    def _computes(self, scope: ModuleScope) -> bool:
         return any(
             node.op.startswith("call_")
             and _makes_tensors(self.tracer, node)
@@ -151,11 +156,11 @@ def _weights(module: nn.Module) -> int:
     return sum(bool(each._parameters) for each in module.modules())
 
 
-def _as_trees(scopes: list[Scope]) -> list[_Call]:
+def _as_trees(scopes: list[ModuleScope]) -> list[_ModuleCall]:
     """The outermost calls in order, each with those inside. A call's scope comes after those inside it."""
-    trees: list[_Call] = []
+    trees: list[_ModuleCall] = []
     for scope in scopes:
-        call = _Call(scope)
+        call = _ModuleCall(scope)
         while trees and trees[-1].scope.caller is scope:
             call.inner.append(trees.pop())
         call.inner.reverse()
@@ -168,30 +173,28 @@ def _is_nested(tracer: Tracer, module: nn.Module) -> bool:
 
 
 def _makes_tensors(tracer: Tracer, node: fx.Node) -> bool:
-    shadow = tracer.shadows.get(node)
-    return is_tensor(shadow) or holds_tensors(shadow)
+    fake = tracer.fakes.get(node)
+    return is_tensor(fake) or holds_tensors(fake)
 
 
-def _leaks(scope: Scope) -> bool:
+def _leaks(scope: ModuleScope) -> bool:
     """Whether something made inside is read outside in another way than as the result."""
     nodes = set(scope.nodes)
     results = {leaf for leaf in leaves(scope.result) if isinstance(leaf, fx.Node)}
     return any(node not in results and any(user not in nodes for user in node.users) for node in scope.nodes)
 
 
-def _is_bereft(scope: Scope) -> bool:
+def _has_lost_argument(scope: ModuleScope) -> bool:
     """Whether an argument is gone from the graph, for the module's code does not read it."""
     return any(isinstance(leaf, fx.Node) and leaf._erased for leaf in leaves((scope.args, scope.kwargs)))
 
 
-def _replace(tracer: Tracer, graph: fx.Graph, scope: Scope) -> None:
+def _replace(tracer: Tracer, graph: fx.Graph, scope: ModuleScope) -> None:
     nodes = set(scope.nodes)
-    shadow = map_leaves(
-        lambda leaf: tracer.shadows[leaf] if isinstance(leaf, fx.Node) else leaf, scope.result
-    )
+    fake = map_leaves(lambda leaf: tracer.fakes[leaf] if isinstance(leaf, fx.Node) else leaf, scope.result)
     with graph.inserting_after(scope.nodes[-1]):
         call = graph.call_module(scope.path, scope.args, scope.kwargs)
-    _describe(tracer, call, shadow, scope.nodes[0])
+    _describe(tracer, call, fake, scope.nodes[0])
     point = call
 
     def items(tree: Any, source: fx.Node) -> None:
@@ -207,7 +210,7 @@ def _replace(tracer: Tracer, graph: fx.Graph, scope: Scope) -> None:
                 with graph.inserting_after(point):
                     item = graph.call_function(operator.getitem, (source, key))
                 point = item
-                _describe(tracer, item, tracer.shadows[source][key], scope.nodes[0])
+                _describe(tracer, item, tracer.fakes[source][key], scope.nodes[0])
                 items(branch, item)
 
     items(scope.result, call)
@@ -219,7 +222,7 @@ def _is_read(node: fx.Node, nodes: Set[fx.Node]) -> bool:
     return node in nodes and any(user not in nodes for user in node.users)
 
 
-def _describe(tracer: Tracer, node: fx.Node, shadow: Any, like: fx.Node) -> None:
-    tracer.shadows[node] = shadow
+def _describe(tracer: Tracer, node: fx.Node, fake: Any, like: fx.Node) -> None:
+    tracer.fakes[node] = fake
     tracer.where[node] = tracer.where[like]
     tracer.scope_of[node] = ""

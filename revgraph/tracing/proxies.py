@@ -1,4 +1,4 @@
-"""Proxies that carry a shadow: what the traced value is for the example input."""
+"""fx proxies that know their value for the example input, and answer Python's questions with it."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ class CollectingHooks(Untraceable):
 
 
 # What a proxy has of its own; assigning anything else to it would assign it to no tensor.
-OWN_ATTRIBUTES = frozenset({"attr", "items", "node", "root", "shadow", "tracer", "_proxy"})
+OWN_ATTRIBUTES = frozenset({"attr", "items", "node", "root", "fake", "tracer", "_proxy"})
 
 
-class ShadowProxy(fx.Proxy):
-    """An fx proxy whose `shadow` is its value for the example input; tensors are shapes without memory.
+class FakeProxy(fx.Proxy):
+    """An fx proxy whose `fake` is its value for the example input.
 
-    Python's questions about numbers (truth, length, index) are answered from the shadow, and the answer
-    is recorded as a guard that other inputs are held to.
+    Tensors among these values are fake ones, with a shape, a dtype and a device and without memory; they are
+    real ones where the model cannot run on fakes. Python's questions about numbers (truth, length, index) are
+    answered from the fake, and the answer is recorded as a guard that other inputs are held to.
     """
 
-    shadow: Any
+    fake: Any
     tracer: Any
 
     def __init__(self, node: fx.Node, tracer: Any) -> None:
@@ -53,47 +54,47 @@ class ShadowProxy(fx.Proxy):
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
-            return ShadowAttribute(self, name)
-        value = getattr(self.shadow, name)  # or it has no such attribute either
+            return FakeAttribute(self, name)
+        value = getattr(self.fake, name)  # or it has no such attribute either
         if value is None:
-            return self.tracer.create_proxy("call_function", getattr, (self, name), {}).held_to_none()
-        return _for_code(ShadowAttribute(self, name), value, sys._getframe(1))
+            return self.tracer.create_proxy("call_function", getattr, (self, name), {}).guarded_none()
+        return _for_code(FakeAttribute(self, name), value, sys._getframe(1))
 
-    def fixed(self) -> Any:
+    def guarded_value(self) -> Any:
         """What it stands for, to which other inputs are held."""
         return self._answer("value")
 
-    def kind(self) -> type:
+    def guarded_type(self) -> type:
         """The class of what it stands for."""
-        if not is_tensor(self.shadow):
+        if not is_tensor(self.fake):
             return self._answer("type")
         if self.node.op == "get_attr" and str(self.node.target) in self.tracer.parameter_paths:
             return nn.Parameter
         return Tensor
 
     def __getitem__(self, key: Any) -> Any:
-        if not holds_tensors(self.shadow):
+        if not holds_tensors(self.fake):
             return self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
         if isinstance(key, slice):
             return tuple(self)[key]
         if key not in self.items:
             item = self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
-            self.items[key] = item.held_to_none() if item.shadow is None else item
+            self.items[key] = item.guarded_none() if item.fake is None else item
         return self.items[key]
 
-    def held_to_none(self) -> None:
+    def guarded_none(self) -> None:
         """None, which code asks for with `is`; other inputs must give it too."""
         self.tracer.create_proxy("call_function", guard, (self, "none", True, caller()), {})
 
     def _answer(self, ask: str) -> Any:
-        if is_tensor(self.shadow):
+        if is_tensor(self.fake):
             raise Untraceable("the path through the code depends on the values in a tensor")
-        if self.node.op == "get_attr" and type(self.shadow) is bool:  # a training flag
-            return QUESTIONS[ask](self.tracer.reads.flag(str(self.node.target), self.shadow))
+        if self.node.op == "get_attr" and type(self.fake) is bool:  # a training flag
+            return QUESTIONS[ask](self.tracer.reads.flag(str(self.node.target), self.fake))
         if self.node.op == "get_attr":
             raise Untraceable(f"the path through the code depends on {self.node.target}")
         self.tracer.check_random()
-        answer = QUESTIONS[ask](self.shadow)
+        answer = QUESTIONS[ask](self.fake)
         self.tracer.create_proxy("call_function", guard, (self, ask, answer, caller()), {})
         return answer
 
@@ -110,13 +111,13 @@ class ShadowProxy(fx.Proxy):
         return self._answer("int")
 
     def __str__(self) -> str:
-        return repr(self) if is_tensor(self.shadow) or holds_tensors(self.shadow) else self._answer("text")
+        return repr(self) if is_tensor(self.fake) or holds_tensors(self.fake) else self._answer("text")
 
     def __format__(self, spec: str) -> str:
-        shadow = self.shadow
-        if not spec and not is_tensor(shadow):
+        fake = self.fake
+        if not spec and not is_tensor(fake):
             return str(self)
-        return format(self._answer("float" if type(shadow) is float else "int"), spec)
+        return format(self._answer("float" if type(fake) is float else "int"), spec)
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise Untraceable("a tensor is turned into a numpy array")
@@ -125,33 +126,33 @@ class ShadowProxy(fx.Proxy):
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
     def __len__(self) -> int:
-        if is_tensor(self.shadow):
+        if is_tensor(self.fake):
             return self.size(0).__index__()
-        return len(self.shadow) if holds_tensors(self.shadow) else self._answer("len")
+        return len(self.fake) if holds_tensors(self.fake) else self._answer("len")
 
     def __iter__(self) -> Any:
-        if isinstance(self.shadow, dict):
-            return iter(self.shadow)
+        if isinstance(self.fake, dict):
+            return iter(self.fake)
         return iter([self[index] for index in range(len(self))])
 
     def keys(self) -> Any:
-        return self.shadow.keys()
+        return self.fake.keys()
 
     def __contains__(self, item: Any) -> bool:
         raise Untraceable("`in` asks for the values of a traced object")
 
     def __hash__(self) -> int:
-        if isinstance(self.shadow, IDENTICAL):
+        if isinstance(self.fake, IDENTICAL):
             raise Untraceable(
-                f"{self.shadow!r} of a traced tensor is looked up in a set or dictionary; compare it by =="
+                f"{self.fake!r} of a traced tensor is looked up in a set or dictionary; compare it by =="
             )
         return id(self)
 
 
-class ShadowAttribute(ShadowProxy):
+class FakeAttribute(FakeProxy):
     """An attribute of a proxy; becomes a node when it is used, or a method call when it is called."""
 
-    def __init__(self, root: ShadowProxy, attr: str) -> None:
+    def __init__(self, root: FakeProxy, attr: str) -> None:
         self.root = root
         self.attr = attr
         self.tracer = root.tracer
@@ -168,19 +169,19 @@ class ShadowAttribute(ShadowProxy):
         return self._made().node
 
     @property
-    def shadow(self) -> Any:
-        return self._made().shadow
+    def fake(self) -> Any:
+        return self._made().fake
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         proxy = self.tracer.create_proxy("call_method", self.attr, (self.root, *args), kwargs)
-        return _for_code(proxy, proxy.shadow, sys._getframe(1))
+        return _for_code(proxy, proxy.fake, sys._getframe(1))
 
 
-def _for_code(proxy: ShadowProxy, value: Any, frame: FrameType) -> Any:
+def _for_code(proxy: FakeProxy, value: Any, frame: FrameType) -> Any:
     """The proxy; what it stands for where the code that asked for it may compare that by `is`."""
     is_compared = isinstance(value, IDENTICAL) and is_users(frame.f_globals.get("__name__", ""))
     if is_compared and may_compare(frame, type(value)):
-        return proxy.fixed()
+        return proxy.guarded_value()
     return proxy
 
 
@@ -200,8 +201,8 @@ QUESTIONS: dict[str, Any] = {
 def _in_place(operation: Any) -> Any:
     """The in-place form of an operator: on a tensor it changes what the proxy, and any alias, stands for."""
 
-    def change(self: ShadowProxy, other: Any) -> Any:
-        if not is_tensor(self.shadow):
+    def change(self: FakeProxy, other: Any) -> Any:
+        if not is_tensor(self.fake):
             return NotImplemented
         self.tracer.create_proxy("call_function", operation, (self, other), {})
         return self
@@ -210,7 +211,7 @@ def _in_place(operation: Any) -> Any:
 
 
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
-    setattr(ShadowProxy, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))
+    setattr(FakeProxy, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))
 
 
 def guard(actual: Any, ask: str, expected: Any, where: str) -> None:
@@ -244,10 +245,10 @@ def overlaps(one: Tensor, two: Tensor) -> bool:
     return True
 
 
-def is_tensor(shadow: Any) -> bool:
-    return isinstance(shadow, Tensor)
+def is_tensor(fake: Any) -> bool:
+    return isinstance(fake, Tensor)
 
 
-def holds_tensors(shadow: Any) -> bool:
-    """Whether a shadow is a container with tensors inside."""
-    return not is_tensor(shadow) and any(is_tensor(leaf) for leaf in leaves(shadow))
+def holds_tensors(fake: Any) -> bool:
+    """Whether a fake is a container with tensors inside."""
+    return not is_tensor(fake) and any(is_tensor(leaf) for leaf in leaves(fake))

@@ -25,7 +25,7 @@ ACTIVATIONS = {"relu", "relu6", "leaky_relu", "leakyrelu", "elu", "gelu", "silu"
 
 
 @dataclass(frozen=True)
-class Block:
+class ResidualBlock:
     """One residual block as a function of `entry` alone: `exit = act(F(entry) + entry)`.
 
     `addition` has `skip` for an operand, which is the entry or an identity of it. `exit` is the addition, or
@@ -49,14 +49,14 @@ class _Addition:
 
 
 def find_residuals(
-    graph: fx.Graph, shadows: Mapping[fx.Node, Any], modules: Mapping[str, nn.Module]
-) -> list[list[Block]]:
+    graph: fx.Graph, fakes: Mapping[fx.Node, Any], modules: Mapping[str, nn.Module]
+) -> list[list[ResidualBlock]]:
     """The runs of residual blocks in a traced graph, in order, each of two or more.
 
     A run ends where a value's shape changes, or where more than one value leads on. Of blocks inside
     another's F those count that form a run; single ones are left to the outer block.
     """
-    search = _Search(graph, shadows, modules)
+    search = _AdditionSearch(graph, fakes, modules)
     chosen: dict[fx.Node, _Addition] = {}
     for addition in search.additions():
         inside = [chosen[node] for node in chosen if node in addition.branch]
@@ -69,9 +69,9 @@ def find_residuals(
 
 
 @dataclass
-class _Search:
+class _AdditionSearch:
     graph: fx.Graph
-    shadows: Mapping[fx.Node, Any]
+    fakes: Mapping[fx.Node, Any]
     modules: Mapping[str, nn.Module]
 
     def __post_init__(self) -> None:
@@ -96,15 +96,15 @@ class _Search:
         branch = self._between(entry, term)
         return _Addition(node, entry, skip, branch) if branch and entry.op != "get_attr" else None
 
-    def runs(self, additions: Iterable[_Addition]) -> list[list[Block]]:
+    def runs(self, additions: Iterable[_Addition]) -> list[list[ResidualBlock]]:
         """These additions as blocks, in runs of those where one's exit is the next one's entry."""
         entries = {addition.entry: addition for addition in additions}
         blocks = {
-            entry: Block(entry, addition.skip, addition.node, self._exit(addition.node, entries))
+            entry: ResidualBlock(entry, addition.skip, addition.node, self._exit(addition.node, entries))
             for entry, addition in entries.items()
         }
         exits = {block.exit for block in blocks.values()}
-        runs: list[list[Block]] = []
+        runs: list[list[ResidualBlock]] = []
         for entry, block in blocks.items():
             if entry in exits:
                 continue
@@ -145,7 +145,7 @@ class _Search:
         return frozenset(node for node, leads in known.items() if leads and node is not entry)
 
     def _same_form(self, one: fx.Node, two: fx.Node) -> bool:
-        first, second = self.shadows.get(one), self.shadows.get(two)
+        first, second = self.fakes.get(one), self.fakes.get(two)
         return (
             isinstance(first, Tensor)
             and isinstance(second, Tensor)
@@ -185,7 +185,7 @@ class SecondStreams:
         tracer.root.add_module(self.path, self.coefficients)
         modules = dict(tracer.root.named_modules(remove_duplicate=False))
         streams: set[fx.Node] = set()
-        for run in find_residuals(graph, tracer.shadows, modules):
+        for run in find_residuals(graph, tracer.fakes, modules):
             with graph.inserting_before(run[0].exit):
                 y = graph.call_function(torch.zeros_like, (run[0].entry,))
             self._describe(tracer, y, run[0].entry, run[0].exit)
@@ -199,17 +199,17 @@ class SecondStreams:
                     self._describe(tracer, y, block.entry, block.exit)
         return streams
 
-    def _scale_identity(self, tracer: Tracer, graph: fx.Graph, block: Block) -> None:
+    def _scale_identity(self, tracer: Tracer, graph: fx.Graph, block: ResidualBlock) -> None:
         """`F(x) + x` becomes `F(x) + alpha * x`."""
         with graph.inserting_before(block.addition):
             alpha = graph.get_attr(f"{self.path}.alpha")
             scaled = graph.call_function(operator.mul, (block.skip, alpha))
-        tracer.shadows[alpha] = tracer.shadows[block.entry].new_empty(())
+        tracer.fakes[alpha] = tracer.fakes[block.entry].new_empty(())
         tracer.where[alpha] = tracer.where.get(block.addition, "")
         self._describe(tracer, scaled, block.entry, block.addition)
         block.addition.args = tuple(scaled if arg is block.skip else arg for arg in block.addition.args)
 
-    def _add(self, tracer: Tracer, graph: fx.Graph, block: Block, y: fx.Node) -> None:
+    def _add(self, tracer: Tracer, graph: fx.Graph, block: ResidualBlock, y: fx.Node) -> None:
         """The exit's own call moves to a node before it, so that what reads the exit now reads the sum."""
         end = block.exit
         with graph.inserting_before(end):
@@ -219,7 +219,7 @@ class SecondStreams:
         end.name = "block"
 
     def _describe(self, tracer: Tracer, node: fx.Node, form: fx.Node, place: fx.Node) -> None:
-        shadow: Tensor = tracer.shadows[form]
-        tracer.shadows[node] = shadow.new_empty(shadow.shape)
+        fake: Tensor = tracer.fakes[form]
+        tracer.fakes[node] = fake.new_empty(fake.shape)
         tracer.where[node] = tracer.where.get(place, "")
         tracer.scope_of[node] = tracer.scope_of.get(place, "")

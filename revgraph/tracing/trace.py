@@ -22,11 +22,11 @@ from revgraph.joint_bijections import Bijection
 from revgraph.program import Program
 from revgraph.storages import faked
 from revgraph.tracing.arguments import call_with, check_unchanged, fill_form, form_of
-from revgraph.tracing.export.selection import NOTHING, Exports, reason_of, with_exports
-from revgraph.tracing.find_couplings.check_inverses import Example, check_undoing
-from revgraph.tracing.find_couplings.find import find, refine
-from revgraph.tracing.find_couplings.report import Findings, explain_sums
-from revgraph.tracing.fold import collapse
+from revgraph.tracing.export.selection import NOTHING, Exports, reason_of, trace_with_exports
+from revgraph.tracing.find_couplings.check_inverses import CouplingExample, check_inverses
+from revgraph.tracing.find_couplings.find import find_half_steps, refine_half_steps
+from revgraph.tracing.find_couplings.report import CouplingReport, explain_sums
+from revgraph.tracing.fold import fold_modules
 from revgraph.tracing.guards.settings import Settings, calls_of, forms_of
 from revgraph.tracing.hooks import call_hooks, call_pre_hooks
 from revgraph.tracing.lower.lowering import lower
@@ -84,10 +84,10 @@ def trace(
         raise TraceError("tracing needs an example input with at least one tensor, and none was given")
     name = name or type(model).__name__
 
-    def traced(fake_mode: FakeTensorMode | None, exports: Exports = NOTHING) -> _Traced:
+    def traced(fake_mode: FakeTensorMode | None, exports: Exports = NOTHING) -> _TraceResult:
         run = partial(
-            _settled,
-            partial(_trace, model, form, named, name, rewrite, opened, sums_only, fake_mode, exports),
+            _trace_later_calls,
+            partial(_trace_once, model, form, named, name, rewrite, opened, sums_only, fake_mode, exports),
         )
         # With gradients, as the net will mostly run: without, `no_grad` inside the forward goes unnoticed,
         # which is right only as long as they are off.
@@ -95,7 +95,7 @@ def trace(
         return found if gradients or not found.tracer.reads.asked_gradient_mode else run(False)
 
     # A rewrite is of what fx sees.
-    found_by = with_exports if rewrite is None else lambda run: run(NOTHING)
+    found_by = trace_with_exports if rewrite is None else lambda run: run(NOTHING)
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with _silent():
@@ -124,18 +124,18 @@ def trace(
 
 
 @dataclass(frozen=True)
-class _Traced:
+class _TraceResult:
     """A trace's results. Where the forward or the trace settled something, `calls` are to compare with."""
 
     program: Program
-    examples: list[Example]
-    findings: Findings
+    examples: list[CouplingExample]
+    findings: CouplingReport
     tracer: Tracer
     calls: list[Any]
     settings: Settings
 
 
-def _settled(run: Callable[[bool, Settings | None], _Traced], gradients: bool) -> _Traced:
+def _trace_later_calls(run: Callable[[bool, Settings | None], _TraceResult], gradients: bool) -> _TraceResult:
     """A trace of calls after the first one, which may settle attributes that are None until then.
 
     The first one has to compute the same besides; otherwise a change of what the code also reads is refused.
@@ -152,13 +152,13 @@ def _settled(run: Callable[[bool, Settings | None], _Traced], gradients: bool) -
     return run(gradients, Settings())
 
 
-def _checked(traced: _Traced, model: nn.Module) -> Program:
+def _checked(traced: _TraceResult, model: nn.Module) -> Program:
     """The program, once its couplings were tried, and said what became of them that was not meant.
 
     Raises:
         CouplingError: a coupling of the user's is not undone by its inverse.
     """
-    check_undoing(model, traced.examples)
+    check_inverses(model, traced.examples)
     texts = list(traced.findings.warnings())
     if traced.tracer.checkpointed:
         texts.append(
@@ -210,7 +210,7 @@ def _run_once(
     """
     try:
         with untouched(model, fake_mode), torch.no_grad(), fake_mode or nullcontext():
-            given = {label: _shadow(thing, fake_mode) for label, thing in named.items()}
+            given = {label: _fake(thing, fake_mode) for label, thing in named.items()}
             call_with(model.forward, fill_form(form, given))
     except Exception as error:
         if fake_mode is not None and FAKE_FAILED.search(f"{type(error).__name__}: {error}"):
@@ -222,7 +222,7 @@ def _run_once(
         ) from error
 
 
-def _trace(
+def _trace_once(
     model: nn.Module,
     form: dict[str, Any],
     named: dict[str, Any],
@@ -234,7 +234,7 @@ def _trace(
     exports: Exports,
     gradients: bool,
     settled: Settings | None,
-) -> _Traced:
+) -> _TraceResult:
     names = {id(parameter): path for path, parameter in model.named_parameters()}
     buffers = dict(model.named_buffers(remove_duplicate=False))
     buffers |= {path: each for path, each in model.named_parameters() if not each.is_floating_point()}
@@ -262,12 +262,12 @@ def _trace(
         tracer.origins = {label: id(thing) for label, thing in named.items() if isinstance(thing, Tensor)}
         for each in settled.settings if settled is not None else ():
             each.settle()
-        inputs = [(label, _shadow(thing, fake_mode)) for label, thing in named.items()]
+        inputs = [(label, _fake(thing, fake_mode)) for label, thing in named.items()]
         graph = tracer.run(model, inputs, call)
         _drop_unused(graph)
         settings = tracer.reads.settings(forms_of(named))
         settles = bool(settings.settings or (settled is not None and settled.settings))
-        calls = calls_of(graph, tracer.shadows, tracer.results) if settles else []
+        calls = calls_of(graph, tracer.fakes, tracer.results) if settles else []
         gather_slices(tracer, graph)
         added = rewrite(tracer, graph) if rewrite is not None else set()
         modules = dict(model.named_modules(remove_duplicate=False))
@@ -283,14 +283,14 @@ def _trace(
         for scope in tracer.scopes:
             scope.nodes = [node for node in scope.nodes if node.graph is graph and not node._erased]
             scope.is_empty = not scope.nodes
-        found = find(graph, model, tracer.shadows, streams, tracer.scopes, sums_only)
-        findings = explain_sums(graph, tracer.shadows, tracer.where, found, streams)
-        collapse(tracer, graph, found.keys() | couplings, found)
-        half_steps = refine(graph, model, tracer.shadows, streams, found)
+        found = find_half_steps(graph, model, tracer.fakes, streams, tracer.scopes, sums_only)
+        findings = explain_sums(graph, tracer.fakes, tracer.where, found, streams)
+        fold_modules(tracer, graph, found.keys() | couplings, found)
+        half_steps = refine_half_steps(graph, model, tracer.fakes, streams, found)
         for node in [each for each in found if each not in half_steps]:
             findings.give_up(tracer.where.get(node, "") or node.name)
         program, examples = lower(tracer, graph, half_steps, form, named, name, findings)
-        return _Traced(program, examples, findings, tracer, calls, settings)
+        return _TraceResult(program, examples, findings, tracer, calls, settings)
 
 
 # Calls that nothing reads, and that do something.
@@ -307,7 +307,7 @@ def _drop_unused(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _shadow(thing: Any, fake_mode: FakeTensorMode | None) -> Any:
+def _fake(thing: Any, fake_mode: FakeTensorMode | None) -> Any:
     if not isinstance(thing, Tensor):
         return thing
     if fake_mode is not None:

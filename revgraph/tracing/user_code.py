@@ -1,4 +1,4 @@
-"""User code: what a code object tells of its function before it runs, and which line is running.
+"""The user's code: what a code object tells of its function before it runs, and which line is running.
 
 A graph knows only what traced values went through. What a function takes from elsewhere (globals, free
 variables, attributes of classes) stands in its instructions, and so does what it compares by `is`.
@@ -37,7 +37,7 @@ class Chain:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class CodeFacts:
     """What a function reads by the names of globals and of its variables, and its comparisons by `is`.
 
     Of its free variables those are `assigned` that it gives values to. An operand that is more than a `Chain`
@@ -75,7 +75,7 @@ def _may_be(chain: Chain | None, frame: FrameType, kind: type) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def facts_of(code: CodeType) -> Facts:
+def facts_of(code: CodeType) -> CodeFacts:
     """The facts of a code object."""
     instructions = [each for each in dis.get_instructions(code) if each.opname not in SKIPPED]
     chains: list[Chain] = []
@@ -100,7 +100,7 @@ def facts_of(code: CodeType) -> Facts:
     found = tuple(dict.fromkeys(each for each in chains if not each.is_constant))
     free = tuple(name for name in code.co_freevars if name != "__class__")
     stored = {each.argval for each in instructions if each.opname == "STORE_DEREF"}
-    return Facts(found, free, tuple(comparisons), tuple(name for name in free if name in stored))
+    return CodeFacts(found, free, tuple(comparisons), tuple(name for name in free if name in stored))
 
 
 def _chain(instructions: list[dis.Instruction], place: int) -> Chain | None:

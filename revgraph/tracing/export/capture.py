@@ -1,4 +1,4 @@
-"""Exporting: what a module's own code computes, read by `torch.export` where torch.fx cannot go.
+"""What a module's own code computes, read by `torch.export` where torch.fx cannot go.
 
 fx runs code on proxies, which stand for tensors only where torch hands them on: a dynamic cache, a compiled
 function or a change of the gradient mode stops it. `torch.export` runs the same code on tensors without
@@ -11,9 +11,9 @@ memory. Its graph becomes part of the trace:
   their operators grouped under them.
 - The remaining operators are calls of `operators.py`, in the modes that the code switched to.
 - What export makes constants of is held to what it was: attributes that the code read, as in every trace;
-  shapes, strides, dtypes and numbers by the forms of the inputs and of the model's own tensors (`forms.py`);
-  the gradient mode. A question that these do not settle, such as whether a tensor requires a gradient, or
-  one about the numbers in it, is refused, and the module stays one node.
+  shapes, strides, dtypes and numbers by the forms of the inputs and of the model's own tensors
+  (`guards.Forms`); the gradient mode. A question that these do not settle, such as whether a tensor requires
+  a gradient, or one about the numbers in it, is refused, and the module stays one node.
 
 Only the way that runs user code in Python (`strict=False`) is used: the other one reads attributes where
 nothing sees it.
@@ -42,7 +42,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from revgraph.expressions import apply_function
 from revgraph.isolation import MODULE_TABLES, TABLES
 from revgraph.tracing.arguments import objects_in
-from revgraph.tracing.export.recording import CALL, LIBRARY, Called, Recording
+from revgraph.tracing.export.recording import CALL, LIBRARY, CapturedCall, GraphRecorder
 from revgraph.tracing.export.tensor_places import Place, all_leaves, filled, is_plain, is_same, mapped, placed
 from revgraph.tracing.modes import modes
 from revgraph.tracing.patches import is_proxy, passed_through
@@ -69,7 +69,7 @@ UNSETTLED |= {torch.autograd.grad: "autograd.grad", torch.autograd.backward: "au
 class _Captures:
     """The calls of the export that is under way, for the operator's fake results."""
 
-    current: list[Called]
+    current: list[CapturedCall]
 
 
 @torch.library.register_fake("revgraph::call", lib=LIBRARY)
@@ -88,28 +88,28 @@ def export_call(
     Raises:
         Untraceable: export cannot read it, or a graph would not do the same.
     """
-    return _Export(tracer, module, path).run(args, kwargs)
+    return _ExportedCall(tracer, module, path).run(args, kwargs)
 
 
 @dataclass
-class _Export:
+class _ExportedCall:
     tracer: Tracer
     module: nn.Module
     path: str
-    calls: list[Called] = field(default_factory=list)
+    calls: list[CapturedCall] = field(default_factory=list)
     result: Any = None
     opened: list[tuple[nn.Module, Any]] = field(default_factory=list)
-    is_asleep: bool = False
+    is_paused: bool = False
     own_tensors: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.tracer.reads.gradient_mode(torch.is_grad_enabled())
         given, proxies = self._without_proxies((args, kwargs))
-        program = self._exported(given, [proxy.shadow for proxy in proxies])
+        program = self._exported(given, [proxy.fake for proxy in proxies])
         self.tracer.check_random()
         for module, forward in self.opened:
             self.tracer.reads.open(module, forward)
-        return filled(self.result, Recording(self.tracer, self.path, self.calls, program).run(proxies))
+        return filled(self.result, GraphRecorder(self.tracer, self.path, self.calls, program).run(proxies))
 
     def _without_proxies(self, tree: Any) -> tuple[Any, list[Any]]:
         """The arguments with places for traced tensors, and example values of traced numbers."""
@@ -118,16 +118,16 @@ class _Export:
         def place(leaf: Any) -> Any:
             if not is_proxy(leaf):
                 return leaf
-            if not issubclass(type(leaf.shadow), Tensor):
-                return leaf.shadow
+            if not issubclass(type(leaf.fake), Tensor):
+                return leaf.fake
             proxies.setdefault(id(leaf), leaf)
             return Place(list(proxies).index(id(leaf)))
 
         return mapped(place, self.tracer.unpacked(tree)), list(proxies.values())
 
-    def _exported(self, given: Any, shadows: list[Tensor]) -> Any:
+    def _exported(self, given: Any, fakes: list[Tensor]) -> Any:
         with self.tracer.fake_mode or nullcontext():
-            tensors = tuple(map(_blank, shadows))
+            tensors = tuple(map(_blank, fakes))
         self.own_tensors = _tensors_kept(self.tracer.root)
         whole = _Whole(self.module, partial(self._called, given))
         _Captures.current = self.calls
@@ -175,7 +175,7 @@ class _Export:
             for each in self.tracer.root.modules():
                 training: Any = each.__dict__.get("training")
                 if is_proxy(training):
-                    stack.enter_context(patch.dict(each.__dict__, {"training": training.shadow}))
+                    stack.enter_context(patch.dict(each.__dict__, {"training": training.fake}))
             hooked = {id(each) for each in inside if any(map(each.__dict__.get, HOOKS))}
             for each in inside:
                 for name in HOOKS:
@@ -195,7 +195,7 @@ class _Export:
         self, module: nn.Module, forward: Callable[..., Any], hooked: bool, *args: Any, **kwargs: Any
     ) -> Any:
         """A call of a module of the part: a call in the graph, or gone through."""
-        if self.is_asleep:
+        if self.is_paused:
             return forward(*args, **kwargs)
         path = self.tracer.reads.paths[id(module)]
         if modes() == self.tracer.mode and is_plain((args, kwargs)):
@@ -209,7 +209,7 @@ class _Export:
 
     def _function(self, apply: Any, kind: type[Function], *args: Any, **kwargs: Any) -> Any:
         """A call of an `autograd.Function`, whose backward is its own."""
-        if self.is_asleep or kind.__module__.startswith("torch."):
+        if self.is_paused or kind.__module__.startswith("torch."):
             passed = passed_through(kind, args, self.tracer.pass_checkpoint)
             return passed() if passed is not None else apply.__get__(None, kind)(*args, **kwargs)
         if (passed := passed_through(kind, args, self.tracer.pass_checkpoint)) is not None:
@@ -232,7 +232,7 @@ class _Export:
         """The result of a call that export sees as one operator; None where it is more than tensors."""
         given: list[Tensor] = []
         places = mapped(partial(placed, given), (args, kwargs))
-        self.is_asleep = True
+        self.is_paused = True
         try:
             with _disable_current_modes(), torch._C.DisableTorchFunction():
                 self.tracer.check_random()
@@ -242,12 +242,12 @@ class _Export:
                 with self.own_tensors():
                     result = self.tracer.evaluate(op, target, *examples)
         finally:
-            self.is_asleep = False
+            self.is_paused = False
         made: list[Tensor] = []
         form = mapped(partial(placed, made), result)
         if not made or not is_plain(result) or any(each.layout is not torch.strided for each in made):
             return None
-        self.calls.append(Called(run, places[0], places[1], form, tuple(made)))
+        self.calls.append(CapturedCall(run, places[0], places[1], form, tuple(made)))
         results = CALL(given, len(self.calls) - 1)
         return (filled(form, results),)
 

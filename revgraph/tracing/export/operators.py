@@ -97,7 +97,7 @@ class Operator:
             return run(*args, **kwargs)
 
 
-class Edited(Operator):
+class EditedCopy(Operator):
     """What an operator that edits its first argument makes of it, as a tensor of its own."""
 
     def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -129,7 +129,7 @@ def call_of(
             raise Untraceable(f"the operator {schema.name} writes into a tensor that is not its first")
         functional = _functional(overload)
         if functional is None:
-            return "call_function", InPlace(Edited(schema.name, overload._overloadname, modes))
+            return "call_function", InPlace(EditedCopy(schema.name, overload._overloadname, modes))
         return "call_function", InPlace(call_of(functional, args, kwargs, modes)[1])
     if not modes and overload in AS_ARITHMETIC:
         short, whole = AS_ARITHMETIC[overload]

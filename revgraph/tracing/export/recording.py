@@ -1,4 +1,4 @@
-"""Recording: an exported graph, call by call, in the trace around it."""
+"""An exported graph recorded, call by call, in the trace around it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CALL: Any = torch.ops.revgraph.call.default
 
 
 @dataclass(frozen=True, slots=True)
-class Called:
+class CapturedCall:
     """A call that export does not look into: trees with a `Place` for each tensor that is given or made."""
 
     run: Callable[..., Any]
@@ -37,10 +37,10 @@ class Called:
     made: tuple[Tensor, ...]
 
 
-class Recording:
+class GraphRecorder:
     """Records what an exported graph of the part at a path computes, with the calls that it leaves out."""
 
-    def __init__(self, tracer: Tracer, path: str, calls: list[Called], program: Any) -> None:
+    def __init__(self, tracer: Tracer, path: str, calls: list[CapturedCall], program: Any) -> None:
         self.tracer = tracer
         self.path = path
         self.calls = calls
@@ -164,8 +164,8 @@ def _place_of(node: fx.Node) -> str:
 
 def _check_alike(node: fx.Node, proxy: Any) -> None:
     """Hold the trace to what export found of a result."""
-    found, shadow = node.meta.get("val"), proxy.shadow
+    found, fake = node.meta.get("val"), proxy.fake
     if isinstance(found, Tensor) and (
-        not isinstance(shadow, Tensor) or (found.shape, found.dtype) != (shadow.shape, shadow.dtype)
+        not isinstance(fake, Tensor) or (found.shape, found.dtype) != (fake.shape, fake.dtype)
     ):
         raise Untraceable(f"{node.target} gives another result in the trace than in torch.export")

@@ -1,4 +1,4 @@
-"""Exports: which modules `torch.export` is to read, where a trace by torch.fx stops.
+"""Which modules `torch.export` is to read, where a trace by torch.fx stops.
 
 A trace that the model's own code stops, or whose opaque nodes hold more than half of the model's parameters,
 is made again with export for that code. What export opens may hold opaque modules itself: then once more.
@@ -39,7 +39,7 @@ class Trace(Protocol):
 Found = TypeVar("Found", bound=Trace)
 
 
-def with_exports(run: Callable[[Exports], Found]) -> Found:
+def trace_with_exports(run: Callable[[Exports], Found]) -> Found:
     """The trace that `run` makes for these exports, with as many as are needed.
 
     Where the model's own code stops fx and export, the error is that of fx, with a note of export's.

@@ -1,4 +1,4 @@
-"""Undoing: whether a coupling gives its target back, tried once on numbers when a net is traced.
+"""Whether a coupling of the user's gives its target back, tried once on numbers when a net is traced.
 
 A wrong `uncouple` makes wrong gradients, and nothing else would tell. revgraph's own couplings are known to
 be right. Others are run on random numbers in the example's form, on a few samples, each kind once; the model,
@@ -30,7 +30,7 @@ TOLERANCE, HALF_TOLERANCE = 1e-2, 0.25
 
 
 @dataclass(frozen=True)
-class Example:
+class CouplingExample:
     """A coupling of the user's, with its operands as they were for the example input, but for the numbers."""
 
     node: str
@@ -41,7 +41,7 @@ class Example:
     reads: Sequence[Any]
 
 
-def check_undoing(model: nn.Module, examples: Sequence[Example]) -> None:
+def check_inverses(model: nn.Module, examples: Sequence[CouplingExample]) -> None:
     """Try each kind of coupling once.
 
     Couplings that do not run on made-up numbers, or whose functions draw random ones, are left to the
@@ -64,7 +64,7 @@ def check_undoing(model: nn.Module, examples: Sequence[Example]) -> None:
                 _try(model, example)
 
 
-def _try(model: nn.Module, example: Example) -> None:
+def _try(model: nn.Module, example: CouplingExample) -> None:
     for samples in (SAMPLES, len(example.target) if example.target.ndim else 1):
         generator = torch.Generator().manual_seed(0)
         try:
@@ -84,21 +84,21 @@ def _try(model: nn.Module, example: Example) -> None:
         return
 
 
-def _made_up(shadow: Any, batch: torch.Size, samples: int, generator: torch.Generator) -> Any:
+def _made_up(fake: Any, batch: torch.Size, samples: int, generator: torch.Generator) -> Any:
     """Numbers in the form of a tensor: normal ones, true, or 0, which is an index everywhere."""
-    if not isinstance(shadow, Tensor):
-        return shadow
-    shape = list(shadow.shape)
-    if shadow.ndim and shadow.shape[:1] == batch:
+    if not isinstance(fake, Tensor):
+        return fake
+    shape = list(fake.shape)
+    if fake.ndim and fake.shape[:1] == batch:
         shape[0] = min(shape[0], samples)
-    if shadow.is_floating_point() or shadow.is_complex():
-        made = torch.randn(shape, generator=generator, dtype=torch.promote_types(shadow.dtype, torch.float32))
-        return made.to(shadow.device, shadow.dtype)
-    filled = torch.ones if shadow.dtype == torch.bool else torch.zeros
-    return filled(shape, dtype=shadow.dtype, device=shadow.device)
+    if fake.is_floating_point() or fake.is_complex():
+        made = torch.randn(shape, generator=generator, dtype=torch.promote_types(fake.dtype, torch.float32))
+        return made.to(fake.device, fake.dtype)
+    filled = torch.ones if fake.dtype == torch.bool else torch.zeros
+    return filled(shape, dtype=fake.dtype, device=fake.device)
 
 
-def _compare(model: nn.Module, example: Example, x: Tensor, y: Tensor, term: Any) -> None:
+def _compare(model: nn.Module, example: CouplingExample, x: Tensor, y: Tensor, term: Any) -> None:
     is_module = isinstance(example.law, BijectionLaw)
     undo, do = ("the module's inverse", "its forward") if is_module else ("uncouple", "couple")
 

@@ -3,8 +3,8 @@
 Ordinary networks are full of sums that could be undone and gain nothing by it: the output of an attention
 and the values around it, a bias on its scores, a condition inside a block. To take such a sum for a coupling
 does harm, for a coupling keeps the modules around it open and ends the functions it lies in. So a sum is a
-coupling only if its target lies on a *stream* (`_worth`), and it can be undone (`_Search.half_step`). Each
-of the two needs the other, so they take turns until nothing changes. At last those are given up that lie
+coupling only if its target lies on a *stream* (`on_streams`), and it can be undone (`_Search.half_step`).
+Each of the two needs the other, so they take turns until nothing changes. At last those are given up that lie
 inside another one's F (`_absorb`).
 
 Everything here is linear in the number of nodes, but for functions inside functions.
@@ -27,7 +27,7 @@ from torch import Tensor, fx, nn
 from revgraph.program import Law
 from revgraph.tracing.find_couplings.readings import Reading, readings
 from revgraph.tracing.proxies import holds_tensors
-from revgraph.tracing.tracer import Scope
+from revgraph.tracing.tracer import ModuleScope
 from revgraph.tracing.wiring.recognize import is_wiring
 
 COPIES = {"clone", torch.clone}
@@ -43,14 +43,14 @@ class HalfStep:
     """A traced call that is a coupling: `addition = target (+) terms`.
 
     `region` are the nodes, in order, that compute the terms and serve nothing else: the coupling's F.
-    `others` are the values that F reads, and `besides` what it gives to others than this coupling: further
-    results of a module. `spine` are the calls of the coupling's arithmetic before the last.
+    `others` are the values that F reads, `extra_results` those that it gives to others than this coupling: a
+    module may have several. `spine` are the calls of the coupling's arithmetic before the last.
     """
 
     reading: Reading
     region: tuple[fx.Node, ...]
     others: tuple[fx.Node, ...]
-    besides: tuple[fx.Node, ...]
+    extra_results: tuple[fx.Node, ...]
 
     @property
     def addition(self) -> fx.Node:
@@ -73,12 +73,12 @@ class HalfStep:
         return self.reading.spine[:-1]
 
 
-def find(
+def find_half_steps(
     graph: fx.Graph,
     root: nn.Module,
-    shadows: Mapping[fx.Node, Any],
+    fakes: Mapping[fx.Node, Any],
     streams: set[fx.Node],
-    scopes: list[Scope],
+    scopes: list[ModuleScope],
     sums_only: bool = False,
 ) -> dict[fx.Node, HalfStep]:
     """The half-steps of a traced graph, by their additions.
@@ -86,7 +86,7 @@ def find(
     `streams` are values known to lie on a stream: what coupling modules return. With `sums_only`, no product
     is part of a half-step.
     """
-    flow = Flow(graph, root, shadows, streams)
+    flow = Flow(graph, root, fakes, streams)
     search = _Search(flow)
     innermost = _innermost(scopes)
     possible = {
@@ -95,17 +95,17 @@ def find(
         if (
             found := [
                 each
-                for each in readings(node, shadows, sums_only)
+                for each in readings(node, fakes, sums_only)
                 if all(innermost.get(call) is innermost.get(node) for call in each.spine)
             ]
         )
     }
     for found in possible.values():
         found.sort(key=lambda reading: flow.rank(reading, possible.keys()))
-    possible = _worth(flow, possible, counts_forks=False)
+    possible = on_streams(flow, possible, counts_forks=False)
     while True:
         half_steps = search.half_steps(possible)
-        worth = _worth(flow, _chosen(half_steps), counts_forks=True)
+        worth = on_streams(flow, _chosen(half_steps), counts_forks=True)
         if worth == possible:
             break
         possible = worth
@@ -115,30 +115,30 @@ def find(
     return _in_order(search, search.half_steps(_chosen(half_steps)))
 
 
-def _innermost(scopes: list[Scope]) -> dict[fx.Node, Scope]:
+def _innermost(scopes: list[ModuleScope]) -> dict[fx.Node, ModuleScope]:
     """The module call in which each node was made; what goes on in another one is not read along with it,
     or both would have to stay open."""
-    found: dict[fx.Node, Scope] = {}
+    found: dict[fx.Node, ModuleScope] = {}
     for scope in scopes:  # those inside come first
         for node in scope.nodes:
             found.setdefault(node, scope)
     return found
 
 
-def refine(
+def refine_half_steps(
     graph: fx.Graph,
     root: nn.Module,
-    shadows: Mapping[fx.Node, Any],
+    fakes: Mapping[fx.Node, Any],
     streams: set[fx.Node],
     found: Mapping[fx.Node, HalfStep],
 ) -> dict[fx.Node, HalfStep]:
     """The same half-steps with their regions found anew in a graph whose modules were settled since."""
-    search = _Search(Flow(graph, root, shadows, streams))
+    search = _Search(Flow(graph, root, fakes, streams))
     again: dict[fx.Node, Sequence[Reading]] = {}
     for node, half_step in found.items():
         known = half_step.reading
         again[node] = [
-            each for each in readings(node, shadows) if (each.law, each.places) == (known.law, known.places)
+            each for each in readings(node, fakes) if (each.law, each.places) == (known.law, known.places)
         ]
     return _in_order(search, search.half_steps(again))
 
@@ -205,9 +205,9 @@ class Flow:
 
     graph: fx.Graph
     root: nn.Module
-    shadows: Mapping[fx.Node, Any]
+    fakes: Mapping[fx.Node, Any]
     streams: set[fx.Node]
-    loud: set[fx.Node] = field(default_factory=set)
+    kept_outside: set[fx.Node] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.order = {node: index for index, node in enumerate(self.graph.nodes)}
@@ -237,7 +237,7 @@ class Flow:
                 self.readers[self.base[each]].append(node)
 
     @cached_property
-    def silent(self) -> set[fx.Node]:
+    def guard_calls(self) -> set[fx.Node]:
         """Calls that make no tensor and lead to none: guards, and what they ask for."""
         found: set[fx.Node] = set()
         for node in reversed(self.graph.nodes):
@@ -266,10 +266,10 @@ class Flow:
         )
 
     def is_tensor(self, node: fx.Node) -> bool:
-        return isinstance(self.shadows.get(node), Tensor)
+        return isinstance(self.fakes.get(node), Tensor)
 
     def makes_tensors(self, node: fx.Node) -> bool:
-        return self.is_tensor(node) or holds_tensors(self.shadows.get(node))
+        return self.is_tensor(node) or holds_tensors(self.fakes.get(node))
 
     def is_part(self, node: fx.Node) -> bool:
         """Whether a value is a part of another: of a split, or a slice."""
@@ -287,7 +287,7 @@ class Flow:
         return not lies_on, stays, is_read_once, not is_sum, self.order[target], len(reading.spine)
 
 
-def _worth(
+def on_streams(
     flow: Flow, possible: Mapping[fx.Node, Sequence[Reading]], counts_forks: bool
 ) -> dict[fx.Node, list[Reading]]:
     """Those of the readings that gain something: the value undone is needed, and not at hand otherwise.
@@ -313,7 +313,7 @@ def _worth(
         if flow.is_part(target):
             return bool(others) or leads_on(node)
         is_last = all(flow.order[each] < flow.order[node] for each in others)
-        is_end = node in flow.returned and target not in possible and flow.shadows[node].numel() > 1
+        is_end = node in flow.returned and target not in possible and flow.fakes[node].numel() > 1
         return is_last and (bool(others) or is_end)
 
     def is_fork(reading: Reading) -> bool:
@@ -364,18 +364,18 @@ class _Search:
                         found[node] = half_step
                         break
                     found.update(lower)
-            torn = self._torn(found.values())
-            if not torn:
+            split = self._split_guards(found.values())
+            if not split:
                 return found
-            self.flow.loud |= torn
+            self.flow.kept_outside |= split
 
-    def _torn(self, found: Iterable[HalfStep]) -> set[fx.Node]:
+    def _split_guards(self, found: Iterable[HalfStep]) -> set[fx.Node]:
         """Guards inside one region that read numbers inside another one's: they have to stay outside."""
         owner = {node: each.addition for each in found for node in each.region}
         return {
             node
             for node, addition in owner.items()
-            if node in self.flow.silent
+            if node in self.flow.guard_calls
             for other in node.all_input_nodes
             if owner.get(other, addition) is not addition
         }
@@ -390,15 +390,15 @@ class _Search:
             return None
         if not all(self.flow.is_tensor(term) for term in terms):
             return None
-        region, others, besides = self._function(reading, couplings, shares=True)
-        if target in region or (besides and self._follows((*others, target), besides)):
-            region, others, besides = self._function(reading, couplings, shares=False)
+        region, others, extra_results = self._function(reading, couplings, shares=True)
+        if target in region or (extra_results and self._follows((*others, target), extra_results)):
+            region, others, extra_results = self._function(reading, couplings, shares=False)
         if target in others or self._depends(others, target, couplings, begun):
             return None
         own = self.region(reading.spine, (target,), couplings)
         if own and set(self.inputs(own)) & set(others):
             return None
-        return HalfStep(reading, region, others, besides)
+        return HalfStep(reading, region, others, extra_results)
 
     def _function(
         self, reading: Reading, couplings: Set[fx.Node], shares: bool
@@ -408,12 +408,12 @@ class _Search:
         inside = {*region, *reading.spine}
         outside = [term for term in reading.terms if term not in inside and term.op != "get_attr"]
         others = tuple(dict.fromkeys((*self.inputs(region), *outside)))
-        besides = tuple(
+        extra_results = tuple(
             node
             for node in region
-            if any(user not in inside and not self._is_quiet(user) for user in node.users)
+            if any(user not in inside and not self._is_free_guard(user) for user in node.users)
         )
-        return region, others, besides
+        return region, others, extra_results
 
     def _follows(self, nodes: Sequence[fx.Node], from_: Sequence[fx.Node]) -> bool:
         """Whether one of the nodes is computed from one of the others."""
@@ -453,7 +453,7 @@ class _Search:
             fixed = node.op in ("placeholder", "get_attr") or node in couplings or node in self.flow.streams
             if fixed or node in spined:
                 continue
-            users = [user for user in node.users if not self._is_quiet(user)]
+            users = [user for user in node.users if not self._is_free_guard(user)]
             outside = [
                 user for user in users if user not in inside and not (user in spined and node in terms)
             ]
@@ -485,8 +485,8 @@ class _Search:
             pending += () if self.flow.is_tensor(item) else item.users
         return items
 
-    def _is_quiet(self, node: fx.Node) -> bool:
-        return node in self.flow.silent and node not in self.flow.loud
+    def _is_free_guard(self, node: fx.Node) -> bool:
+        return node in self.flow.guard_calls and node not in self.flow.kept_outside
 
     def _leave_outside(self, inside: set[fx.Node]) -> None:
         """Only tensors and plain numbers may enter a region: items stay outside with their containers, and
@@ -495,7 +495,7 @@ class _Search:
             outside = [
                 other for other in node.all_input_nodes if other not in inside and other.op != "get_attr"
             ]
-            if any(holds_tensors(self.flow.shadows.get(other)) for other in outside) or (
+            if any(holds_tensors(self.flow.fakes.get(other)) for other in outside) or (
                 node.op != "call_module"  # one may return an object with tensors in it
                 and not self.flow.makes_tensors(node)
                 and any(self.flow.is_tensor(other) for other in outside)
@@ -504,7 +504,7 @@ class _Search:
 
     def _take_guards(self, inside: set[fx.Node]) -> None:
         """Bring in the guards on values inside, with what they ask for."""
-        pending = [user for node in inside for user in node.users if self._is_quiet(user)]
+        pending = [user for node in inside for user in node.users if self._is_free_guard(user)]
         while pending:
             node = pending.pop()
             if node not in inside:
@@ -547,7 +547,9 @@ class _Search:
         return False
 
 
-def _absorb(search: _Search, found: dict[fx.Node, HalfStep], node: fx.Node, scopes: list[Scope]) -> None:
+def _absorb(
+    search: _Search, found: dict[fx.Node, HalfStep], node: fx.Node, scopes: list[ModuleScope]
+) -> None:
     """Give up half-steps that lie inside the F of the half-step at `node` and lead nowhere else."""
     flow = search.flow
     while True:
@@ -571,7 +573,7 @@ def _absorb(search: _Search, found: dict[fx.Node, HalfStep], node: fx.Node, scop
 
 
 def _serves(flow: Flow, node: fx.Node, inside: set[fx.Node]) -> bool:
-    return all(user in inside or user in flow.silent for user in node.users)
+    return all(user in inside or user in flow.guard_calls for user in node.users)
 
 
 def _inner(
@@ -580,7 +582,7 @@ def _inner(
     node: fx.Node,
     everything: set[fx.Node],
     near: set[fx.Node],
-    scopes: list[Scope],
+    scopes: list[ModuleScope],
 ) -> Iterator[set[fx.Node]]:
     """What to give up among `everything`: all of it, what modules compute by themselves, what is `near`.
 

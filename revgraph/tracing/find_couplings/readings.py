@@ -1,4 +1,4 @@
-"""Readings: the ways to read a traced call as the arithmetic of a coupling, `y = x (+) term`.
+"""The ways to read a traced call as the arithmetic of a coupling, `y = x (+) term`.
 
 A call is read by itself, without a look at what its operands are computed from: that a sum is a coupling
 is decided in `find_couplings`. Several calls in a row are one coupling where the numbers between them have
@@ -46,9 +46,9 @@ class Reading:
     places: tuple[int, ...]
 
 
-def readings(node: fx.Node, shadows: Mapping[fx.Node, Any], sums_only: bool = False) -> Iterator[Reading]:
+def readings(node: fx.Node, fakes: Mapping[fx.Node, Any], sums_only: bool = False) -> Iterator[Reading]:
     """The ways to read a call, those of more calls first; with `sums_only` no product is part of one."""
-    for target, steps, spine in _ways_down(node, (), (), shadows):
+    for target, steps, spine in _ways_down(node, (), (), fakes):
         if sums_only and any(step.kind in FACTORS for step in steps):
             continue
         if reading := _reading(node, target, steps, spine):
@@ -56,7 +56,7 @@ def readings(node: fx.Node, shadows: Mapping[fx.Node, Any], sums_only: bool = Fa
 
 
 @dataclass(frozen=True)
-class _Traced:
+class _TracedStep:
     """A step whose operand is a traced value, or a number."""
 
     kind: Literal["add", "sub", "from", "mul", "div"]
@@ -66,22 +66,22 @@ class _Traced:
 
 
 def _ways_down(
-    node: fx.Node, steps: tuple[_Traced, ...], spine: tuple[fx.Node, ...], shadows: Mapping[fx.Node, Any]
-) -> Iterator[tuple[fx.Node, tuple[_Traced, ...], tuple[fx.Node, ...]]]:
+    node: fx.Node, steps: tuple[_TracedStep, ...], spine: tuple[fx.Node, ...], fakes: Mapping[fx.Node, Any]
+) -> Iterator[tuple[fx.Node, tuple[_TracedStep, ...], tuple[fx.Node, ...]]]:
     """From a call down to what may be the target, over calls that nothing else reads."""
     if len(spine) == LONGEST or (spine and len(node.users) != 1):
         return
     for target, step in _operations(node):
-        if not _keeps_form(target, node, shadows):
+        if not _keeps_form(target, node, fakes):
             continue
         if steps and FACTORS.isdisjoint((step.kind, steps[0].kind)):
             continue  # sums of sums are couplings one after the other
         found = (step, *steps), (node, *spine)
-        yield from _ways_down(target, *found, shadows)
+        yield from _ways_down(target, *found, fakes)
         yield target, *found
 
 
-def _operations(node: fx.Node) -> Iterator[tuple[fx.Node, _Traced]]:
+def _operations(node: fx.Node) -> Iterator[tuple[fx.Node, _TracedStep]]:
     """The ways to read one call as a step from an operand of it."""
     if node.op not in ("call_function", "call_method") or len(node.args) != 2 or set(node.kwargs) - {"alpha"}:
         return
@@ -92,19 +92,19 @@ def _operations(node: fx.Node) -> Iterator[tuple[fx.Node, _Traced]]:
         return
     both = isinstance(first, fx.Node) and isinstance(second, fx.Node)
     if node.target in ADDITIONS and both:
-        yield first, _Traced("add", second, alpha)
+        yield first, _TracedStep("add", second, alpha)
         if alpha == 1:
-            yield second, _Traced("add", first, 1, 1)
+            yield second, _TracedStep("add", first, 1, 1)
     elif node.target in SUBTRACTIONS and both:
-        yield first, _Traced("sub", second, alpha)
+        yield first, _TracedStep("sub", second, alpha)
         if alpha == 1:
-            yield second, _Traced("from", first, 1, 1)
+            yield second, _TracedStep("from", first, 1, 1)
     elif node.target in PRODUCTS and not node.kwargs:
         for place, (one, other) in enumerate(((first, second), (second, first))):
             if isinstance(one, fx.Node) and _is_factor(other):
-                yield one, _Traced("mul", other, 1, place)
+                yield one, _TracedStep("mul", other, 1, place)
     elif node.target in QUOTIENTS and not node.kwargs and isinstance(first, fx.Node) and _is_factor(second):
-        yield first, _Traced("div", second)
+        yield first, _TracedStep("div", second)
 
 
 def _is_factor(thing: Any) -> bool:
@@ -117,7 +117,7 @@ def _is_factor(thing: Any) -> bool:
 
 
 def _reading(
-    node: fx.Node, target: fx.Node, steps: tuple[_Traced, ...], spine: tuple[fx.Node, ...]
+    node: fx.Node, target: fx.Node, steps: tuple[_TracedStep, ...], spine: tuple[fx.Node, ...]
 ) -> Reading | None:
     terms = tuple(dict.fromkeys(step.operand for step in steps if isinstance(step.operand, fx.Node)))
     if not terms or target in terms:
@@ -137,8 +137,8 @@ def _reading(
     return Reading(node, target, terms, law, spine, tuple([step.place for step in steps]))
 
 
-def _keeps_form(target: fx.Node, node: fx.Node, shadows: Mapping[fx.Node, Any]) -> bool:
-    before, after = shadows.get(target), shadows.get(node)
+def _keeps_form(target: fx.Node, node: fx.Node, fakes: Mapping[fx.Node, Any]) -> bool:
+    before, after = fakes.get(target), fakes.get(node)
     return (
         isinstance(before, Tensor)
         and isinstance(after, Tensor)

@@ -1,4 +1,4 @@
-"""Findings: what a trace made of a model's sums, couplings and modules, and why not more.
+"""The report: what a trace made of a model's sums, couplings and modules, and why not more.
 
 They are the last lines of `print(net.graph)`. A sum is explained after the search: what would have had to be
 otherwise for it to be a coupling. Coupling modules that ended as boundaries are warned of, for whoever wrote
@@ -40,7 +40,7 @@ FIXED = "one operand is a parameter, a buffer or a constant"
 
 
 @dataclass
-class Findings:
+class CouplingReport:
     """What is known by now of a model's sums, and of coupling modules that became boundaries."""
 
     couplings: int = 0
@@ -90,27 +90,27 @@ class Findings:
 
 def explain_sums(
     graph: fx.Graph,
-    shadows: Mapping[fx.Node, Any],
+    fakes: Mapping[fx.Node, Any],
     where: Mapping[fx.Node, str],
     found: Mapping[fx.Node, HalfStep],
     streams: Set[fx.Node],
-) -> Findings:
+) -> CouplingReport:
     """The sums of a graph whose half-steps are `found`: which are couplings, and why others are not."""
-    findings = Findings()
+    findings = CouplingReport()
     inside = {node for each in found.values() for node in (*each.region, *each.spine)}
     order = {node: index for index, node in enumerate(graph.nodes)}
     passed = found.keys() | streams
     for node in graph.nodes:
         if node in found:
             findings.couplings += 1
-        elif not _is_sum(node, shadows):
+        elif not _is_sum(node, fakes):
             continue
         elif node in inside:
             findings.inside += 1
         elif sum(map(len, findings.reasons.values())) >= MOST_EXPLAINED:
             findings.unexplained += 1
         else:
-            reason = _reason(node, shadows, order, passed)
+            reason = _reason(node, fakes, order, passed)
             place = where.get(node, "") or node.name
             findings.reasons.setdefault(reason, []).append(place)
     return findings
@@ -192,27 +192,27 @@ def _short(reason: str) -> str:
     return text if len(text) < LONGEST else text[:LONGEST] + "..."
 
 
-def _is_sum(node: fx.Node, shadows: Mapping[fx.Node, Any]) -> bool:
+def _is_sum(node: fx.Node, fakes: Mapping[fx.Node, Any]) -> bool:
     """Whether a call adds or subtracts two tensors of numbers."""
     if node.op not in ("call_function", "call_method") or node.target not in SUMS:
         return False
-    return len(node.args) == 2 and all(_has_numbers(each, shadows) for each in (*node.args, node))
+    return len(node.args) == 2 and all(_has_numbers(each, fakes) for each in (*node.args, node))
 
 
-def _has_numbers(thing: Any, shadows: Mapping[fx.Node, Any]) -> bool:
-    shadow = shadows.get(thing) if isinstance(thing, fx.Node) else thing
-    return isinstance(shadow, Tensor) and (shadow.is_floating_point() or shadow.is_complex())
+def _has_numbers(thing: Any, fakes: Mapping[fx.Node, Any]) -> bool:
+    fake = fakes.get(thing) if isinstance(thing, fx.Node) else thing
+    return isinstance(fake, Tensor) and (fake.is_floating_point() or fake.is_complex())
 
 
 def _reason(
-    node: fx.Node, shadows: Mapping[fx.Node, Any], order: Mapping[fx.Node, int], passed: Set[fx.Node]
+    node: fx.Node, fakes: Mapping[fx.Node, Any], order: Mapping[fx.Node, int], passed: Set[fx.Node]
 ) -> str:
     """Why a sum is no coupling."""
-    made = shadows[node]
+    made = fakes[node]
     operands: list[Any] = list(node.args)
     if not all(isinstance(each, fx.Node) and each.op != "get_attr" for each in operands):
         return FIXED
-    alike = [each for each in operands if _form(shadows[each]) == _form(made)]
+    alike = [each for each in operands if _form(fakes[each]) == _form(made)]
     if not alike:
         return NO_FORM
     for target in alike:
@@ -240,15 +240,15 @@ def _depends(node: fx.Node, target: fx.Node, order: Mapping[fx.Node, int], passe
     return False
 
 
-def why_no_half_steps(node: fx.Node, module: Coupling, shadows: Mapping[fx.Node, Any]) -> str:
+def why_no_half_steps(node: fx.Node, module: Coupling, fakes: Mapping[fx.Node, Any]) -> str:
     """Why a call of a coupling module cannot be undone; "" where it can."""
     args: list[Any] = list(node.args)
     if not all(isinstance(each, fx.Node) and each.op != "get_attr" for each in args):
         return "a stream is a parameter, a buffer or a constant, which nothing takes back"
     if len(set(args)) < len(args):
         return "one value is given as two streams, so that its function reads what it changes"
-    made: Iterable[Any] = shadows[node] if len(module.names) > 1 else (shadows[node],)
-    for before, after in zip((shadows[each] for each in args), made, strict=False):
+    made: Iterable[Any] = fakes[node] if len(module.names) > 1 else (fakes[node],)
+    for before, after in zip((fakes[each] for each in args), made, strict=False):
         if before.shape != after.shape:
             return (
                 f"it makes {list(after.shape)} of a target of shape {list(before.shape)}, which cannot be "

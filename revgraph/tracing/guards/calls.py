@@ -1,13 +1,13 @@
-"""Calls: the functions that run while user code is opened, and what they read from elsewhere.
+"""The functions that run while user code is opened, and what they read from elsewhere.
 
 A trace runs Python code once; a graph knows of it what traced values went through. Each function that opened
-code enters is looked at by its code object (`codes.py`), before it runs: globals, free variables, default
+code enters is looked at by its code object (`user_code.py`), before it runs: globals, free variables, default
 values that may change, attributes of classes and environment variables are guarded as the model's attributes
-are (`guards.py`), at the values that they have. Functions that read a clock are refused.
+are (`attribute_reads.py`), at the values that they have. Functions that read a clock are refused.
 
 `is`, `type(...)`, `id(...)` and `callable(...)` see a proxy for what it is and cannot be overloaded. Of the
 functions, the globals of opened code have versions of their own meanwhile. For `is`, tensors that may be one
-tensor are refused where it is asked; numbers and dtypes are no proxies there (`shadows.py`).
+tensor are refused where it is asked; numbers and dtypes are no proxies there (`fakes.py`).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from revgraph.isolation import HEAP_TYPE
 from revgraph.tracing.guards.fixed_values import CONTAINERS, ENVIRONMENT, MISSING, Cell, same, snapshot
 from revgraph.tracing.guards.guards import AttributeReads
 from revgraph.tracing.guards.random_sources import is_clock
-from revgraph.tracing.proxies import ShadowProxy, Untraceable, is_tensor
-from revgraph.tracing.user_code import Chain, Facts, facts_of, is_users, may_compare
+from revgraph.tracing.proxies import FakeProxy, Untraceable, is_tensor
+from revgraph.tracing.user_code import Chain, CodeFacts, facts_of, is_users, may_compare
 
 ENVIRON: Any = type(os.environ)
 ENVIRON_CODE: CodeType = ENVIRON.__getitem__.__code__
@@ -54,7 +54,7 @@ class CallWatch:
     `distinct` hears of traced tensors of which code may ask whether they are one.
     """
 
-    def __init__(self, reads: AttributeReads, distinct: Callable[[list[ShadowProxy]], None]) -> None:
+    def __init__(self, reads: AttributeReads, distinct: Callable[[list[FakeProxy]], None]) -> None:
         self.reads = reads
         self._distinct = distinct
         self._start: FrameType | None = None
@@ -100,9 +100,9 @@ class CallWatch:
 
     def _saw(self, frame: FrameType, event: str, arg: Any) -> None:
         if event == "call":
-            if not self.reads.asleep():
+            if not self.reads.is_paused():
                 self._called(frame)
-        elif event == "c_call" and is_clock(arg) and not self.reads.asleep():
+        elif event == "c_call" and is_clock(arg) and not self.reads.is_paused():
             name = frame.f_globals.get("__name__", "")
             if is_opened(name) or (arg is os.urandom and is_opened(_outer_name(frame))):
                 whose = arg.__module__ or getattr(arg.__self__, "__name__", "")
@@ -176,7 +176,7 @@ class CallWatch:
         if chain.root not in frame.f_locals:
             return
         value, names = frame.f_locals[chain.root], chain.attributes
-        if issubclass(type(value), ShadowProxy):
+        if issubclass(type(value), FakeProxy):
             return
         if names[0] == "__class__":
             value, names = type(value), names[1:]
@@ -185,7 +185,7 @@ class CallWatch:
 
     # Free variables and default values: of the functions, which are found when the trace is over
 
-    def _taken(self, frame: FrameType, facts: Facts) -> dict[str, tuple[Any, Any]]:
+    def _taken(self, frame: FrameType, facts: CodeFacts) -> dict[str, tuple[Any, Any]]:
         """The free variables that are nobody's who is running, and containers among the arguments."""
         code, given = frame.f_code, frame.f_locals
         names = [name for name in facts.free if name in given and not self._is_running(name, frame)]
@@ -244,14 +244,14 @@ class CallWatch:
 
     def _check_identities(self, frame: FrameType) -> None:
         """Before code that compares by `is`: proxies of dtypes and the like become what they stand for."""
-        given, tensors = frame.f_locals, dict[int, ShadowProxy]()
+        given, tensors = frame.f_locals, dict[int, FakeProxy]()
         for name, value in [*given.items()]:
-            if not issubclass(type(value), ShadowProxy):
+            if not issubclass(type(value), FakeProxy):
                 continue
-            if is_tensor(value.shadow):
+            if is_tensor(value.fake):
                 tensors[id(value)] = value
-            elif may_compare(frame, type(value.shadow)):
-                given[name] = value.fixed()
+            elif may_compare(frame, type(value.fake)):
+                given[name] = value.guarded_value()
         if len(tensors) > 1 and may_compare(frame, Tensor):
             self._distinct([*tensors.values()])
 
@@ -287,7 +287,7 @@ def _functions_of(codes: Iterable[CodeType]) -> list[FunctionType]:
 
 
 def _is_proxy(thing: Any) -> bool:
-    return issubclass(type(thing), ShadowProxy)
+    return issubclass(type(thing), FakeProxy)
 
 
 class _Asking(type):
@@ -297,7 +297,7 @@ class _Asking(type):
         if cls is not Type:
             return type.__call__(cls, *args, **kwargs)
         if len(args) == 1 and not kwargs:
-            return args[0].kind() if _is_proxy(args[0]) else type(args[0])
+            return args[0].guarded_type() if _is_proxy(args[0]) else type(args[0])
         return type(*args, **kwargs)
 
     def __instancecheck__(cls, thing: Any) -> bool:
@@ -320,7 +320,7 @@ def identity(thing: Any) -> int:
 
 def is_callable(thing: Any) -> bool:
     """`callable`, which a tensor is not."""
-    return callable(thing.shadow if _is_proxy(thing) else thing)
+    return callable(thing.fake if _is_proxy(thing) else thing)
 
 
 STAND_INS: dict[str, Any] = {"type": Type, "id": identity, "callable": is_callable}

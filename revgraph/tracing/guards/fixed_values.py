@@ -176,14 +176,16 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class Edited:
+class EditedTensor:
     """A tensor in a container, with the number of its edits in place."""
 
     tensor: Tensor
     version: int
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Edited) and self.tensor is other.tensor and self.version == other.version
+        return (
+            isinstance(other, EditedTensor) and self.tensor is other.tensor and self.version == other.version
+        )
 
     __hash__ = None  # pyright: ignore
 
@@ -191,11 +193,11 @@ class Edited:
         return _edited_again, (self.tensor, version_of(self.tensor) == self.version)
 
 
-def _edited_again(tensor: Tensor, held: bool) -> Edited:
-    return Edited(tensor, version_of(tensor) if held else -1)
+def _edited_again(tensor: Tensor, held: bool) -> EditedTensor:
+    return EditedTensor(tensor, version_of(tensor) if held else -1)
 
 
-COMPARED = (Snapshot, Edited, MethodType, frozenset)
+COMPARED = (Snapshot, EditedTensor, MethodType, frozenset)
 
 
 def same(one: Any, two: Any) -> bool:
@@ -235,7 +237,7 @@ def _item(value: Any, around: tuple[int, ...]) -> Any:
     if kind in PLAIN or id(value) in around:
         return value
     if issubclass(kind, Tensor) and not issubclass(kind, nn.Parameter):
-        return Edited(value, version_of(value))
+        return EditedTensor(value, version_of(value))
     return snapshot(value, around)
 
 

@@ -10,7 +10,7 @@ generated function: a call that finds another value is traced anew.
 - Tensors that are no buffers, functions and other objects are held to their identity. Where code then reads
   attributes of such an object (a configuration), these reads are seen as well.
 - The gradient mode is held to what it was, where code asks for it.
-- Where `torch.export` read code, shapes and dtypes are constants of the graph: see `forms.py`.
+- Where `torch.export` read code, shapes and dtypes are constants of the graph: see `Forms`.
 - The children of opened modules are held to their identity, their hooks to their number. Where modules that
   are single calls have other children than they had (adapters, say), the program is right, but its graph and
   costs are outdated.
@@ -51,7 +51,7 @@ from revgraph.tracing.guards.forms import Forms
 from revgraph.tracing.guards.random_sources import is_clock, is_random_source
 from revgraph.tracing.guards.settings import Setting, Settings, setting_of
 from revgraph.tracing.modes import GRADIENT_MODE
-from revgraph.tracing.proxies import ShadowProxy, Untraceable
+from revgraph.tracing.proxies import FakeProxy, Untraceable
 from revgraph.tracing.user_code import is_users
 
 HOLDERS = (*CONTAINERS, weakref.ref)
@@ -169,13 +169,13 @@ class Guards:
 class AttributeReads:
     """Sees the attributes that user code reads of a model's modules, and of the objects that these hold.
 
-    `asleep` tells when what runs is not opened code, `scope` which call of a module is being traced into;
+    `is_paused` tells when what runs is not opened code, `scope` which call of a module is being traced into;
     `random_source` hears of generators of random numbers. `settled` are the settings that were made before;
     while it is None, the code may settle some, which are `noted`.
     """
 
     modules: Mapping[str, nn.Module]
-    asleep: Callable[[], bool]
+    is_paused: Callable[[], bool]
     scope: Callable[[], Any]
     random_source: Callable[[str, Any], None]
     reads: dict[tuple[int, int, str], tuple[Any, Read]] = field(default_factory=dict)
@@ -320,7 +320,7 @@ class AttributeReads:
 
     def _is_asked(self, owner: Any, name: str) -> bool:
         """Whether it is opened code that asks for this attribute, two calls up."""
-        if name in MODULE_TABLES or name.startswith("__") or self.asleep():
+        if name in MODULE_TABLES or name.startswith("__") or self.is_paused():
             return False
         if id(owner) not in self._objects and id(owner) not in self.paths:
             return False
@@ -332,7 +332,7 @@ class AttributeReads:
 
     def _read_through(self, owner: Any, name: str, value: Any, whose: Any) -> Any:
         """A read while `torch.export` runs code: of training flags, too, and by code of torch's layers."""
-        if (name in MODULE_TABLES and name != "training") or name.startswith("__") or self.asleep():
+        if (name in MODULE_TABLES and name != "training") or name.startswith("__") or self.is_paused():
             return value
         known = id(whose) in self._objects or id(whose) in self.paths
         reader = sys._getframe(2).f_globals.get("__name__", "")
@@ -348,7 +348,7 @@ class AttributeReads:
             how = getattr(kind, name, None)
             if isinstance(how, property):
                 self._keep(kind, name, how, f"{kind.__name__}.{name}", True)
-        elif not issubclass(type(value), ShadowProxy):
+        elif not issubclass(type(value), FakeProxy):
             self._look_into(value, self._note(owner, name, value), self._is_outside(owner))
         return value
 
@@ -407,7 +407,7 @@ class AttributeReads:
     def read_outside(self, owner: Any, name: str, value: Any, path: str) -> None:
         """Opened code reads something of what is no part of the model."""
         key = id(self.scope()), id(owner), name
-        if key not in self.reads and not issubclass(type(value), ShadowProxy):
+        if key not in self.reads and not issubclass(type(value), FakeProxy):
             self._look_into(value, self._keep(owner, name, value, path, True), True)
 
     def namespace(self, place: dict[str, Any]) -> Namespace:

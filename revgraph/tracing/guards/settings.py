@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 
 from revgraph.expressions import leaves, map_leaves
-from revgraph.tracing.proxies import ShadowProxy, holds_tensors, is_tensor
+from revgraph.tracing.proxies import FakeProxy, holds_tensors, is_tensor
 
 if TYPE_CHECKING:
     from revgraph.tracing.guards.fixed_values import Read
@@ -79,8 +79,8 @@ class Settings:
 
 def setting_of(owner: Any, name: str, before: Any, now: Any) -> Setting | None:
     """The setting in a change of an attribute; None where it is another kind of change."""
-    if issubclass(type(now), ShadowProxy):  # it follows from the inputs' forms, for which alone it is settled
-        now = now.shadow
+    if issubclass(type(now), FakeProxy):  # it follows from the inputs' forms, for which alone it is settled
+        now = now.fake
     return Setting(owner, name, now) if before is None and issubclass(type(now), SETTLED) else None
 
 
@@ -92,12 +92,12 @@ def forms_of(given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def calls_of(graph: fx.Graph, shadows: Mapping[fx.Node, Any], results: Any) -> list[Any]:
+def calls_of(graph: fx.Graph, fakes: Mapping[fx.Node, Any], results: Any) -> list[Any]:
     """What a graph computes, in a form that is equal for graphs that compute the same: without guards, and
     what only they ask for."""
     computing: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        makes = is_tensor(shadows.get(node)) or holds_tensors(shadows.get(node))
+        makes = is_tensor(fakes.get(node)) or holds_tensors(fakes.get(node))
         if makes or node.op in ("call_module", "output") or not computing.isdisjoint(node.users):
             computing.add(node)
     places: dict[fx.Node, int] = {}

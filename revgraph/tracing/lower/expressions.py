@@ -1,4 +1,4 @@
-"""Phrasing traced calls as expressions."""
+"""Traced calls as expressions: the form in which a program runs them, and in which a graph shows them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KINDS: dict[str, Literal["module", "function", "method", "attribute"]] = {
 }
 
 
-def phrase(
+def expression_of(
     region: Iterable[fx.Node],
     inputs: tuple[fx.Node, ...],
     outputs: tuple[fx.Node, ...],
@@ -35,15 +35,15 @@ def phrase(
     return expression(calls, len(inputs), tuple(places[node] for node in outputs))
 
 
-def phrase_terms(
+def expression_of_terms(
     region: Iterable[fx.Node],
     inputs: tuple[fx.Node, ...],
     terms: tuple[fx.Node, ...],
-    besides: tuple[fx.Node, ...],
+    extra_results: tuple[fx.Node, ...],
     where: Mapping[fx.Node, str],
 ) -> Expression:
-    """As `phrase`, with the terms as the first output, several of them as a tuple."""
-    found = phrase(region, inputs, (*terms, *besides), where)
+    """As `expression_of`, with the terms as the first output, several of them as a tuple."""
+    found = expression_of(region, inputs, (*terms, *extra_results), where)
     if len(terms) == 1:
         return found
     terms_at = tuple(Register(index) for index in found.outputs[: len(terms)])
@@ -56,7 +56,7 @@ def _tuple_of(*terms: Any) -> tuple[Any, ...]:
     return terms
 
 
-def phrase_function(
+def expression_of_function(
     path: str, others: int, node: fx.Node, where: Mapping[fx.Node, str]
 ) -> tuple[Expression, tuple[fx.Node, ...]]:
     """A coupling's function, called on `others` values and the keyword arguments that `node` was given.
@@ -64,14 +64,14 @@ def phrase_function(
     Returned with the traced values among the latter, which are inputs after the others.
     """
     args = tuple(Register(index) for index in range(others))
-    return _phrase_call("module", path, others, args, dict(node.kwargs), where.get(node, ""), where)
+    return _expression_of_call("module", path, others, args, dict(node.kwargs), where.get(node, ""), where)
 
 
-def phrase_conditions(
+def expression_of_conditions(
     args: Iterable[Any], kwargs: dict[str, Any], place: str, where: Mapping[fx.Node, str]
 ) -> tuple[Expression, tuple[fx.Node, ...]]:
     """These arguments as one result; and the traced values in them."""
-    return _phrase_call("function", conditions, 0, tuple(args), kwargs, place, where)
+    return _expression_of_call("function", conditions, 0, tuple(args), kwargs, place, where)
 
 
 def conditions(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -79,7 +79,7 @@ def conditions(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, An
     return args, kwargs
 
 
-def _phrase_call(
+def _expression_of_call(
     kind: Literal["module", "function"],
     target: Any,
     others: int,

@@ -1,4 +1,4 @@
-"""The ledger: names, values, nodes and operations of a graph while it is written down."""
+"""The nodes, values and operations of a graph while it is built, with the names that they are given."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from revgraph.storages import bytes_of, memory_key
 
 
 @dataclass
-class Ledger:
-    """What has been written down so far; `names` are the traced values' names in the graph, `shadows`
-    what values are like."""
+class GraphBuilder:
+    """What has been built so far.
+
+    `names` are the traced values' names in the graph, `fakes` the graph's values as the example had them.
+    """
 
     where: Mapping[fx.Node, str]
     nodes: list[Node] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
     values: dict[str, Value] = field(default_factory=dict)
     names: dict[fx.Node, str] = field(default_factory=dict)
-    shadows: dict[str, Tensor] = field(default_factory=dict)
+    fakes: dict[str, Tensor] = field(default_factory=dict)
     _taken: Counter[str] = field(default_factory=Counter)
     _storages: dict[int, str] = field(default_factory=dict)
 
@@ -48,13 +50,13 @@ class Ledger:
         self.names[node] = self.unique(f"#{node.name}")
         return self.names[node]
 
-    def add_value(self, name: str, shadow: Tensor) -> str:
-        """A new value of a shadow's form; views share the storage of the value that came first."""
-        self.shadows[name] = shadow
-        owner = self._storages.setdefault(memory_key(shadow), name)
-        shape = tuple(int(size) for size in shadow.shape)
-        dtype = str(shadow.dtype).removeprefix("torch.")
-        self.values[name] = Value(name, shape, dtype, bytes_of(shadow), owner, str(shadow.device))
+    def add_value(self, name: str, fake: Tensor) -> str:
+        """A new value of a fake's form; views share the storage of the value that came first."""
+        self.fakes[name] = fake
+        owner = self._storages.setdefault(memory_key(fake), name)
+        shape = tuple(int(size) for size in fake.shape)
+        dtype = str(fake.dtype).removeprefix("torch.")
+        self.values[name] = Value(name, shape, dtype, bytes_of(fake), owner, str(fake.device))
         return name
 
     def only_values(self, reads: tuple[str, ...]) -> tuple[str, ...]:
@@ -62,7 +64,7 @@ class Ledger:
         return tuple(read for read in reads if read in self.values)
 
     def remove(self, made: tuple[str, ...]) -> None:
-        """Strike out the node that makes these values, which nothing reads, and the values."""
+        """Remove the node that makes these values, which nothing reads, and the values."""
         self.nodes = [node for node in self.nodes if node.outputs != made]
         self.operations = [operation for operation in self.operations if operation.makes != made]
         for name in made:

@@ -1,4 +1,4 @@
-"""Items: the tensors taken out of what a call returns."""
+"""The tensors taken out of what a call returns, where that is a container."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from revgraph.tracing.proxies import holds_tensors
 PLAIN = (Tensor, int, float, bool, str, type(None), torch.dtype, torch.device, torch.Size, slice)
 
 
-def items_of(node: fx.Node, shadows: Mapping[fx.Node, Any]) -> tuple[fx.Node, ...]:
+def items_of(node: fx.Node, fakes: Mapping[fx.Node, Any]) -> tuple[fx.Node, ...]:
     """The node itself, or the items that are read of it where it is a container of tensors."""
-    if not is_container(shadows.get(node)):
+    if not is_container(fakes.get(node)):
         return (node,)
     taken = [user for user in node.users if user.target is operator.getitem or user.target is getattr]
-    found = [item for user in taken for item in items_of(user, shadows)]
+    found = [item for user in taken for item in items_of(user, fakes)]
     return tuple(dict.fromkeys(found)) or (node,)
 
 
-def take_all(node: fx.Node, graph: fx.Graph, shadows: MutableMapping[fx.Node, Any]) -> tuple[fx.Node, ...]:
+def take_all(node: fx.Node, graph: fx.Graph, fakes: MutableMapping[fx.Node, Any]) -> tuple[fx.Node, ...]:
     """Every item of a tuple of tensors in its order; those that nothing reads are added to the graph."""
-    shadow = shadows[node]
+    fake = fakes[node]
     taken = {cast("int", user.args[1]): user for user in node.users if user.target is operator.getitem}
-    for index in range(len(shadow)):
+    for index in range(len(fake)):
         if index not in taken:
             with graph.inserting_after(node):
                 taken[index] = graph.call_function(operator.getitem, (node, index))
-            shadows[taken[index]] = shadow[index]
-    return tuple(taken[index] for index in range(len(shadow)))
+            fakes[taken[index]] = fake[index]
+    return tuple(taken[index] for index in range(len(fake)))
 
 
 def path_to(item: fx.Node, node: fx.Node) -> list[fx.Node]:
@@ -44,6 +44,6 @@ def path_to(item: fx.Node, node: fx.Node) -> list[fx.Node]:
     return path
 
 
-def is_container(shadow: Any) -> bool:
+def is_container(fake: Any) -> bool:
     """Whether a result is a container of tensors, or an object that may carry some."""
-    return holds_tensors(shadow) or not (isinstance(shadow, PLAIN) or not hasattr(shadow, "__dict__"))
+    return holds_tensors(fake) or not (isinstance(fake, PLAIN) or not hasattr(fake, "__dict__"))

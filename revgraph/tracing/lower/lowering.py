@@ -16,20 +16,20 @@ from revgraph.joint_bijections import Bijection, Packing, flat
 from revgraph.program import Arithmetic, BijectionLaw, CouplingLaw, Law, Named, Operation, Program
 from revgraph.rearrangements import Packed, Rearrangement, Unpacked, WiringModule
 from revgraph.tracing.arguments import signature_of
-from revgraph.tracing.find_couplings.check_inverses import Example
+from revgraph.tracing.find_couplings.check_inverses import CouplingExample
 from revgraph.tracing.find_couplings.find import HalfStep
-from revgraph.tracing.find_couplings.report import Findings, why_no_half_steps
+from revgraph.tracing.find_couplings.report import CouplingReport, why_no_half_steps
 from revgraph.tracing.guards.forms import Forms
 from revgraph.tracing.lower.expressions import (
     as_call,
-    phrase,
-    phrase_conditions,
-    phrase_function,
-    phrase_terms,
+    expression_of,
+    expression_of_conditions,
+    expression_of_function,
+    expression_of_terms,
     text_of,
     verb,
 )
-from revgraph.tracing.lower.graph_builder import Ledger
+from revgraph.tracing.lower.graph_builder import GraphBuilder
 from revgraph.tracing.lower.items import items_of, path_to, take_all
 from revgraph.tracing.tracer import Tracer
 from revgraph.tracing.wiring.recognize import is_wiring, rearrangement
@@ -44,17 +44,17 @@ def lower(
     arguments: dict[str, Any],
     named: dict[str, Any],
     name: str,
-    findings: Findings,
-) -> tuple[Program, list[Example]]:
+    findings: CouplingReport,
+) -> tuple[Program, list[CouplingExample]]:
     """The program of a traced graph whose half-steps are known, and the couplings in it to be tried."""
     modules = dict(tracer.root.named_modules(remove_duplicate=False))
-    lowering = _Lowering(tracer, graph, half_steps, modules, Ledger(tracer.where), findings)
+    lowering = _Lowering(tracer, graph, half_steps, modules, GraphBuilder(tracer.where), findings)
     results = lowering.write()
-    ledger, written = lowering.ledger, _written(tracer)
-    plain = verify(Graph(tuple(ledger.nodes), tuple(ledger.values.values()), name))
+    builder, written = lowering.builder, _written(tracer)
+    plain = verify(Graph(tuple(builder.nodes), tuple(builder.values.values()), name))
     program = Program(
         graph=replace(plain, findings=findings.lines(plain, tracer)),
-        operations=tuple(_with_writes(each, written) for each in ledger.operations),
+        operations=tuple(_with_writes(each, written) for each in builder.operations),
         arguments=arguments,
         results=results,
         numbers={key: thing for key, thing in named.items() if not isinstance(thing, Tensor)},
@@ -93,18 +93,18 @@ class _Lowering:
     graph: fx.Graph
     half_steps: Mapping[fx.Node, HalfStep]
     modules: Mapping[str, nn.Module]
-    ledger: Ledger
-    findings: Findings
+    builder: GraphBuilder
+    findings: CouplingReport
     done: set[fx.Node] = field(default_factory=set)
     packed: dict[tuple[str, ...], tuple[str, tuple[int, ...]]] = field(default_factory=dict)
-    examples: list[Example] = field(default_factory=list)
+    examples: list[CouplingExample] = field(default_factory=list)
 
     def write(self) -> Any:
         """Write every node down; returns the form of the results."""
         inside = {node for each in self.half_steps.values() for node in (*each.region, *each.spine)}
         inside |= self.tracer.copies
         # What a coupling gives besides may be read before it is added: that waits for the coupling.
-        awaited = {node for each in self.half_steps.values() for node in each.besides}
+        awaited = {node for each in self.half_steps.values() for node in each.extra_results}
         waiting: list[fx.Node] = []
         for node in self.graph.nodes:
             if node in inside or node.op in ("get_attr", "output"):
@@ -119,7 +119,7 @@ class _Lowering:
                     self._write(each)
                     awaited.discard(each)
                     if half_step := self.half_steps.get(each):
-                        awaited.difference_update(half_step.besides)
+                        awaited.difference_update(half_step.extra_results)
                 waiting = [each for each in waiting if each in awaited]
                 ready = [each for each in waiting if not self._awaits(each, awaited)][:1]
         (output,) = (node for node in self.graph.nodes if node.op == "output")
@@ -129,8 +129,8 @@ class _Lowering:
         results = fill(self.tracer.results, [places[each] for each in given])
         self._drop_unread_unpacking(results)
         returned = dict.fromkeys(leaf.name for leaf in leaves(results) if isinstance(leaf, Named))
-        values = self.ledger.only_values(tuple(returned))
-        self.ledger.nodes.append(Node(self.ledger.unique("output"), "output", values, ()))
+        values = self.builder.only_values(tuple(returned))
+        self.builder.nodes.append(Node(self.builder.unique("output"), "output", values, ()))
         return results
 
     def _awaits(self, node: fx.Node, awaited: set[fx.Node]) -> bool:
@@ -141,7 +141,7 @@ class _Lowering:
     def _write(self, node: fx.Node) -> None:
         if node in self.half_steps:
             self._half_step(self.half_steps[node])
-        elif node in self.done or node in self.ledger.names:
+        elif node in self.done or node in self.builder.names:
             return
         elif node.op == "placeholder":
             self._input(node)
@@ -149,32 +149,36 @@ class _Lowering:
             self._call(node)
 
     def _input(self, node: fx.Node) -> None:
-        name = self.ledger.unique(str(node.target))
-        self.ledger.names[node] = name
-        shadow = self.tracer.shadows[node]
-        if isinstance(shadow, Tensor):
-            self.ledger.add_value(name, shadow)
-            self.ledger.nodes.append(Node(name, "input", (), (name,), expression="given by the caller"))
+        name = self.builder.unique(str(node.target))
+        self.builder.names[node] = name
+        fake = self.tracer.fakes[node]
+        if isinstance(fake, Tensor):
+            self.builder.add_value(name, fake)
+            self.builder.nodes.append(Node(name, "input", (), (name,), expression="given by the caller"))
 
     def _half_step(self, half_step: HalfStep) -> None:
         """An addition found in the code, with the region that is its function."""
         node, where = half_step.addition, self.tracer.where
         called = [str(each.target) for each in half_step.region if each.op == "call_module"]
         module = called[0] if len(called) == 1 else ""
-        name = self.ledger.unique(module or self._scoped(node, node.name))
-        term = phrase_terms(half_step.region, half_step.others, half_step.terms, half_step.besides, where)
-        reads = tuple(self.ledger.name_of(other) for other in half_step.others)
-        target = self.ledger.name_of(half_step.target)
-        texts = [text_of(each, set(half_step.region), self.ledger.name_of) for each in half_step.terms]
+        name = self.builder.unique(module or self._scoped(node, node.name))
+        term = expression_of_terms(
+            half_step.region, half_step.others, half_step.terms, half_step.extra_results, where
+        )
+        reads = tuple(self.builder.name_of(other) for other in half_step.others)
+        target = self.builder.name_of(half_step.target)
+        texts = [text_of(each, set(half_step.region), self.builder.name_of) for each in half_step.terms]
         text = ", ".join(texts)
         if "F" in texts:
-            text = f"F({', '.join(self.ledger.only_values(reads))})"
-        self.ledger.names[node] = self.ledger.add_value(name, self.tracer.shadows[node])
+            text = f"F({', '.join(self.builder.only_values(reads))})"
+        self.builder.names[node] = self.builder.add_value(name, self.tracer.fakes[node])
         text = f"{target} (+) {text}"
-        besides = tuple(
-            self._make(each, f"{name}.{index}") for index, each in enumerate(half_step.besides, 1)
+        extra_results = tuple(
+            self._make(each, f"{name}.{index}") for index, each in enumerate(half_step.extra_results, 1)
         )
-        self.ledger.add_coupling(name, target, term, reads, half_step.law, module, text, where[node], besides)
+        self.builder.add_coupling(
+            name, target, term, reads, half_step.law, module, text, where[node], extra_results
+        )
         if not isinstance(half_step.law, Arithmetic) or half_step.law.is_linear:
             self._mark_additive()
 
@@ -182,31 +186,31 @@ class _Lowering:
         """The half-steps of one call of a coupling module."""
         path, law, where = str(node.target), CouplingLaw(str(node.target)), self.tracer.where
         streams = [arg for arg in node.args if isinstance(arg, fx.Node)]
-        state = [self.ledger.name_of(stream) for stream in streams]
+        state = [self.builder.name_of(stream) for stream in streams]
         many = len(module.names) > 1
         for index, function in enumerate(module.names or ("",)):
             place = ".".join(part for part in (path, function) if part)
             others = [*state[:index], *state[index + 1 :]] if function else []
             if function:
-                term, extras = phrase_function(place, len(others), node, where)
+                term, extras = expression_of_function(place, len(others), node, where)
             else:
                 term, extras = expression((), 0, ()), ()
-            reads = (*others, *(self.ledger.name_of(extra) for extra in extras))
-            name = self.ledger.unique(place or type(module).__name__.lower())
-            self.ledger.add_value(name, self._shadow_like(streams[index]))
-            text = f"{place}({', '.join(self.ledger.only_values(reads))})"
+            reads = (*others, *(self.builder.name_of(extra) for extra in extras))
+            name = self.builder.unique(place or type(module).__name__.lower())
+            self.builder.add_value(name, self._fake_like(streams[index]))
+            text = f"{place}({', '.join(self.builder.only_values(reads))})"
             text = f"{state[index]} (+) {text}" if function else f"{place}({state[index]})"
-            self.ledger.add_coupling(name, state[index], term, reads, law, place, text, where[node])
+            self.builder.add_coupling(name, state[index], term, reads, law, place, text, where[node])
             if type(module) is Additive:
                 self._mark_additive()
             if not type(module).__module__.startswith("revgraph."):
                 self._note_example(name, law, term, state[index], (*others, *extras))
             state[index] = name
         if not many:
-            self.ledger.names[node] = state[0]
+            self.builder.names[node] = state[0]
         for user in node.users if many else ():
             if user.target is operator.getitem and isinstance(user.args[1], int):
-                self.ledger.names[user] = state[user.args[1]]
+                self.builder.names[user] = state[user.args[1]]
 
     def _is_step(self, node: fx.Node) -> bool:
         """Whether a call is a step of a network of bijections."""
@@ -214,9 +218,9 @@ class _Lowering:
 
     def _bijection(self, node: fx.Node, module: nn.Module) -> str:
         """A call of a module with an inverse, as a coupling of its streams; or why it cannot be one."""
-        shadows, where = self.tracer.shadows, self.tracer.where
+        fakes, where = self.tracer.fakes, self.tracer.where
         given, _ = flat(node.args)
-        conditions, result = dict(node.kwargs), shadows[node]
+        conditions, result = dict(node.kwargs), fakes[node]
         items, taken = list(node.users), list[fx.Node]()
         if not isinstance(module, Bijection):  # it returns its streams in a tuple, with a log-determinant
             module, result = Bijection(module), tuple(result[0])
@@ -225,47 +229,47 @@ class _Lowering:
             conditions.pop("jac", None)
             taken, items = items, [each for item in items for each in item.users]
         call = map_leaves(
-            lambda leaf: shadows.get(leaf, leaf) if isinstance(leaf, fx.Node) else leaf,
+            lambda leaf: fakes.get(leaf, leaf) if isinstance(leaf, fx.Node) else leaf,
             (tuple(node.args), conditions),
         )
         form = self.tracer.evaluator.evaluate("call_function", module.form_for, call, {})
         streams, others = given[: form.streams], given[form.streams :]
         made = result if isinstance(result, tuple) else (result,)
-        if reason := _no_streams(streams, (others, conditions), shadows, made):
+        if reason := _no_streams(streams, (others, conditions), fakes, made):
             return reason
         term, extras = expression((), 0, ()), ()
         if others or conditions:
-            term, extras = phrase_conditions(others, conditions, where.get(node, ""), where)
+            term, extras = expression_of_conditions(others, conditions, where.get(node, ""), where)
         path = str(node.target)
-        before = Packing.of([shadows[stream] for stream in streams])
+        before = Packing.of([fakes[stream] for stream in streams])
         after = Packing.of(made, before)
-        names = tuple(self.ledger.name_of(stream) for stream in streams)
+        names = tuple(self.builder.name_of(stream) for stream in streams)
         target = self._pack(path, names, before, node)
-        reads = tuple(self.ledger.name_of(extra) for extra in extras)
-        name = self.ledger.unique(path or type(module).__name__.lower())
-        like = shadows[streams[0]]
-        self.ledger.add_value(name, self._kept(like.new_empty((len(like), *before.size))))
+        reads = tuple(self.builder.name_of(extra) for extra in extras)
+        name = self.builder.unique(path or type(module).__name__.lower())
+        like = fakes[streams[0]]
+        self.builder.add_value(name, self._kept(like.new_empty((len(like), *before.size))))
         spoken = (target,) if names in self.packed else names
-        text = f"{path}({', '.join((*spoken, *self.ledger.only_values(reads)))})"
+        text = f"{path}({', '.join((*spoken, *self.builder.only_values(reads)))})"
         law = BijectionLaw(path, form, before, after)
-        self.ledger.add_coupling(name, target, term, reads, law, path, text, where[node])
+        self.builder.add_coupling(name, target, term, reads, law, path, text, where[node])
         self._note_example(name, law, term, target, extras)
         outputs = self._unpack(name, after, node)
         self.done.update(taken)
         if isinstance(result, tuple):
-            self.ledger.names.update((item, outputs[cast("int", item.args[1])]) for item in items)
+            self.builder.names.update((item, outputs[cast("int", item.args[1])]) for item in items)
         else:
-            self.ledger.names[node] = outputs[0]
+            self.builder.names[node] = outputs[0]
         return ""
 
     def _note_example(
         self, name: str, law: Law, term: Expression, target: str, reads: tuple[str | fx.Node, ...]
     ) -> None:
         """Note a coupling of the user's, to be tried."""
-        values = self.ledger.shadows
-        given = [values[each] if isinstance(each, str) else self.tracer.shadows[each] for each in reads]
-        where = self.ledger.nodes[-1].where
-        self.examples.append(Example(name, where, term, law, values[target], given))
+        values = self.builder.fakes
+        given = [values[each] if isinstance(each, str) else self.tracer.fakes[each] for each in reads]
+        where = self.builder.nodes[-1].where
+        self.examples.append(CouplingExample(name, where, term, law, values[target], given))
 
     def _pack(self, path: str, streams: tuple[str, ...], packing: Packing, node: fx.Node) -> str:
         """The value in which these streams lie side by side: made by a wiring, unless there is one."""
@@ -274,57 +278,57 @@ class _Lowering:
         name, size = self.packed.get(streams, ("", ()))
         if size == packing.size:
             return name
-        name = self.ledger.unique(f"{path}.pack")
-        like = self.ledger.shadows[streams[0]]
-        self.ledger.add_value(name, self._kept(like.new_empty((len(like), *packing.size))))
+        name = self.builder.unique(f"{path}.pack")
+        like = self.builder.fakes[streams[0]]
+        self.builder.add_value(name, self._kept(like.new_empty((len(like), *packing.size))))
         count = len(streams)
         call = Call("function", packing.pack, tuple(map(Register, range(count))), {}, count, ())
         run = expression((call,), count, (count,))
         text, where = f"pack({', '.join(streams)})", self.tracer.where.get(node, "")
-        self.ledger.nodes.append(Node(name, "wiring", streams, (name,), expression=text, where=where))
-        self.ledger.operations.append(Operation(name, run, streams, (name,), rearrangement=Packed(packing)))
+        self.builder.nodes.append(Node(name, "wiring", streams, (name,), expression=text, where=where))
+        self.builder.operations.append(Operation(name, run, streams, (name,), rearrangement=Packed(packing)))
         return name
 
     def _unpack(self, packed: str, packing: Packing, node: fx.Node) -> tuple[str, ...]:
         """The streams that lie in a value, taken out of it by a wiring; one alone may be that value."""
-        shadow = self.ledger.shadows[packed]
+        fake = self.builder.fakes[packed]
         if len(packing.sizes) == 1 and packing.side_by_side:
             return (packed,)
-        name = self.ledger.unique(f"{packed}.unpack")
+        name = self.builder.unique(f"{packed}.unpack")
         outputs = tuple(
-            self.ledger.add_value(self.ledger.unique(f"{packed}.{index}"), self._kept(view))
-            for index, view in enumerate(packing.unpack(shadow))
+            self.builder.add_value(self.builder.unique(f"{packed}.{index}"), self._kept(view))
+            for index, view in enumerate(packing.unpack(fake))
         )
         run = taken_apart(packing.unpack, 1, len(outputs))
         text, where = f"unpack({packed})", self.tracer.where.get(node, "")
-        self.ledger.nodes.append(Node(name, "wiring", (packed,), outputs, expression=text, where=where))
-        self.ledger.operations.append(
+        self.builder.nodes.append(Node(name, "wiring", (packed,), outputs, expression=text, where=where))
+        self.builder.operations.append(
             Operation(name, run, (packed,), outputs, rearrangement=Unpacked(packing))
         )
-        self.packed[outputs] = (packed, tuple(shadow.shape[1:]))
+        self.packed[outputs] = (packed, tuple(fake.shape[1:]))
         return outputs
 
     def _drop_unread_unpacking(self, results: Any) -> None:
         """Leave streams side by side that one bijection takes from another."""
-        ledger = self.ledger
-        read = {name for operation in ledger.operations for name in (*operation.reads, operation.target)}
+        builder = self.builder
+        read = {name for operation in builder.operations for name in (*operation.reads, operation.target)}
         read |= {leaf.name for leaf in leaves(results) if isinstance(leaf, Named)}
         for outputs in self.packed:
             if read.isdisjoint(outputs):
-                ledger.remove(outputs)
+                builder.remove(outputs)
 
-    def _kept(self, shadow: Tensor) -> Tensor:
-        """A shadow that lives as long as the trace, so that its memory tells it from others."""
-        self.tracer.kept.append(shadow)
-        return shadow
+    def _kept(self, fake: Tensor) -> Tensor:
+        """A fake that lives as long as the trace, so that its memory tells it from others."""
+        self.tracer.kept.append(fake)
+        return fake
 
     def _mark_additive(self) -> None:
         """Note of the coupling written last that joining its target and term saves nothing."""
-        self.ledger.nodes[-1] = replace(self.ledger.nodes[-1], additive=True)
+        self.builder.nodes[-1] = replace(self.builder.nodes[-1], additive=True)
 
-    def _shadow_like(self, stream: fx.Node) -> Tensor:
-        """A shadow of its own for a half-step's output, which has its target's form."""
-        return self._kept(self.tracer.shadows[stream].new_empty(self.tracer.shadows[stream].shape))
+    def _fake_like(self, stream: fx.Node) -> Tensor:
+        """A fake of its own for a half-step's output, which has its target's form."""
+        return self._kept(self.tracer.fakes[stream].new_empty(self.tracer.fakes[stream].shape))
 
     def _call(self, node: fx.Node) -> None:
         """A call that is no half-step: a boundary, a wiring, or one that only makes numbers."""
@@ -332,19 +336,19 @@ class _Lowering:
         if module is not None and (isinstance(module, (Bijection, Coupling)) or self._is_step(node)):
             if not isinstance(module, Coupling):
                 reason = self._bijection(node, module)
-            elif not (reason := why_no_half_steps(node, module, self.tracer.shadows)):
+            elif not (reason := why_no_half_steps(node, module, self.tracer.fakes)):
                 self._coupling_module(node, module)
             if not reason:
                 return
             path, kind, where = str(node.target), type(module).__name__, self.tracer.where.get(node, "")
             spoken = f"{path!r} ({kind}{f', {where}' if where else ''})" if path else f"itself ({kind})"
             self.findings.boundaries[spoken] = reason
-        shadows = self.tracer.shadows
+        fakes = self.tracer.fakes
         rearranges = is_wiring(node, self.tracer.root)
         if node.target is cut:
             node.target = cut_up  # a graph relies on it that the parts cover the whole; a function F does not
-        whole = rearranges and isinstance(shadows.get(node), (tuple, list))
-        outputs = take_all(node, self.graph, shadows) if whole else items_of(node, shadows)
+        whole = rearranges and isinstance(fakes.get(node), (tuple, list))
+        outputs = take_all(node, self.graph, fakes) if whole else items_of(node, fakes)
         copies = [each for each in node.all_input_nodes if each in self.tracer.copies]
         given = [
             read
@@ -354,44 +358,44 @@ class _Lowering:
         inputs = tuple(dict.fromkeys(other for other in given if other.op != "get_attr"))
         chain = dict.fromkeys(step for output in outputs for step in path_to(output, node))
         self.done.update(chain)
-        run = phrase((*copies, node, *chain), inputs, outputs, self.tracer.where)
-        reads = tuple(self.ledger.name_of(other) for other in inputs)
-        if module is None and not any(isinstance(shadows.get(output), Tensor) for output in outputs):
-            makes = tuple(self.ledger.add_plain(output) for output in outputs)
-            self.ledger.operations.append(Operation("", run, reads, makes))
+        run = expression_of((*copies, node, *chain), inputs, outputs, self.tracer.where)
+        reads = tuple(self.builder.name_of(other) for other in inputs)
+        if module is None and not any(isinstance(fakes.get(output), Tensor) for output in outputs):
+            makes = tuple(self.builder.add_plain(output) for output in outputs)
+            self.builder.operations.append(Operation("", run, reads, makes))
             return
         path = str(node.target) if module is not None else ""
         spoken = type(module).__name__.lower() if module is not None else verb(node)
-        name = self.ledger.unique(path or self._scoped(node, spoken))
+        name = self.builder.unique(path or self._scoped(node, spoken))
         makes = tuple(
             self._make(output, name if len(outputs) == 1 else f"{name}.{index}")
             for index, output in enumerate(outputs)
         )
-        values, made = self.ledger.only_values(reads), self.ledger.only_values(makes)
+        values, made = self.builder.only_values(reads), self.builder.only_values(makes)
         # A wiring that reads a value twice is none: it would have to give it back twice.
         undo: Rearrangement | None = None
         if isinstance(module, Wiring) and len(node.args) == len(set(node.args)):
             undo = WiringModule(path)
         if undo is None and values and made:
-            undo = rearrangement(node, shadows, self.modules, self.tracer.buffers)
+            undo = rearrangement(node, fakes, self.modules, self.tracer.buffers)
         kind = "wiring" if undo is not None else "boundary"
         text = f"{path or verb(node)}({', '.join(values)})"
         where = self.tracer.where.get(node, "")
-        self.ledger.nodes.append(Node(name, kind, values, made, path, None, text, where))
-        self.ledger.operations.append(Operation(name, run, reads, makes, rearrangement=undo))
+        self.builder.nodes.append(Node(name, kind, values, made, path, None, text, where))
+        self.builder.operations.append(Operation(name, run, reads, makes, rearrangement=undo))
 
     def _make(self, output: fx.Node, name: str) -> str:
-        shadow = self.tracer.shadows.get(output)
-        if not isinstance(shadow, Tensor):
-            return self.ledger.add_plain(output)
-        self.ledger.names[output] = self.ledger.add_value(name, shadow)
+        fake = self.tracer.fakes.get(output)
+        if not isinstance(fake, Tensor):
+            return self.builder.add_plain(output)
+        self.builder.names[output] = self.builder.add_value(name, fake)
         return name
 
     def _result(self, leaf: fx.Node) -> Named:
-        if leaf.op == "get_attr" and leaf not in self.ledger.names:  # a parameter returned as it is
+        if leaf.op == "get_attr" and leaf not in self.builder.names:  # a parameter returned as it is
             run = expression((as_call(leaf, {leaf: 0}, self.tracer.where),), 0, (0,))
-            self.ledger.operations.append(Operation("", run, (), (self.ledger.add_plain(leaf),)))
-        return Named(self.ledger.name_of(leaf))
+            self.builder.operations.append(Operation("", run, (), (self.builder.add_plain(leaf),)))
+        return Named(self.builder.name_of(leaf))
 
     def _scoped(self, node: fx.Node, name: str) -> str:
         scope = self.tracer.scope_of.get(node, "")
@@ -401,7 +405,7 @@ class _Lowering:
 def _no_streams(
     streams: list[Any],
     conditions: Any,
-    shadows: Mapping[fx.Node, Any],
+    fakes: Mapping[fx.Node, Any],
     made: tuple[Tensor, ...],
 ) -> str:
     """Why a bijection that was called on these cannot be undone; "" where it can."""
@@ -411,7 +415,7 @@ def _no_streams(
         return "one value is given as two streams"
     if set(streams) & {leaf for leaf in leaves(conditions) if isinstance(leaf, fx.Node)}:
         return "it reads a stream as a condition too"
-    every = [*(shadows[each] for each in streams), *made]
+    every = [*(fakes[each] for each in streams), *made]
     if len({each.dtype for each in every}) > 1 or len({each.device for each in every}) > 1:
         return "its streams are of several dtypes or devices"
     if any(not each.ndim for each in every) or len({len(each) for each in every}) > 1:

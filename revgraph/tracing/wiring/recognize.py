@@ -1,4 +1,4 @@
-"""Recognising wiring among traced calls, and how each is undone."""
+"""Which traced calls only rearrange tensors, and how each is undone."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def is_wiring(node: fx.Node, root: nn.Module) -> bool:
 
 def rearrangement(
     node: fx.Node,
-    shadows: Mapping[fx.Node, Any],
+    fakes: Mapping[fx.Node, Any],
     modules: Mapping[str, nn.Module],
     buffers: Mapping[str, Tensor],
 ) -> Rearrangement | None:
@@ -95,10 +95,10 @@ def rearrangement(
     if node.op not in ("call_function", "call_method", "call_module"):
         return None
     if node.target in (cut, cut_up):
-        return rearrangement_of_cut(node, shadows, buffers)
-    read = [shadows.get(other) for other in node.all_input_nodes]
-    tensors = [shadow for shadow in read if isinstance(shadow, Tensor)]
-    made = shadows.get(node)
+        return rearrangement_of_cut(node, fakes, buffers)
+    read = [fakes.get(other) for other in node.all_input_nodes]
+    tensors = [fake for fake in read if isinstance(fake, Tensor)]
+    made = fakes.get(node)
     dtypes = {each.dtype for each in (*tensors, *leaves(made)) if isinstance(each, Tensor)}
     if node.target in COMPLEX:
         return Called(COMPLEX[node.target])
@@ -107,11 +107,11 @@ def rearrangement(
     if node.op == "call_module":
         return _of_module(modules[str(node.target)], len(node.args), tensors[0])
     if node.target in JOINS or node.target is torch.stack or node.target in STACKS:
-        return _joining(node, tensors, shadows)
+        return _joining(node, tensors, fakes)
     if len(tensors) != 1:
         return None
     (x,) = tensors
-    given = [_settled(each, shadows) for each in (node.args[1:], dict(node.kwargs))]
+    given = [_settled(each, fakes) for each in (node.args[1:], dict(node.kwargs))]
     args, kwargs = tuple(given[0]), given[1]
     if node.target in ALONG:
         return Joined(ALONG[node.target](x.ndim))
@@ -130,9 +130,9 @@ def rearrangement(
     return None
 
 
-def _settled(tree: Any, shadows: Mapping[fx.Node, Any]) -> Any:
+def _settled(tree: Any, fakes: Mapping[fx.Node, Any]) -> Any:
     """Arguments with traced numbers as they were for the example."""
-    return map_leaves(lambda leaf: shadows.get(leaf) if isinstance(leaf, fx.Node) else leaf, tree)
+    return map_leaves(lambda leaf: fakes.get(leaf) if isinstance(leaf, fx.Node) else leaf, tree)
 
 
 def _of_module(module: nn.Module, arguments: int, x: Tensor) -> Rearrangement | None:
@@ -147,9 +147,7 @@ def _of_module(module: nn.Module, arguments: int, x: Tensor) -> Rearrangement | 
     return Reshaped()
 
 
-def _joining(
-    node: fx.Node, tensors: Sequence[Tensor], shadows: Mapping[fx.Node, Any]
-) -> Rearrangement | None:
+def _joining(node: fx.Node, tensors: Sequence[Tensor], fakes: Mapping[fx.Node, Any]) -> Rearrangement | None:
     """How tensors that were put together come apart: each of them is read once, and is no parameter."""
     joined: Any = node.args[0] if node.args else node.kwargs.get("tensors")
     if not isinstance(joined, (list, tuple)) or not len(set(joined)) == len(joined) == len(tensors):
@@ -159,8 +157,8 @@ def _joining(
     if node.target in STACKS:
         ndim = min(each.ndim for each in tensors)
         return Parted(ALONG[node.target](ndim)) if ndim >= STACKS[node.target] else None
-    kwargs = _settled(dict(node.kwargs), shadows)
-    dim = _dimension(_settled(node.args[1:], shadows), kwargs, 0)
+    kwargs = _settled(dict(node.kwargs), fakes)
+    dim = _dimension(_settled(node.args[1:], fakes), kwargs, 0)
     return Unstacked(dim) if node.target is torch.stack else Parted(dim)
 
 

@@ -1,4 +1,4 @@
-"""Slices: parts taken out of a tensor, gathered into one call where they partition it.
+"""Parts taken out of a tensor, gathered into one call where they partition it.
 
 `x[:, :3]` alone forgets the rest and cannot be undone; together with `x[:, 3:]` it is a split. So the parts
 of one tensor that a module takes are looked at together: those that cover it, each element once, become the
@@ -72,47 +72,47 @@ def gather_slices(tracer: Tracer, graph: fx.Graph) -> None:
         for node in scope.nodes:
             scopes.setdefault(node, []).append(index)
     for source in list(graph.nodes):
-        shadow = tracer.shadows.get(source)
-        if not isinstance(shadow, Tensor) or shadow.layout is not torch.strided:
+        fake = tracer.fakes.get(source)
+        if not isinstance(fake, Tensor) or fake.layout is not torch.strided:
             continue
         groups: dict[tuple[int, ...], list[_Part]] = {}
         for user in sorted(source.users, key=order.__getitem__):
-            part = _part(user, source, tracer.shadows, tracer.buffers)
+            part = _part(user, source, tracer.fakes, tracer.buffers)
             if part is not None:
                 groups.setdefault(tuple(scopes.get(user, ())), []).append(part)
         for parts in groups.values():
             once = _without_copies(tracer, graph, parts)
-            for chosen in _partitions(once, shadow.numel()):
+            for chosen in _partitions(once, fake.numel()):
                 _gather(tracer, graph, source, chosen, order, scopes)
 
 
 def rearrangement_of_cut(
-    node: fx.Node, shadows: Mapping[fx.Node, Any], buffers: Mapping[str, Tensor]
+    node: fx.Node, fakes: Mapping[fx.Node, Any], buffers: Mapping[str, Tensor]
 ) -> Rearrangement:
     """How a call of `cut` is undone."""
     source: Any = node.args[0]
     keys: Any = node.args[1:]
-    shape = shadows[source].shape
-    found = [_box(key, shape, shadows, buffers) for key in keys]
+    shape = fakes[source].shape
+    found = [_box(key, shape, fakes, buffers) for key in keys]
     boxes = [box for box in found if box is not None]
-    return _along_one(keys, boxes, shape) or Placed(tuple([_placed(key, shadows, buffers) for key in keys]))
+    return _along_one(keys, boxes, shape) or Placed(tuple([_placed(key, fakes, buffers) for key in keys]))
 
 
 def _part(
-    node: fx.Node, source: fx.Node, shadows: Mapping[fx.Node, Any], buffers: Mapping[str, Tensor]
+    node: fx.Node, source: fx.Node, fakes: Mapping[fx.Node, Any], buffers: Mapping[str, Tensor]
 ) -> _Part | None:
     if node.op not in ("call_function", "call_method") or not node.args or node.args[0] is not source:
         return None
-    if not isinstance(shadows.get(node), Tensor):
+    if not isinstance(fakes.get(node), Tensor):
         return None
     if node.target is operator.getitem:
         key: Any = node.args[1]
     else:
-        key = _key_of_taking(node, shadows[source].ndim) if node.target in TAKEN else source
+        key = _key_of_taking(node, fakes[source].ndim) if node.target in TAKEN else source
     if key is source:
         return None
     key = key if isinstance(key, tuple) else (key,)
-    box = _box(key, shadows[source].shape, shadows, buffers)
+    box = _box(key, fakes[source].shape, fakes, buffers)
     return None if box is None else _Part(node, key, box)
 
 
@@ -130,7 +130,7 @@ def _key_of_taking(node: fx.Node, ndim: int) -> Any:
 
 
 def _box(
-    key: Any, shape: torch.Size, shadows: Mapping[fx.Node, Any], buffers: Mapping[str, Tensor]
+    key: Any, shape: torch.Size, fakes: Mapping[fx.Node, Any], buffers: Mapping[str, Tensor]
 ) -> Box | None:
     """What a key takes of a tensor of this shape; None where that is no product of indices, each once."""
     found: list[Sequence[int]] = []
@@ -144,7 +144,7 @@ def _box(
             skipped = len(shape) - consumed
             found += [range(size) for size in shape[len(found) : len(found) + skipped]]
             continue
-        indices = _indices(each, shape[len(found)], shadows, buffers)
+        indices = _indices(each, shape[len(found)], fakes, buffers)
         if indices is None:
             return None
         found.append(indices)
@@ -154,17 +154,17 @@ def _box(
 
 
 def _indices(
-    what: Any, size: int, shadows: Mapping[fx.Node, Any], buffers: Mapping[str, Tensor]
+    what: Any, size: int, fakes: Mapping[fx.Node, Any], buffers: Mapping[str, Tensor]
 ) -> Sequence[int] | None:
     """The indices that a part of a key takes along a dimension of this size."""
     if isinstance(what, slice):
-        parts = [_number(each, shadows) for each in (what.start, what.stop, what.step)]
+        parts = [_number(each, fakes) for each in (what.start, what.stop, what.step)]
         if any(part is ... for part in parts) or parts[2] == 0:
             return None
         return range(*slice(*parts).indices(size))
-    index = _index_of(what, shadows, buffers)
+    index = _index_of(what, fakes, buffers)
     if index is None:
-        number = _number(what, shadows)
+        number = _number(what, fakes)
         return range(number % size, number % size + 1) if isinstance(number, int) else None
     if max(size, len(index)) > MOST_INDICES or not all(-size <= each < size for each in index):
         return None
@@ -172,14 +172,14 @@ def _indices(
     return indices if len(set(indices)) == len(indices) else None
 
 
-def _number(what: Any, shadows: Mapping[fx.Node, Any]) -> Any:
+def _number(what: Any, fakes: Mapping[fx.Node, Any]) -> Any:
     """A whole number or None, as it was for the example; an ellipsis for anything else."""
-    number = shadows.get(what) if isinstance(what, fx.Node) else what
+    number = fakes.get(what) if isinstance(what, fx.Node) else what
     return number if number is None or type(number) is int else ...
 
 
 def _index_of(
-    what: Any, shadows: Mapping[fx.Node, Any], buffers: Mapping[str, Tensor]
+    what: Any, fakes: Mapping[fx.Node, Any], buffers: Mapping[str, Tensor]
 ) -> tuple[int, ...] | None:
     """The indices in a list, a constant tensor or one of the model's buffers; None where it is none."""
     if isinstance(what, list):
@@ -199,7 +199,7 @@ def _without_copies(tracer: Tracer, graph: fx.Graph, parts: list[_Part]) -> list
     """The parts, each once: what reads the same part again reads the first one."""
     found: dict[tuple[Box, torch.Size], _Part] = {}
     for part in parts:
-        first = found.setdefault((part.box, tracer.shadows[part.node].shape), part).node
+        first = found.setdefault((part.box, tracer.fakes[part.node].shape), part).node
         if first is part.node:
             continue
 
@@ -264,7 +264,7 @@ def _gather(
     with graph.inserting_before(first):
         call = graph.call_function(cut, (source, *(part.key for part in parts)))
     order[call] = order[first]
-    tracer.shadows[call] = tuple(tracer.shadows[node] for node in nodes)
+    tracer.fakes[call] = tuple(tracer.fakes[node] for node in nodes)
     tracer.where[call] = tracer.where.get(first, "")
     tracer.scope_of[call] = tracer.scope_of.get(first, "")
     moved = set(numbers)
@@ -310,12 +310,12 @@ def _along_one(keys: Sequence[Any], boxes: list[Box], shape: torch.Size) -> Rear
     return Stacked(dim) if dropped == {1} and all(len(box[dim]) == 1 for box in boxes) else None
 
 
-def _placed(key: tuple[Any, ...], shadows: Mapping[fx.Node, Any], buffers: Mapping[str, Tensor]) -> Any:
+def _placed(key: tuple[Any, ...], fakes: Mapping[fx.Node, Any], buffers: Mapping[str, Tensor]) -> Any:
     """A key without traced leaves: numbers as they were, buffers by their paths."""
 
     def settled(leaf: Any) -> Any:
         if isinstance(leaf, fx.Node):
-            return Owned(str(leaf.target)) if leaf.op == "get_attr" else shadows[leaf]
-        return list(_index_of(leaf, shadows, buffers) or ()) if isinstance(leaf, Tensor) else leaf
+            return Owned(str(leaf.target)) if leaf.op == "get_attr" else fakes[leaf]
+        return list(_index_of(leaf, fakes, buffers) or ()) if isinstance(leaf, Tensor) else leaf
 
     return map_leaves(settled, key)
