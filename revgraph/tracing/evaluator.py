@@ -17,7 +17,7 @@ from revgraph.expressions import attribute_at, leaves, map_leaves
 from revgraph.isolation import WriteWatch
 from revgraph.looks import form_of, look_of
 from revgraph.storages import bytes_of, faked, memory_key
-from revgraph.tracing.proxies import FakeProxy
+from revgraph.tracing.proxies import is_proxy
 
 ISINSTANCE = builtins.isinstance
 
@@ -91,7 +91,7 @@ class Evaluator:
 
 
 def _fake_of(leaf: Any) -> Any:
-    return leaf.fake if issubclass(type(leaf), FakeProxy) else leaf
+    return leaf.fake if is_proxy(leaf) else leaf
 
 
 def _is_simple(result: Any, inputs: set[int]) -> bool:

@@ -17,7 +17,7 @@ from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
 from revgraph.expressions import leaves, map_leaves
-from revgraph.tracing.find_couplings.find import HalfStep
+from revgraph.tracing.find_couplings.half_steps import HalfStep
 from revgraph.tracing.proxies import holds_tensors, is_tensor
 from revgraph.tracing.tracer import ModuleScope, Tracer
 from revgraph.tracing.wiring.recognize import is_wiring

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from revgraph.expressions import map_leaves
 from revgraph.storages import memory_key
-from revgraph.tracing.proxies import FakeProxy, Untraceable, is_tensor
+from revgraph.tracing.proxies import FakeProxy, Untraceable, is_proxy, is_tensor
 
 OPERATORS: dict[Any, Any] = {
     operator.iadd: operator.add,
@@ -112,7 +112,7 @@ def is_same(one: Tensor, two: Tensor) -> bool:
 
 def stands_for_tensor(arg: Any) -> bool:
     """Whether an argument is a proxy for a tensor."""
-    return issubclass(type(arg), FakeProxy) and is_tensor(arg.fake)
+    return is_proxy(arg) and is_tensor(arg.fake)
 
 
 def _twin(function: Any) -> Any:

@@ -18,7 +18,7 @@ from torch.utils import checkpoint
 
 from revgraph.expressions import apply_function, leaves
 from revgraph.tracing.evaluator import Evaluator
-from revgraph.tracing.proxies import FakeProxy, Untraceable, is_tensor
+from revgraph.tracing.proxies import Untraceable, is_proxy, is_tensor
 from revgraph.tracing.user_code import caller, is_users
 
 FACTORIES = (
@@ -65,17 +65,13 @@ def patched(
         yield
 
 
-def is_proxy(thing: Any) -> bool:
-    return issubclass(type(thing), FakeProxy)
-
-
 def _is_instance(original: Callable[..., bool]) -> Callable[..., bool]:
     sample = torch.empty(0)
 
     def answer(thing: Any, kinds: Any) -> bool:
         if original(thing, kinds):
             return True
-        if not issubclass(type(thing), FakeProxy):
+        if not is_proxy(thing):
             return False
         fake = thing.fake
         if is_tensor(fake):

@@ -24,9 +24,9 @@ from revgraph.storages import memory_key, parts_of
 from revgraph.tracing.arguments import fields_of, holds_objects, is_structured, objects_in
 from revgraph.tracing.evaluator import Evaluator
 from revgraph.tracing.export.capture import export_call
+from revgraph.tracing.guards.attribute_reads import AttributeReads
 from revgraph.tracing.guards.calls import CallWatch
 from revgraph.tracing.guards.fixed_values import PLAIN
-from revgraph.tracing.guards.guards import AttributeReads
 from revgraph.tracing.guards.random_sources import RandomSources, is_random_source
 from revgraph.tracing.hooks import call_hooks, call_pre_hooks, stays_open
 from revgraph.tracing.in_place import (
@@ -46,6 +46,7 @@ from revgraph.tracing.proxies import (
     Untraceable,
     guard,
     holds_tensors,
+    is_proxy,
     is_tensor,
     overlaps,
 )
@@ -465,7 +466,7 @@ class Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_arg(self, a: Any) -> Any:
-        if issubclass(type(a), FakeProxy):
+        if is_proxy(a):
             if is_tensor(a.fake) and self._overwritten:
                 place = memory_key(a.fake)
                 if any(place == key and overlaps(a.fake, gone) for key, gone in self._overwritten):

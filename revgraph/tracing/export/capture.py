@@ -40,13 +40,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from revgraph.expressions import apply_function
-from revgraph.isolation import MODULE_TABLES, TABLES
+from revgraph.isolation import TABLES
 from revgraph.tracing.arguments import objects_in
 from revgraph.tracing.export.recording import CALL, LIBRARY, CapturedCall, GraphRecorder
 from revgraph.tracing.export.tensor_places import Place, all_leaves, filled, is_plain, is_same, mapped, placed
+from revgraph.tracing.guards.attribute_reads import attributes_of
 from revgraph.tracing.modes import modes
-from revgraph.tracing.patches import is_proxy, passed_through
-from revgraph.tracing.proxies import Untraceable
+from revgraph.tracing.patches import passed_through
+from revgraph.tracing.proxies import Untraceable, is_proxy
 from revgraph.tracing.user_code import is_users
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ class _ExportedCall:
         args, kwargs = filled(given, tensors)
         before, own = (
             all_leaves((args, kwargs)),
-            [(each, _attributes(each)) for each in self.module.modules()],
+            [(each, attributes_of(each)) for each in self.module.modules()],
         )
         seen = self.tracer.reads.mark()
         with _Questions(), _as_if_eager():
@@ -155,7 +156,7 @@ class _ExportedCall:
         # Now, for export puts back what was assigned.
         self.tracer.reads.check_unchanged((seen[0], sys.maxsize, seen[2]))
         for each, attributes in own:
-            _check_assigned(self.tracer.reads.paths[id(each)], attributes, _attributes(each))
+            _check_assigned(self.tracer.reads.paths[id(each)], attributes, attributes_of(each))
         held = [vars(each) for each in self.tracer.root.modules()]
         if not objects_in(result).isdisjoint(objects_in((args, kwargs, held))):
             raise Untraceable("it returns an object that it was given, or that the model holds")
@@ -330,13 +331,6 @@ def _blank(tensor: Tensor) -> Tensor:
         raise Untraceable("torch.export is given dense tensors only")
     made = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=tensor.device)
     return made.zero_().requires_grad_(tensor.requires_grad)
-
-
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    """A module's own attributes, parameters, buffers and submodules."""
-    tables = (module._parameters, module._buffers, module._modules)
-    own = {name: value for name, value in module.__dict__.items() if name not in MODULE_TABLES}
-    return own | {name: value for table in tables for name, value in table.items()}
 
 
 def _check_assigned(path: str, before: dict[str, Any], after: dict[str, Any]) -> None:

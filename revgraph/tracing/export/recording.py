@@ -15,8 +15,7 @@ from revgraph.expressions import map_leaves
 from revgraph.tracing.export.operators import ASSERTIONS, ATEN, Mode, call_of, mode_of
 from revgraph.tracing.export.tensor_places import Place, filled, mapped
 from revgraph.tracing.in_place import InPlace
-from revgraph.tracing.patches import is_proxy
-from revgraph.tracing.proxies import Untraceable
+from revgraph.tracing.proxies import Untraceable, is_proxy
 
 if TYPE_CHECKING:
     from revgraph.tracing.tracer import Tracer

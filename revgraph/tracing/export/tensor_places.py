@@ -11,7 +11,7 @@ from torch import Tensor
 
 from revgraph.expressions import leaves, map_leaves
 from revgraph.tracing.arguments import fields_of, is_structured
-from revgraph.tracing.patches import is_proxy
+from revgraph.tracing.proxies import is_proxy
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.layout, slice)
 

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from revgraph.couplings import Boundary, Coupling
 from revgraph.graph import Graph
 from revgraph.joint_bijections import Bijection
-from revgraph.tracing.find_couplings.find import HalfStep
+from revgraph.tracing.find_couplings.half_steps import HalfStep
 from revgraph.tracing.tracer import Tracer
 
 SUMS: frozenset[Any] = frozenset(

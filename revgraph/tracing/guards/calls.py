@@ -24,10 +24,10 @@ from typing import Any
 from torch import Tensor
 
 from revgraph.isolation import HEAP_TYPE
+from revgraph.tracing.guards.attribute_reads import AttributeReads
 from revgraph.tracing.guards.fixed_values import CONTAINERS, ENVIRONMENT, MISSING, Cell, same, snapshot
-from revgraph.tracing.guards.guards import AttributeReads
 from revgraph.tracing.guards.random_sources import is_clock
-from revgraph.tracing.proxies import FakeProxy, Untraceable, is_tensor
+from revgraph.tracing.proxies import FakeProxy, Untraceable, is_proxy, is_tensor
 from revgraph.tracing.user_code import Chain, CodeFacts, facts_of, is_users, may_compare
 
 ENVIRON: Any = type(os.environ)
@@ -176,7 +176,7 @@ class CallWatch:
         if chain.root not in frame.f_locals:
             return
         value, names = frame.f_locals[chain.root], chain.attributes
-        if issubclass(type(value), FakeProxy):
+        if is_proxy(value):
             return
         if names[0] == "__class__":
             value, names = type(value), names[1:]
@@ -246,7 +246,7 @@ class CallWatch:
         """Before code that compares by `is`: proxies of dtypes and the like become what they stand for."""
         given, tensors = frame.f_locals, dict[int, FakeProxy]()
         for name, value in [*given.items()]:
-            if not issubclass(type(value), FakeProxy):
+            if not is_proxy(value):
                 continue
             if is_tensor(value.fake):
                 tensors[id(value)] = value
@@ -286,10 +286,6 @@ def _functions_of(codes: Iterable[CodeType]) -> list[FunctionType]:
     return [each for each in gc.get_referrers(*known) if isinstance(each, FunctionType)] if known else []
 
 
-def _is_proxy(thing: Any) -> bool:
-    return issubclass(type(thing), FakeProxy)
-
-
 class _Asking(type):
     """The class of `Type`."""
 
@@ -297,7 +293,7 @@ class _Asking(type):
         if cls is not Type:
             return type.__call__(cls, *args, **kwargs)
         if len(args) == 1 and not kwargs:
-            return args[0].guarded_type() if _is_proxy(args[0]) else type(args[0])
+            return args[0].guarded_type() if is_proxy(args[0]) else type(args[0])
         return type(*args, **kwargs)
 
     def __instancecheck__(cls, thing: Any) -> bool:
@@ -313,14 +309,14 @@ class Type(type, metaclass=_Asking):
 
 def identity(thing: Any) -> int:
     """`id`, which no proxy has for what it stands for."""
-    if _is_proxy(thing):
+    if is_proxy(thing):
         raise Untraceable("it asks for the id of a traced tensor, which is another one in each call")
     return id(thing)
 
 
 def is_callable(thing: Any) -> bool:
     """`callable`, which a tensor is not."""
-    return callable(thing.fake if _is_proxy(thing) else thing)
+    return callable(thing.fake if is_proxy(thing) else thing)
 
 
 STAND_INS: dict[str, Any] = {"type": Type, "id": identity, "callable": is_callable}

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 
 from revgraph.expressions import leaves, map_leaves
-from revgraph.tracing.proxies import FakeProxy, holds_tensors, is_tensor
+from revgraph.tracing.proxies import holds_tensors, is_proxy, is_tensor
 
 if TYPE_CHECKING:
     from revgraph.tracing.guards.fixed_values import Read
@@ -79,7 +79,7 @@ class Settings:
 
 def setting_of(owner: Any, name: str, before: Any, now: Any) -> Setting | None:
     """The setting in a change of an attribute; None where it is another kind of change."""
-    if issubclass(type(now), FakeProxy):  # it follows from the inputs' forms, for which alone it is settled
+    if is_proxy(now):  # it follows from the inputs' forms, for which alone it is settled
         now = now.fake
     return Setting(owner, name, now) if before is None and issubclass(type(now), SETTLED) else None
 

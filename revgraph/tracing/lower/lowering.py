@@ -17,9 +17,9 @@ from revgraph.program import Arithmetic, BijectionLaw, CouplingLaw, Law, Named, 
 from revgraph.rearrangements import Packed, Rearrangement, Unpacked, WiringModule
 from revgraph.tracing.arguments import signature_of
 from revgraph.tracing.find_couplings.check_inverses import CouplingExample
-from revgraph.tracing.find_couplings.find import HalfStep
+from revgraph.tracing.find_couplings.half_steps import HalfStep
 from revgraph.tracing.find_couplings.report import CouplingReport, why_no_half_steps
-from revgraph.tracing.guards.forms import Forms
+from revgraph.tracing.guards.guards import Forms
 from revgraph.tracing.lower.expressions import (
     as_call,
     expression_of,
