@@ -14,7 +14,7 @@ from revgraph.engine.module import ReversibleModule
 from revgraph.errors import GraphError, TraceError
 from revgraph.tracing import trace as trace_program
 from revgraph.tracing.arguments import form_of
-from revgraph.tracing.second_streams import SecondStreams
+from revgraph.tracing.residual_blocks import SecondStreams
 
 NAME = "dual_residual"
 

@@ -20,7 +20,7 @@ from revgraph.joint_bijections import Bijection, BijectionForm, Packing
 from revgraph.rearrangements import Rearrangement
 
 if TYPE_CHECKING:
-    from revgraph.tracing.guards import Guards
+    from revgraph.tracing.guards.guards import Guards
 
 
 class Law(ABC):

@@ -174,9 +174,10 @@ with chart("training.svg", "The loss of both by step: one curve on the other") a
 # %% [markdown]
 # !!! info "In the library"
 #
-#     `revgraph/tracing/finding.py` finds half-steps in code, `revgraph/specs/grammar.py` reads files. Both
-#     make the same thing, a `Graph` (`revgraph/graph.py`), and all the rest knows nothing else. The shipped
-#     networks in `revgraph/models` are such files; `revbifpn.yaml` has three streams of different sizes.
+#     `revgraph/tracing/find_couplings` finds half-steps in code, `revgraph/specs/grammar.py` reads files.
+#     Both make the same thing, a `Graph` (`revgraph/graph.py`), and all the rest knows nothing else. The
+#     shipped networks in `revgraph/models` are such files; `revbifpn.yaml` has three streams of different
+#     sizes.
 #
 # ## Exercises
 #

@@ -188,7 +188,7 @@ assert report.angle_degrees < 1 and measured.peak_bytes < 0.6 * kept.peak_bytes
 #
 # !!! info "In the library"
 #
-#     `revgraph/conversion.py` converts, `revgraph/tracing/second_streams.py` puts the second stream into
+#     `revgraph/conversion.py` converts, `revgraph/tracing/residual_blocks.py` puts the second stream into
 #     the graph, and `revgraph/schedules.py` moves the coefficients.
 #
 # ## Exercises

@@ -30,7 +30,7 @@ from revgraph.blocks.units import ResidualUnit
 from revgraph.engine._torch import pop_hooks, push_hooks, unseen
 from revgraph.engine.writing import argument, bind, keyword_argument, maker, source_of
 from revgraph.expressions import Call, Expression, module_at
-from revgraph.tracing.slices import cut
+from revgraph.tracing.wiring.slices import cut
 
 # torch's own C functions where `torch.nn.functional` only checks and passes on.
 LINEAR = functional.linear

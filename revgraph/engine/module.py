@@ -29,9 +29,9 @@ from revgraph.planning import Plan, keep_all, plan
 from revgraph.planning.same_graph import fitted
 from revgraph.planning.schedule import silent_nodes
 from revgraph.program import Named, Program
-from revgraph.tracing.ambient import without_autocast
 from revgraph.tracing.arguments import bind, fill_form, read_form
 from revgraph.tracing.hooks import HookChanges
+from revgraph.tracing.modes import without_autocast
 
 FIRST_COMPARED, COMPARED_EVERY = 8, 16
 MOST_FORMS = 32  # of those kept: the ones used last

@@ -17,7 +17,7 @@ from revgraph.errors import TraceError
 from revgraph.expressions import ObjectForm, leaves, with_pairs
 from revgraph.isolation import HEAP_TYPE
 from revgraph.program import Named
-from revgraph.tracing.ambient import is_random_source
+from revgraph.tracing.guards.random_sources import is_random_source
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from revgraph.expressions import map_leaves
 from revgraph.storages import memory_key
-from revgraph.tracing.shadows import ShadowProxy, Untraceable, is_tensor
+from revgraph.tracing.proxies import FakeProxy, Untraceable, is_proxy, is_tensor
 
 OPERATORS: dict[Any, Any] = {
     operator.iadd: operator.add,
@@ -44,7 +44,7 @@ class InPlace:
 
 def out_of_place(
     kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, tuple[Any, ...], dict[str, Any], ShadowProxy | None]:
+) -> tuple[Any, tuple[Any, ...], dict[str, Any], FakeProxy | None]:
     """A call in its out-of-place form, and the proxy whose tensor it would have edited (None: no such).
 
     Raises:
@@ -93,7 +93,7 @@ def with_items(x: Tensor, key: Any, value: Any) -> Tensor:
     return result
 
 
-def replaced(tree: Any, old: ShadowProxy, new: ShadowProxy) -> Any:
+def replaced(tree: Any, old: FakeProxy, new: FakeProxy) -> Any:
     """Arguments with one proxy in place of another."""
     return map_leaves(lambda leaf: new if leaf is old else leaf, tree)
 
@@ -112,7 +112,7 @@ def is_same(one: Tensor, two: Tensor) -> bool:
 
 def stands_for_tensor(arg: Any) -> bool:
     """Whether an argument is a proxy for a tensor."""
-    return issubclass(type(arg), ShadowProxy) and is_tensor(arg.shadow)
+    return is_proxy(arg) and is_tensor(arg.fake)
 
 
 def _twin(function: Any) -> Any:

@@ -17,8 +17,9 @@ from torch.nn import Module
 from torch.utils import checkpoint
 
 from revgraph.expressions import apply_function, leaves
-from revgraph.tracing.evaluating import Evaluator
-from revgraph.tracing.shadows import ShadowProxy, Untraceable, caller, is_tensor, is_users
+from revgraph.tracing.evaluator import Evaluator
+from revgraph.tracing.proxies import Untraceable, is_proxy, is_tensor
+from revgraph.tracing.user_code import caller, is_users
 
 FACTORIES = (
     *("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "randint", "zeros"),
@@ -64,24 +65,20 @@ def patched(
         yield
 
 
-def is_proxy(thing: Any) -> bool:
-    return issubclass(type(thing), ShadowProxy)
-
-
 def _is_instance(original: Callable[..., bool]) -> Callable[..., bool]:
     sample = torch.empty(0)
 
     def answer(thing: Any, kinds: Any) -> bool:
         if original(thing, kinds):
             return True
-        if not issubclass(type(thing), ShadowProxy):
+        if not is_proxy(thing):
             return False
-        shadow = thing.shadow
-        if is_tensor(shadow):
+        fake = thing.fake
+        if is_tensor(fake):
             return original(sample, kinds)
-        found = original(shadow, kinds)
+        found = original(fake, kinds)
         if thing.node.op == "placeholder" and is_users(sys._getframe(1).f_globals.get("__name__", "")):
-            thing.kind()  # a number, which may be another kind of number later
+            thing.guarded_type()  # a number, which may be another kind of number later
         return found
 
     return answer
@@ -102,7 +99,7 @@ def _converting(convert: Any) -> Any:
     record = _recording(convert)
 
     def make(data: Any, *args: Any, **kwargs: Any) -> Any:
-        if not is_proxy(data) or not is_tensor(data.shadow) or args or set(kwargs) - {"dtype", "device"}:
+        if not is_proxy(data) or not is_tensor(data.fake) or args or set(kwargs) - {"dtype", "device"}:
             return record(data, *args, **kwargs)
         asked = {name: value for name, value in kwargs.items() if value is not None}
         return data.to(**asked) if asked else data

@@ -1,4 +1,4 @@
-"""Tracing a model's forward, deep into its modules, on shadows of an example input."""
+"""The tracer: a model's forward run on proxies, into its modules, as an fx.Graph."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from revgraph.expressions import ObjectForm, Register, leaves, map_leaves
 from revgraph.isolation import putting_back
 from revgraph.joint_bijections import Bijection, takes_flags
 from revgraph.storages import memory_key, parts_of
-from revgraph.tracing.ambient import RandomSources, is_random_source, modes
 from revgraph.tracing.arguments import fields_of, holds_objects, is_structured, objects_in
-from revgraph.tracing.calls import CallWatch
-from revgraph.tracing.evaluating import Evaluator
-from revgraph.tracing.exporting import export_call
-from revgraph.tracing.fixed import PLAIN
-from revgraph.tracing.guards import AttributeReads
+from revgraph.tracing.evaluator import Evaluator
+from revgraph.tracing.export.capture import export_call
+from revgraph.tracing.guards.attribute_reads import AttributeReads
+from revgraph.tracing.guards.calls import CallWatch
+from revgraph.tracing.guards.fixed_values import PLAIN
+from revgraph.tracing.guards.random_sources import RandomSources, is_random_source
 from revgraph.tracing.hooks import call_hooks, call_pre_hooks, stays_open
 from revgraph.tracing.in_place import (
     initialized,
@@ -37,22 +37,25 @@ from revgraph.tracing.in_place import (
     replaced,
     stands_for_tensor,
 )
+from revgraph.tracing.modes import modes
 from revgraph.tracing.patches import patched
-from revgraph.tracing.shadows import (
+from revgraph.tracing.proxies import (
+    CollectingHooks,
+    FakeProxy,
     ReadPastAttributes,
-    ShadowProxy,
     Untraceable,
-    caller,
     guard,
     holds_tensors,
+    is_proxy,
     is_tensor,
     overlaps,
 )
+from revgraph.tracing.user_code import caller
 from revgraph.wiring import Wiring
 
 
 @dataclass
-class Scope:
+class ModuleScope:
     """One call of a module that the trace went into, within that of its caller: nodes, arguments, results.
 
     One that takes or returns `objects` of user code stays open: what goes in and out of them is in the graph.
@@ -61,7 +64,7 @@ class Scope:
     path: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    caller: Scope | None = None
+    caller: ModuleScope | None = None
     nodes: list[fx.Node] = field(default_factory=list)
     result: Any = None
     checkpoints: bool = False
@@ -78,10 +81,6 @@ ASKS_IDENTITY = (
 )
 
 
-class CollectingHooks(Untraceable):
-    """Hooks that may speak to the code around, through a context variable that it has set."""
-
-
 def _is_list_like(module: nn.Module) -> bool:
     """Whether a module of torch's is more of a list than of a unit: its layers are what to plan."""
     is_wrapper = type(module).__module__.endswith("checkpoint_wrapper")
@@ -91,7 +90,7 @@ def _is_list_like(module: nn.Module) -> bool:
 
 
 class Tracer(fx.Tracer):
-    """fx's tracer with shadows; a module whose forward cannot be traced becomes one opaque call.
+    """fx's tracer with `FakeProxy`; a module whose forward cannot be traced becomes one opaque call.
 
     Torch's own modules, couplings, wiring and boundaries (but for those `opened`) are single calls. In-place
     arithmetic on traced values becomes out-of-place, with later reads of the same value redirected. Of the
@@ -116,17 +115,17 @@ class Tracer(fx.Tracer):
         self.fake_mode = fake_mode
         self.buffers = buffers or {}
         self.opened = opened
-        self.shadows: dict[fx.Node, Any] = {}
+        self.fakes: dict[fx.Node, Any] = {}
         self.where: dict[fx.Node, str] = {}
         self.scope_of: dict[fx.Node, str] = {}
-        self.scopes: list[Scope] = []
+        self.scopes: list[ModuleScope] = []
         self.kept: list[Tensor] = []
         self.opaque: dict[str, str] = {}
         self.checkpointed: dict[str, None] = {}
         self.steps: set[str] = set()
         # Copies on which modules are called that edit their input in place: each belongs to that call.
         self.copies: set[fx.Node] = set()
-        self._open: list[Scope] = []
+        self._open: list[ModuleScope] = []
         self._overwritten: list[tuple[int, Tensor]] = []  # with where they lie, which many are asked for
         self.exports = exports or {}
         self.exported: dict[str, str] = {}
@@ -171,9 +170,9 @@ class Tracer(fx.Tracer):
             root_fn: Any, is_module: bool, concrete_args: Any = None
         ) -> tuple[Callable[..., Any], list[Any]]:
             proxies = []
-            for name, shadow in inputs:
+            for name, fake in inputs:
                 proxy = self.create_proxy("placeholder", name, (), {}, name=name)
-                self.shadows[proxy.node] = proxy.shadow = shadow
+                self.fakes[proxy.node] = proxy.fake = fake
                 proxies.append(proxy)
 
             def forward(_root: nn.Module) -> Any:
@@ -201,9 +200,9 @@ class Tracer(fx.Tracer):
         with patched(self.evaluator, self.pass_checkpoint, self.reads.gradient_mode):
             return self.trace(model)
 
-    def _proxy_of(self, node: fx.Node) -> ShadowProxy:
+    def _proxy_of(self, node: fx.Node) -> FakeProxy:
         proxy = self.proxy(node)
-        proxy.shadow = self.shadows.get(node)
+        proxy.fake = self.fakes.get(node)
         return proxy
 
     def _result(self, leaf: Any, nodes: list[fx.Node]) -> Any:
@@ -249,11 +248,11 @@ class Tracer(fx.Tracer):
                 "them only once. Draw them like a traced tensor (torch.randn_like), or give them as an input"
             )
 
-    def _hold_distinct(self, tensors: list[ShadowProxy]) -> None:
+    def _hold_distinct(self, tensors: list[FakeProxy]) -> None:
         """Hold tensors of which code may ask by `is` whether they are one to be several."""
         given = [each for each in tensors if each.node.op == "placeholder"]
         origins = {self.origins.get(str(each.node.target), id(each)) for each in given}
-        if len({id(each.shadow) for each in tensors}) < len(tensors) or len(origins) < len(given):
+        if len({id(each.fake) for each in tensors}) < len(tensors) or len(origins) < len(given):
             raise Untraceable(ASKS_IDENTITY)
         if len(given) > 1:
             self.create_proxy("call_function", guard, (given, "distinct", True, caller()), {})
@@ -271,8 +270,8 @@ class Tracer(fx.Tracer):
         self.check_random()
         self._random.add(name, source)
 
-    def proxy(self, node: fx.Node) -> ShadowProxy:
-        return ShadowProxy(node, self)
+    def proxy(self, node: fx.Node) -> FakeProxy:
+        return FakeProxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
@@ -319,7 +318,7 @@ class Tracer(fx.Tracer):
         args, kwargs = self.unpacked(args), self.unpacked(kwargs)
         objects = holds_objects((args, kwargs))
         given = ((), {}) if objects else (self.create_arg(args), self.create_arg(kwargs))
-        scope = Scope(path, *given, self._open[-1] if self._open else None, objects=objects)
+        scope = ModuleScope(path, *given, self._open[-1] if self._open else None, objects=objects)
         last = next(iter(reversed(self.graph.nodes)))
         overwritten, seen, put_back = len(self._overwritten), self.reads.mark(), putting_back(m)
         entered = self.calls.mark()
@@ -393,9 +392,9 @@ class Tracer(fx.Tracer):
     def placed(self, place: str | None, paths: Sequence[str] = ()) -> Iterator[None]:
         """A block whose nodes come from this line of the user's code (None: the one that runs), which is that
         of the modules at these paths, from the outermost in."""
-        before, self._place, opened = self._place, place, list[Scope]()
+        before, self._place, opened = self._place, place, list[ModuleScope]()
         for path in paths:
-            scope = Scope(path, (), {}, self._open[-1] if self._open else None, objects=True)
+            scope = ModuleScope(path, (), {}, self._open[-1] if self._open else None, objects=True)
             opened.append(scope)
             self._open.append(scope)
         try:
@@ -411,7 +410,7 @@ class Tracer(fx.Tracer):
         proxy = self.create_proxy("call_module", path, args, kwargs)
         if path in self.steps:
             proxy.items[1] = 0.0  # nothing is to read the log-determinant, which the net adds up itself
-        return proxy if proxy.shadow is not None else proxy.held_to_none()
+        return proxy if proxy.fake is not None else proxy.guarded_none()
 
     def pass_checkpoint(self, place: str) -> None:
         self.checkpointed[place] = None
@@ -442,11 +441,11 @@ class Tracer(fx.Tracer):
         """The tree with proxies for containers of tensors replaced by containers of proxies."""
 
         def unpack(leaf: Any) -> Any:
-            if type(leaf) is not ShadowProxy or not holds_tensors(leaf.shadow):
+            if type(leaf) is not FakeProxy or not holds_tensors(leaf.fake):
                 return leaf
-            if isinstance(leaf.shadow, dict):
-                return {key: unpack(leaf[key]) for key in leaf.shadow}
-            return type(leaf.shadow)(unpack(leaf[index]) for index in range(len(leaf.shadow)))
+            if isinstance(leaf.fake, dict):
+                return {key: unpack(leaf[key]) for key in leaf.fake}
+            return type(leaf.fake)(unpack(leaf[index]) for index in range(len(leaf.fake)))
 
         return map_leaves(unpack, tree)
 
@@ -455,7 +454,7 @@ class Tracer(fx.Tracer):
         gone = nodes[nodes.index(last) + 1 :]
         for node in reversed(gone):
             self.graph.erase_node(node)
-            self.shadows.pop(node, None)
+            self.fakes.pop(node, None)
         dead = set(gone)
         self.scopes = [scope for scope in self.scopes if not dead.intersection(scope.nodes)]
         for scope in self._open:
@@ -467,10 +466,10 @@ class Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_arg(self, a: Any) -> Any:
-        if issubclass(type(a), ShadowProxy):
-            if is_tensor(a.shadow) and self._overwritten:
-                place = memory_key(a.shadow)
-                if any(place == key and overlaps(a.shadow, gone) for key, gone in self._overwritten):
+        if is_proxy(a):
+            if is_tensor(a.fake) and self._overwritten:
+                place = memory_key(a.fake)
+                if any(place == key and overlaps(a.fake, gone) for key, gone in self._overwritten):
                     raise Untraceable("a tensor is read after memory that it shares was changed in place")
             return a.node
         if isinstance(a, Tensor) and not isinstance(a, nn.Parameter):
@@ -508,7 +507,7 @@ class Tracer(fx.Tracer):
         name: str | None = None,
         type_expr: Any | None = None,
         proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
-    ) -> ShadowProxy:
+    ) -> FakeProxy:
         if modes() != self.mode:
             raise Untraceable("the gradient mode or autocast is changed inside the forward")
         if kind == "placeholder":
@@ -519,34 +518,34 @@ class Tracer(fx.Tracer):
             args, kwargs = self.unpacked(args), self.unpacked(kwargs)
         target = initialized(target, kwargs)
         target, args, kwargs, changed = out_of_place(kind, target, args, kwargs)
-        if changed is not None and memory_key(changed.shadow) in self._memory:
+        if changed is not None and memory_key(changed.fake) in self._memory:
             what = getattr(target, "__name__", target)
             raise Untraceable(f"{what} edits a parameter or buffer in place")
         given = leaves((args, kwargs))
         if any(is_random_source(leaf) for leaf in given):
             raise Untraceable("a call draws from a generator of its own, which a replay would not wind back")
         tensors = [leaf for leaf in given if stands_for_tensor(leaf)]
-        versions = [proxy.shadow._version for proxy in tensors]
+        versions = [proxy.fake._version for proxy in tensors]
         self.check_random()
-        shadow = self.evaluate(kind, target, args, kwargs)
-        if any(shadow is each.shadow for each in tensors) and self.calls.compares_tensors():
+        fake = self.evaluate(kind, target, args, kwargs)
+        if any(fake is each.fake for each in tensors) and self.calls.compares_tensors():
             raise Untraceable(ASKS_IDENTITY)
         pairs = zip(tensors, versions, strict=True)
-        edited = [proxy for proxy, version in pairs if proxy.shadow._version != version]
+        edited = [proxy for proxy, version in pairs if proxy.fake._version != version]
         if edited:
             copy = self._copy_of(kind, target, edited)
             args, kwargs = replaced((args, kwargs), edited[0], copy)
-            shadow = self.evaluate(kind, target, args, kwargs)
-            if not is_tensor(shadow) or not is_same(shadow, copy.shadow):
+            fake = self.evaluate(kind, target, args, kwargs)
+            if not is_tensor(fake) or not is_same(fake, copy.fake):
                 raise Untraceable(f"{target} edits its input in place and returns something else")
             changed = edited[0]
-        proxy = self._record(kind, target, args, kwargs, name, shadow)
+        proxy = self._record(kind, target, args, kwargs, name, fake)
         if changed is not None:
-            self._overwritten.append((memory_key(changed.shadow), changed.shadow))
-            changed.node, changed.shadow = proxy.node, shadow
+            self._overwritten.append((memory_key(changed.fake), changed.fake))
+            changed.node, changed.fake = proxy.node, fake
         return proxy
 
-    def _renew(self, x: ShadowProxy, key: Any) -> None:
+    def _renew(self, x: FakeProxy, key: Any) -> None:
         """Items of a tensor are about to be assigned: what was changed there by itself is not read any more,
         as in `x[0] += 1`, which changes a view and then assigns it."""
         view = self.evaluate("call_function", operator.getitem, (x, key), {})
@@ -566,18 +565,18 @@ class Tracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         name: str | None,
-        shadow: Any,
-    ) -> ShadowProxy:
+        fake: Any,
+    ) -> FakeProxy:
         proxy: Any = super().create_proxy(kind, target, args, kwargs, name)
-        proxy.shadow = shadow
-        self.shadows[proxy.node] = shadow
+        proxy.fake = fake
+        self.fakes[proxy.node] = fake
         self.where[proxy.node] = caller() if self._place is None else self._place
         self.scope_of[proxy.node] = self._open[-1].path if self._open else ""
         for scope in self._open:
             scope.nodes.append(proxy.node)
         return proxy
 
-    def _copy_of(self, kind: str, target: Any, edited: list[ShadowProxy]) -> ShadowProxy:
+    def _copy_of(self, kind: str, target: Any, edited: list[FakeProxy]) -> FakeProxy:
         """A copy of the tensor that a module edits in place, for it to be called on."""
         if kind != "call_module":
             raise Untraceable(f"{getattr(target, '__name__', target)} edits a tensor in place")

@@ -1,0 +1,322 @@
+"""The functions that run while user code is opened, and what they read from elsewhere.
+
+A trace runs Python code once; a graph knows of it what traced values went through. Each function that opened
+code enters is looked at by its code object (`user_code.py`), before it runs: globals, free variables, default
+values that may change, attributes of classes and environment variables are guarded as the model's attributes
+are (`attribute_reads.py`), at the values that they have. Functions that read a clock are refused.
+
+`is`, `type(...)`, `id(...)` and `callable(...)` see a proxy for what it is and cannot be overloaded. Of the
+functions, the globals of opened code have versions of their own meanwhile. For `is`, tensors that may be one
+tensor are refused where it is asked; numbers and dtypes are no proxies there (`fakes.py`).
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from operator import is_
+from types import CellType, CodeType, FrameType, FunctionType, ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from revgraph.isolation import HEAP_TYPE
+from revgraph.tracing.guards.attribute_reads import AttributeReads
+from revgraph.tracing.guards.fixed_values import CONTAINERS, ENVIRONMENT, MISSING, Cell, same, snapshot
+from revgraph.tracing.guards.random_sources import is_clock
+from revgraph.tracing.proxies import FakeProxy, Untraceable, is_proxy, is_tensor
+from revgraph.tracing.user_code import Chain, CodeFacts, facts_of, is_users, may_compare
+
+ENVIRON: Any = type(os.environ)
+ENVIRON_CODE: CodeType = ENVIRON.__getitem__.__code__
+LIBRARY = sys.stdlib_module_names
+# What torch needs runs in its own functions, which `torch.export` leaves in sight.
+NEEDED = {
+    "typing_extensions",
+    "filelock",
+    "fsspec",
+    "jinja2",
+    "markupsafe",
+    "mpmath",
+    "networkx",
+    "opt_einsum",
+}
+NOT_OPENED = LIBRARY | NEEDED | {"torch", "revgraph", "numpy", "optree", "sympy", "yaml"}
+DESCRIPTORS = (property, classmethod, staticmethod, FunctionType)
+
+
+class CallWatch:
+    """Sees calls of Python functions by the interpreter's profiling hook, and tells `reads` what they read.
+
+    `distinct` hears of traced tensors of which code may ask whether they are one.
+    """
+
+    def __init__(self, reads: AttributeReads, distinct: Callable[[list[FakeProxy]], None]) -> None:
+        self.reads = reads
+        self._distinct = distinct
+        self._start: FrameType | None = None
+        self._entered: dict[CodeType, dict[str, tuple[Any, Any]]] = {}
+        self._cells: dict[int, Cell] = {}
+        self._replaced: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """A block in which calls are seen."""
+        before = sys.getprofile()
+        stop, go_on = getattr(before, "disable", None), getattr(before, "enable", None)
+        if stop is not None:
+            stop()  # a profiler of C's, which cannot be set again by this name
+        self._start = sys._getframe(2)
+        self.resume()
+        try:
+            yield
+        finally:
+            sys.setprofile(None if stop is not None else before)
+            if go_on is not None:
+                go_on()
+            self._start = None
+            for place, added in self._replaced.values():
+                for name, function in added.items():
+                    if place.get(name) is function:
+                        del place[name]
+
+    def resume(self) -> None:
+        """See calls again: an error that the hook raises ends it."""
+        if self._start is not None:
+            sys.setprofile(self._saw)
+
+    def mark(self) -> int:
+        """A point to go back to."""
+        return len(self._entered)
+
+    def forget(self, mark: int) -> None:
+        """Drop the functions entered since: their code was not opened after all."""
+        while len(self._entered) > mark:
+            self._entered.popitem()
+        self.resume()
+
+    def _saw(self, frame: FrameType, event: str, arg: Any) -> None:
+        if event == "call":
+            if not self.reads.is_paused():
+                self._called(frame)
+        elif event == "c_call" and is_clock(arg) and not self.reads.is_paused():
+            name = frame.f_globals.get("__name__", "")
+            if is_opened(name) or (arg is os.urandom and is_opened(_outer_name(frame))):
+                whose = arg.__module__ or getattr(arg.__self__, "__name__", "")
+                raise Untraceable(
+                    f"it reads a clock, {whose}.{arg.__name__}, which a graph would read only once"
+                )
+
+    def _called(self, frame: FrameType) -> None:
+        code = frame.f_code
+        if code is ENVIRON_CODE:
+            if is_opened(_outer_name(frame)):
+                name = frame.f_locals["key"]
+                value = dict(ENVIRONMENT.place).get(name, MISSING)
+                self.reads.read_outside(ENVIRONMENT, name, value, f"os.environ[{name!r}]")
+            return
+        if not is_opened(frame.f_globals.get("__name__", "")):
+            return
+        facts = facts_of(code)
+        for chain in facts.chains:
+            if chain.is_global:
+                self._read_global(chain, frame.f_globals)
+            elif len(chain.attributes) > 0:
+                self._read_class(chain, frame)
+        for name in facts.assigned:
+            if not self._is_running(name, frame):
+                raise Untraceable(f"it assigns the free variable {name!r}, which a graph would not")
+        if facts.free or code.co_argcount or code.co_kwonlyargcount:
+            self._entered.setdefault(code, self._taken(frame, facts))
+        if facts.comparisons:
+            self._check_identities(frame)
+
+    # Globals and classes
+
+    def _read_global(self, chain: Chain, place: dict[str, Any]) -> None:
+        if chain.root in STAND_INS and chain.root not in place:
+            added = self._replaced.setdefault(id(place), (place, {}))[1]
+            place[chain.root] = added[chain.root] = STAND_INS[chain.root]
+            return
+        value = place.get(chain.root, MISSING)
+        if value is MISSING or any(value is each for each in STAND_INS.values()):
+            return
+        self._read(place, chain.root, value, chain.attributes)
+
+    def _read(self, place: dict[str, Any], name: str, value: Any, attributes: tuple[str, ...]) -> None:
+        """A name in a namespace, and what is taken of it where that is a module or a class."""
+        whose = str(place.get("__name__", ""))
+        if not isinstance(value, ModuleType):
+            self.reads.read_outside(self.reads.namespace(place), name, value, f"{whose}.{name}")
+            if isinstance(value, type):
+                self._read_attributes(value, attributes)
+        elif attributes and is_opened(value.__name__):
+            inner = vars(value).get(attributes[0], MISSING)
+            if inner is not MISSING:
+                self._read(vars(value), attributes[0], inner, attributes[1:])
+
+    def _read_attributes(self, kind: type, names: tuple[str, ...]) -> None:
+        """Data among the attributes of a class."""
+        for name in names:
+            if not kind.__flags__ & HEAP_TYPE or not is_opened(kind.__module__) or name.startswith("__"):
+                return
+            value = next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), MISSING)
+            if value is MISSING or isinstance(value, DESCRIPTORS) or hasattr(type(value), "__get__"):
+                return
+            self.reads.read_outside(kind, name, value, f"{kind.__name__}.{name}")
+            if not isinstance(value, type):
+                return
+            kind = value
+
+    def _read_class(self, chain: Chain, frame: FrameType) -> None:
+        """`cls.name`, `self.__class__.name` and `type(self).name`, and free variables that are classes."""
+        if chain.root not in frame.f_locals:
+            return
+        value, names = frame.f_locals[chain.root], chain.attributes
+        if is_proxy(value):
+            return
+        if names[0] == "__class__":
+            value, names = type(value), names[1:]
+        if isinstance(value, type):
+            self._read_attributes(value, names)
+
+    # Free variables and default values: of the functions, which are found when the trace is over
+
+    def _taken(self, frame: FrameType, facts: CodeFacts) -> dict[str, tuple[Any, Any]]:
+        """The free variables that are nobody's who is running, and containers among the arguments."""
+        code, given = frame.f_code, frame.f_locals
+        names = [name for name in facts.free if name in given and not self._is_running(name, frame)]
+        count = code.co_argcount + code.co_kwonlyargcount
+        changeable = [
+            name
+            for name in code.co_varnames[:count]
+            if issubclass(type(given.get(name)), CONTAINERS) and type(given[name]) is not tuple
+        ]
+        return {name: (given[name], snapshot(given[name])) for name in (*names, *changeable)}
+
+    def _is_running(self, name: str, frame: FrameType) -> bool:
+        """Whether a free variable belongs to a call that is under way."""
+        outer = frame.f_back
+        while outer is not None and outer is not self._start:
+            if name in outer.f_code.co_cellvars:
+                return True
+            outer = outer.f_back
+        return False
+
+    def check_unchanged(self, mark: int) -> None:
+        """Refuse code that has changed what its free variables hold, since the mark."""
+        for code, taken in list(self._entered.items())[mark:]:
+            for name, (value, before) in taken.items():
+                if name in code.co_freevars and not same(snapshot(value), before):
+                    raise Untraceable(f"it changes the free variable {name!r}, which it also reads")
+
+    def settle(self) -> None:
+        """Note the free variables and default values that the functions entered so far have read."""
+        entered = {code: taken for code, taken in self._entered.items() if taken}
+        for function in _functions_of(entered):
+            self._read_function(function, entered[function.__code__])
+
+    def _read_function(self, function: FunctionType, taken: Mapping[str, tuple[Any, Any]]) -> None:
+        name = function.__qualname__
+        cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        read = [self._cell(cells[each]) for each in taken if each in cells]
+        values = [value for each, (value, _) in taken.items() if each in cells]
+        if not all(map(is_, (cell.content for cell in read), values)):
+            return  # another function of the same code
+        for cell, value in zip(read, values, strict=True):
+            self.reads.read_outside(cell, "content", value, f"a free variable of {name}")
+        given = {id(value): before for value, before in taken.values()}
+        for which in ("defaults", "kwdefaults"):
+            defaults = getattr(function, f"__{which}__") or ()
+            each = [*(defaults.values() if isinstance(defaults, dict) else defaults)]
+            if not all(same(snapshot(value), given.get(id(value), snapshot(value))) for value in each):
+                raise Untraceable(f"it changes a default value of {name}, which it also reads")
+            if any(id(value) in given for value in each):
+                self.reads.read_outside(self._cell(function), which, defaults, f"a default value of {name}")
+
+    def _cell(self, holder: CellType | FunctionType) -> Cell:
+        return self._cells.setdefault(id(holder), Cell(holder))
+
+    # Identities
+
+    def _check_identities(self, frame: FrameType) -> None:
+        """Before code that compares by `is`: proxies of dtypes and the like become what they stand for."""
+        given, tensors = frame.f_locals, dict[int, FakeProxy]()
+        for name, value in [*given.items()]:
+            if not is_proxy(value):
+                continue
+            if is_tensor(value.fake):
+                tensors[id(value)] = value
+            elif may_compare(frame, type(value.fake)):
+                given[name] = value.guarded_value()
+        if len(tensors) > 1 and may_compare(frame, Tensor):
+            self._distinct([*tensors.values()])
+
+    def compares_tensors(self) -> bool:
+        """Whether code that is running may ask whether two tensors are one."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame is not self._start:
+            if is_opened(frame.f_globals.get("__name__", "")) and may_compare(frame, Tensor):
+                return True
+            frame = frame.f_back
+        return False
+
+
+def is_opened(name: str) -> bool:
+    """Whether a module's code is a user's, and not of Python's own library."""
+    return is_users(name) and name.partition(".")[0] not in NOT_OPENED
+
+
+def _outer_name(frame: FrameType) -> str:
+    """The module of the nearest call that is none of Python's own library."""
+    outer: FrameType | None = frame
+    while outer is not None:
+        name = outer.f_globals.get("__name__", "")
+        if name.partition(".")[0] not in LIBRARY or name == "__main__":
+            return name
+        outer = outer.f_back
+    return ""
+
+
+def _functions_of(codes: Iterable[CodeType]) -> list[FunctionType]:
+    known = [*codes]
+    return [each for each in gc.get_referrers(*known) if isinstance(each, FunctionType)] if known else []
+
+
+class _Asking(type):
+    """The class of `Type`."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if cls is not Type:
+            return type.__call__(cls, *args, **kwargs)
+        if len(args) == 1 and not kwargs:
+            return args[0].guarded_type() if is_proxy(args[0]) else type(args[0])
+        return type(*args, **kwargs)
+
+    def __instancecheck__(cls, thing: Any) -> bool:
+        return isinstance(thing, type) if cls is Type else type.__instancecheck__(cls, thing)
+
+    def __subclasscheck__(cls, kind: Any) -> bool:
+        return issubclass(kind, type) if cls is Type else type.__subclasscheck__(cls, kind)
+
+
+class Type(type, metaclass=_Asking):
+    """`type`, which tells of a proxy the class of what it stands for."""
+
+
+def identity(thing: Any) -> int:
+    """`id`, which no proxy has for what it stands for."""
+    if is_proxy(thing):
+        raise Untraceable("it asks for the id of a traced tensor, which is another one in each call")
+    return id(thing)
+
+
+def is_callable(thing: Any) -> bool:
+    """`callable`, which a tensor is not."""
+    return callable(thing.fake if is_proxy(thing) else thing)
+
+
+STAND_INS: dict[str, Any] = {"type": Type, "id": identity, "callable": is_callable}

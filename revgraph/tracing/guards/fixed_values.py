@@ -1,0 +1,259 @@
+"""What a trace fixed: one thing that opened code read, as it was, and whether it still is.
+
+Most of it is the model's: attributes of modules and of the objects that these hold, which are copied and
+pickled with the model. The rest is `outside` of it: globals, free variables, attributes of classes, the
+environment. Copies share those. A pickled read finds its namespace again by the module's name; what cannot
+be found there by value or by name does not hold any more, and the net's next call is traced.
+"""
+
+from __future__ import annotations
+
+import array
+import copy
+import os
+import sys
+from collections import deque
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from types import BuiltinFunctionType, CellType, FunctionType, MethodType, SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PLAIN = (
+    *(bool, int, float, complex, str, bytes, type(None), range, slice),
+    *(torch.device, torch.Size, torch.dtype, torch.layout, torch.memory_format),
+)
+CONTAINERS = (list, tuple, dict, set, frozenset, deque)
+NAMED = (FunctionType, BuiltinFunctionType, type, property)
+
+
+class MISSING:
+    """Stands for what is not there."""
+
+
+class LOST:
+    """Stands for what a pickle could not hold: nothing is it."""
+
+
+class Namespace:
+    """A module's globals, found again by its name; or the environment, which has none."""
+
+    def __init__(self, name: str, place: MutableMapping[str, Any]) -> None:
+        self.name = name
+        self.place = place
+
+    def __deepcopy__(self, memo: Any) -> Namespace:
+        return self
+
+    def __reduce__(self) -> Any:
+        return namespace_of, (self.name,)
+
+
+def namespace_of(name: str) -> Namespace:
+    """The namespace of that name."""
+    if name == ENVIRONMENT.name:
+        return ENVIRONMENT
+    return Namespace(name, vars(sys.modules[name]) if name in sys.modules else {})
+
+
+ENVIRONMENT = Namespace("", os.environ)
+
+
+class Cell:
+    """A free variable of a function, or its default values: copies of the function share them."""
+
+    def __init__(self, cell: CellType | FunctionType) -> None:
+        self.cell = cell
+
+    @property
+    def content(self) -> Any:
+        if not isinstance(self.cell, CellType):
+            return MISSING
+        try:
+            return self.cell.cell_contents
+        except ValueError:  # it is empty by now
+            return MISSING
+
+    @property
+    def defaults(self) -> Any:
+        return getattr(self.cell, "__defaults__", MISSING)
+
+    @property
+    def kwdefaults(self) -> Any:
+        return getattr(self.cell, "__kwdefaults__", MISSING)
+
+    def __deepcopy__(self, memo: Any) -> Cell:
+        return self
+
+    def __reduce__(self) -> Any:
+        return LOST, ()
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One thing that opened code read: whose, which, and what it was. `path` is how the code wrote it.
+
+    `version` is that of a tensor.
+    """
+
+    owner: Any
+    name: str
+    value: Any
+    path: str
+    version: int = 0
+    outside: bool = False
+
+    def now(self) -> Any:
+        """The thing as it is, in the form that `value` has."""
+        if isinstance(self.owner, Namespace):
+            value = self.owner.place.get(self.name, MISSING)
+        else:
+            value = getattr(self.owner, self.name, MISSING)
+        return snapshot(value) if isinstance(self.value, Snapshot) else value
+
+    def holds(self) -> bool:
+        """Whether it is what it was."""
+        return same(self.now(), self.value)
+
+    def text(self, owner: str) -> str:
+        """The expression that reads it, of the variable of its owner's."""
+        if isinstance(self.owner, Namespace):
+            return f"{owner}({self.name!r}, MISSING)"
+        if self.value is MISSING:
+            return f"getattr({owner}, {self.name!r}, MISSING)"
+        return f"{owner}.{self.name}" if self.name.isidentifier() else f"getattr({owner}, {self.name!r})"
+
+    def asked(self) -> Any:
+        """What stands for the owner in that expression."""
+        return self.owner.place.get if isinstance(self.owner, Namespace) else self.owner
+
+    def __deepcopy__(self, memo: Any) -> Read:
+        if self.outside:
+            return self
+        kind, given = self.__reduce__()
+        return kind(*copy.deepcopy(given, memo))
+
+    def __reduce__(self) -> Any:
+        owner, value = self.owner, self.value
+        if not self.outside:
+            held = version_of(value) == self.version
+            return _read_again, (owner, self.name, value, self.path, held)
+        if not isinstance(owner, (Namespace, type)):
+            owner, value = LOST, LOST
+        elif isinstance(value, NAMED):  # code, which is another process's anyway
+            return _read_by_name, (owner, self.name, self.path)
+        elif not _is_plain(value):
+            value = LOST
+        return Read, (owner, self.name, value, self.path, 0, True)
+
+
+def _read_again(owner: Any, name: str, value: Any, path: str, held: bool) -> Read:
+    """A copied read, whose tensor counts its edits from the start."""
+    return Read(owner, name, value, path, version_of(value) if held else -1)
+
+
+def _read_by_name(owner: Any, name: str, path: str) -> Read:
+    found = Read(owner, name, LOST, path, 0, True)
+    value = found.now()
+    return Read(owner, name, value, path, 0, True) if isinstance(value, NAMED) else found
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The content of a container: kinds and plain leaves by value, everything else by identity."""
+
+    kind: type
+    items: tuple[Any, ...]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Snapshot) or self.kind is not other.kind:
+            return False
+        return len(self.items) == len(other.items) and all(map(same, self.items, other.items))
+
+    __hash__ = None  # pyright: ignore
+
+
+@dataclass(frozen=True, slots=True)
+class EditedTensor:
+    """A tensor in a container, with the number of its edits in place."""
+
+    tensor: Tensor
+    version: int
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, EditedTensor) and self.tensor is other.tensor and self.version == other.version
+        )
+
+    __hash__ = None  # pyright: ignore
+
+    def __reduce__(self) -> Any:
+        return _edited_again, (self.tensor, version_of(self.tensor) == self.version)
+
+
+def _edited_again(tensor: Tensor, held: bool) -> EditedTensor:
+    return EditedTensor(tensor, version_of(tensor) if held else -1)
+
+
+COMPARED = (Snapshot, EditedTensor, MethodType, frozenset)
+
+
+def same(one: Any, two: Any) -> bool:
+    """Whether two things read are the same: plain ones by value and type, others by identity."""
+    if one is two:
+        return True
+    if type(one) is not type(two) or not isinstance(one, (*PLAIN, *COMPARED)):
+        return False
+    return bool(one == two)
+
+
+def snapshot(value: Any, around: tuple[int, ...] = ()) -> Any:
+    """A container's content to compare with later; anything else as it is. It lies in those `around`."""
+    kind = type(value)
+    if issubclass(kind, CONTAINERS):
+        items: Any = value
+        if issubclass(kind, dict):
+            items = [each for pair in dict.items(value) for each in pair]
+        elif issubclass(kind, (set, frozenset)):
+            return Snapshot(kind, (frozenset(value),))
+        if kind not in CONTAINERS and getattr(value, "__dict__", None):
+            items = [*items, *(each for pair in vars(value).items() for each in pair)]
+    elif kind is SimpleNamespace:
+        items = [each for pair in vars(value).items() for each in pair]
+    elif kind.__module__ == "numpy" and kind.__name__ == "ndarray":
+        return Snapshot(kind, (str(value.dtype), str(value.shape), value.tobytes()))
+    elif kind in (bytearray, array.array):
+        return Snapshot(kind, (bytes(value),))
+    else:
+        return value
+    inside = (*around, id(value))
+    return Snapshot(kind, tuple([_item(each, inside) for each in items]))
+
+
+def _item(value: Any, around: tuple[int, ...]) -> Any:
+    kind = type(value)
+    if kind in PLAIN or id(value) in around:
+        return value
+    if issubclass(kind, Tensor) and not issubclass(kind, nn.Parameter):
+        return EditedTensor(value, version_of(value))
+    return snapshot(value, around)
+
+
+def version_of(value: Any) -> int:
+    """How often a tensor was edited in place, as far as that is counted."""
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
+
+
+def is_held_by_value(value: Any) -> bool:
+    """Whether the value of a read is compared by equality."""
+    return isinstance(value, (*PLAIN, MethodType, Snapshot))
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Snapshot):
+        return all(map(_is_plain, value.items))
+    if isinstance(value, frozenset):
+        return all(map(_is_plain, value))
+    return isinstance(value, PLAIN) or value is MISSING

@@ -1,0 +1,94 @@
+"""Generators of random numbers and clocks: what gives something else each time, which no graph may freeze."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import random
+import sys
+import time
+from typing import Any
+
+import torch
+
+
+class RandomSources:
+    """The generators of random numbers that the user's code may draw from, and where they stand.
+
+    Torch's, Python's and numpy's own are among them from the start; those that a model holds are added when
+    they are seen.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, Any] = {}
+        self._states = self._now()
+
+    def add(self, name: str, source: Any) -> None:
+        """Watch another generator from now on."""
+        if all(each is not source for each in self._held.values()):
+            self._held[name] = source
+            self._states[name] = _state_of(source)
+
+    def settle(self) -> None:
+        """Take the states of now: what was drawn until now was drawn by the graph's own calls."""
+        self._states = self._now()
+
+    def drawn(self) -> str:
+        """The name of a generator that was drawn from since; "" for none."""
+        now = self._now()
+        return next((name for name, state in self._states.items() if now[name] != state), "")
+
+    def _now(self) -> dict[str, Any]:
+        states: dict[str, Any] = {
+            "torch's generator": torch.default_generator.get_state().numpy().tobytes(),
+            "Python's random": random.getstate(),
+        }
+        if torch.cuda.is_initialized():
+            for device in range(torch.cuda.device_count()):
+                states[f"the generator of cuda:{device}"] = _state_of(torch.cuda.default_generators[device])
+        numpy = sys.modules.get("numpy.random")
+        states["numpy's random"] = _state_of(numpy.mtrand._rand) if numpy is not None else None
+        states.update((name, _state_of(source)) for name, source in self._held.items())
+        return states
+
+
+# What tells something else each time it is called.
+BUILTIN = type(time.time)
+SILENT = frozenset((time.sleep, time.mktime, time.strptime, time.get_clock_info))
+CLOCKS = frozenset(each for each in vars(time).values() if type(each) is BUILTIN) - SILENT | {os.urandom}
+
+
+def is_clock(thing: Any) -> bool:
+    """Whether a function tells the time."""
+    if type(thing) is not BUILTIN:
+        return False
+    owner = thing.__self__
+    if isinstance(owner, type) and issubclass(owner, datetime.date):
+        return thing.__name__ in ("now", "utcnow", "today")
+    return thing in CLOCKS
+
+
+def is_random_source(thing: Any) -> bool:
+    """Whether a thing is a generator of random numbers, of torch, Python or numpy."""
+    if isinstance(thing, (torch.Generator, random.Random)):
+        return True
+    numpy = sys.modules.get("numpy.random")
+    return numpy is not None and isinstance(thing, (numpy.Generator, numpy.RandomState, numpy.BitGenerator))
+
+
+def _state_of(source: Any) -> Any:
+    if isinstance(source, torch.Generator):
+        return source.get_state().numpy().tobytes()
+    if isinstance(source, random.Random):
+        return source.getstate()
+    bits = getattr(source, "bit_generator", None) or getattr(source, "_bit_generator", source)
+    state = bits.state  # made anew each time it is asked for
+    return repr(state) if not _is_mersenne(state) else _mersenne(state)
+
+
+def _is_mersenne(state: Any) -> bool:
+    return hasattr(state.get("state"), "keys") and "key" in state["state"]
+
+
+def _mersenne(state: Any) -> Any:
+    return state["state"]["key"].tobytes(), state["state"]["pos"]

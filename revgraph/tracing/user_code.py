@@ -1,0 +1,174 @@
+"""The user's code: what a code object tells of its function before it runs, and which line is running.
+
+A graph knows only what traced values went through. What a function takes from elsewhere (globals, free
+variables, attributes of classes) stands in its instructions, and so does what it compares by `is`.
+"""
+
+from __future__ import annotations
+
+import dis
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from types import CodeType, FrameType, ModuleType
+from typing import Any
+
+import torch
+from torch.fx import Proxy
+
+SKIPPED = frozenset(("CACHE", "EXTENDED_ARG", "NOP", "PRECALL", "PUSH_NULL", "COPY_FREE_VARS", "RESUME"))
+ATTRIBUTES = frozenset(("LOAD_ATTR", "LOAD_METHOD"))
+GLOBALS = frozenset(("LOAD_GLOBAL", "LOAD_NAME"))
+FREE = frozenset(("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"))
+CALLS = frozenset(("CALL", "CALL_FUNCTION"))
+# What `is` finds equal of a tensor's metadata; an operand of another kind is compared with none of it.
+IDENTICAL = (bool, torch.dtype, torch.layout, torch.memory_format)
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Something that is loaded, with the attributes taken of it: `Config.depth.first`."""
+
+    root: str
+    attributes: tuple[str, ...]
+    is_global: bool
+    is_constant: bool = False
+    constant: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class CodeFacts:
+    """What a function reads by the names of globals and of its variables, and its comparisons by `is`.
+
+    Of its free variables those are `assigned` that it gives values to. An operand that is more than a `Chain`
+    is None. Comparisons with None are not among them.
+    """
+
+    chains: tuple[Chain, ...]
+    free: tuple[str, ...]
+    comparisons: tuple[tuple[Chain | None, Chain | None], ...]
+    assigned: tuple[str, ...] = ()
+
+
+def may_compare(frame: FrameType, kind: type) -> bool:
+    """Whether running code may compare a thing of this kind by `is`."""
+    comparisons = facts_of(frame.f_code).comparisons
+    return any(all(_may_be(each, frame, kind) for each in pair) for pair in comparisons)
+
+
+def _may_be(chain: Chain | None, frame: FrameType, kind: type) -> bool:
+    """Whether an operand may be of a kind: of constants, globals and free variables it is known."""
+    if chain is None:
+        return True
+    if chain.is_constant:
+        return type(chain.constant) is kind
+    names = frame.f_globals if chain.is_global else frame.f_locals
+    is_fixed = chain.is_global or chain.root in frame.f_code.co_freevars
+    if not is_fixed or chain.root not in names:
+        return True
+    value = names[chain.root]
+    for name in chain.attributes:
+        if not isinstance(value, ModuleType) or not hasattr(value, name):
+            return True
+        value = getattr(value, name)
+    return issubclass(type(value), (kind, Proxy))
+
+
+@lru_cache(maxsize=4096)
+def facts_of(code: CodeType) -> CodeFacts:
+    """The facts of a code object."""
+    instructions = [each for each in dis.get_instructions(code) if each.opname not in SKIPPED]
+    chains: list[Chain] = []
+    ends: dict[int, tuple[int, Chain]] = {}
+    comparisons: list[tuple[Chain | None, Chain | None]] = []
+    place = 0
+    while place < len(instructions):
+        start, name = place, instructions[place].opname
+        if chain := _chain(instructions, place):
+            place += 1 + len(chain.attributes)
+            chains.append(chain)
+            ends[place] = start, chain
+            continue
+        if name == "IS_OP":
+            begins, right = ends.get(place, (-1, None))
+            _, left = ends.get(begins, (-1, None))
+            pair = left, right
+            if not any(each is not None and each.is_constant and each.constant is None for each in pair):
+                comparisons.append(pair)
+        place += 1
+    chains += _types(instructions)
+    found = tuple(dict.fromkeys(each for each in chains if not each.is_constant))
+    free = tuple(name for name in code.co_freevars if name != "__class__")
+    stored = {each.argval for each in instructions if each.opname == "STORE_DEREF"}
+    return CodeFacts(found, free, tuple(comparisons), tuple(name for name in free if name in stored))
+
+
+def _chain(instructions: list[dis.Instruction], place: int) -> Chain | None:
+    """What is loaded from here on, with its attributes."""
+    first = instructions[place]
+    if first.opname == "LOAD_CONST":
+        return Chain("", (), False, True, _comparable(first.argval))
+    by_name = first.opname in GLOBALS or first.opname in FREE or first.opname.startswith("LOAD_FAST")
+    if not by_name or not isinstance(first.argval, str):
+        return None
+    names: list[str] = []
+    for each in instructions[place + 1 :]:
+        if each.opname not in ATTRIBUTES:
+            break
+        names.append(each.argval)
+    return Chain(first.argval, tuple(names), first.opname in GLOBALS)
+
+
+def _comparable(constant: Any) -> Any:
+    """A constant as far as `is` matters; others would make facts unhashable."""
+    return constant if constant is None or isinstance(constant, IDENTICAL) else ...
+
+
+def _types(instructions: list[dis.Instruction]) -> list[Chain]:
+    """What is taken of `type(x)`, as of `x.__class__`."""
+    found: list[Chain] = []
+    for place, each in enumerate(instructions[:-3]):
+        loaded, called = instructions[place + 1], instructions[place + 2]
+        if each.opname not in GLOBALS or each.argval != "type" or called.opname not in CALLS:
+            continue
+        if called.arg == 1 and loaded.opname.startswith("LOAD_FAST") and isinstance(loaded.argval, str):
+            names = tuple(
+                other.argval for other in instructions[place + 3 : place + 4] if other.opname in ATTRIBUTES
+            )
+            found.append(Chain(loaded.argval, ("__class__", *names), False))
+    return found
+
+
+def caller() -> str:
+    """The line of the user's code that is running, as "file.py:12"; for a spec's layer, the spec's line."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if name == "revgraph.specs.networks" and "step" in frame.f_locals:
+            return frame.f_locals["step"].where
+        if is_users(name):
+            return _place(frame.f_code.co_filename, frame.f_lineno)
+        frame = frame.f_back
+    return ""
+
+
+def place_of(error: BaseException) -> str:
+    """The last line of the user's code that an error came through, as " at file.py:12"."""
+    place = ""
+    trace = error.__traceback__
+    while trace is not None:
+        if is_users(trace.tb_frame.f_globals.get("__name__", "")):
+            place = " at " + _place(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
+        trace = trace.tb_next
+    return place
+
+
+def is_users(module: str) -> bool:
+    return not module.startswith(
+        ("torch.", "revgraph.tracing", "revgraph.engine", "revgraph.isolation", "contextlib")
+    )
+
+
+def _place(file: str, line: int) -> str:
+    name = file.replace("\\", "/").rsplit("/", 1)[-1]
+    return f"{name}:{line}"
