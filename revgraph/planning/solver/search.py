@@ -37,9 +37,9 @@ class Limits:
     and the slots. Of all their schedules `judged` are judged first; then, at each of `budgets` from the least
     peak to ordinary autograd, those of as many programmes as `aims` that foresee the least for it come close
     below it. Then the improver looks for less at up to `improved` budgets, with so many `branches`, in
-    programmes that together are no larger than `size`. Lines of at most `stepping` nodes are gone on from
-    by single steps, with as many trials as go over `trials` nodes. Lines of more than `large` nodes have
-    fewer schedules judged, in proportion, but `fewest`.
+    programmes no larger than `largest`, until they are together larger than `size`. Lines of at most
+    `stepping` nodes are gone on from by single steps, with as many trials as go over `trials` nodes. Lines of
+    more than `large` nodes have fewer schedules judged, in proportion, but `fewest`.
     """
 
     once: tuple[tuple[float, int], ...]
@@ -49,6 +49,7 @@ class Limits:
     aims: int
     improved: int
     branches: int
+    largest: int
     size: int
     stepping: int
     trials: int
@@ -65,6 +66,7 @@ LIMITS: dict[Effort, Limits] = {
         aims=1,
         improved=0,
         branches=1,
+        largest=0,
         size=0,
         stepping=0,
         trials=0,
@@ -77,7 +79,8 @@ LIMITS: dict[Effort, Limits] = {
         aims=2,
         improved=8,
         branches=1,
-        size=80_000,
+        largest=1_100_000,
+        size=200_000,
         stepping=30,
         trials=5000,
     ),
@@ -92,6 +95,7 @@ LIMITS: dict[Effort, Limits] = {
         aims=4,
         improved=24,
         branches=20,
+        largest=2_000_000_000,
         size=2_000_000_000,
         stepping=60,
         trials=60_000,
@@ -203,7 +207,9 @@ class _Search:
         limits = self.limits
         if not limits.improved or self.line.count > (SHORT if self.line.is_chain else LARGEST):
             return
-        improver = Improver(self.line.merged, self.pool, self.top, limits.branches, limits.size)
+        improver = Improver(
+            self.line.merged, self.pool, self.top, limits.branches, limits.largest, limits.size
+        )
         improver.improve(self.pool.every.least.peak_bytes)
         improver.improve(self._default_budget())
         improver.shrink()
