@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import enum
 import functools
+import gc
 import io
 import logging
 import os
@@ -55,6 +56,7 @@ class Gain(nn.Module):
 
 
 LOG = logging.getLogger("tests.tracing")
+NOW = time.perf_counter
 
 
 class Logging(nn.Module):
@@ -345,3 +347,31 @@ def test_code_may_log_to_any_stream() -> None:
         assert torch.equal(net(x), model(x))
     finally:
         LOG.removeHandler(handler)
+
+
+class Collecting(nn.Module):
+    """Garbage of it tells the time when it goes, in the middle of the forward."""
+
+    class Garbage:
+        def __del__(self) -> None:
+            time.time()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.Garbage()
+        gc.collect()
+        return x * 2.0
+
+
+def test_what_the_interpreter_calls_in_between_is_none_of_the_models_code() -> None:
+    def tell(phase: str, info: dict[str, int]) -> None:
+        told.append((phase, NOW()))
+
+    told: list[Any] = []
+    gc.callbacks.append(tell)
+    try:
+        model, x = Collecting(), randn(3, 4)
+        net = rg.trace(model, x)
+    finally:
+        gc.callbacks.remove(tell)
+    assert told
+    assert torch.equal(net(x), model(x))

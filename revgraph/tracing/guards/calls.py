@@ -21,7 +21,9 @@ from operator import is_
 from types import CellType, CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 from revgraph.isolation import HEAP_TYPE
 from revgraph.tracing.guards.attribute_reads import AttributeReads
@@ -45,6 +47,8 @@ NEEDED = {
     "opt_einsum",
 }
 NOT_OPENED = LIBRARY | NEEDED | {"torch", "revgraph", "numpy", "optree", "sympy", "yaml"}
+# What stands for tensors where code runs without memory, or in `torch.export`.
+INSTEAD = (FakeTensor, FunctionalTensor)
 DESCRIPTORS = (property, classmethod, staticmethod, FunctionType)
 
 
@@ -58,6 +62,7 @@ class CallWatch:
         self.reads = reads
         self._distinct = distinct
         self._start: FrameType | None = None
+        self._aside: FrameType | None = None
         self._entered: dict[CodeType, dict[str, tuple[Any, Any]]] = {}
         self._cells: dict[int, Cell] = {}
         self._replaced: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
@@ -69,7 +74,7 @@ class CallWatch:
         stop, go_on = getattr(before, "disable", None), getattr(before, "enable", None)
         if stop is not None:
             stop()  # a profiler of C's, which cannot be set again by this name
-        self._start = sys._getframe(2)
+        self._start, self._aside = sys._getframe(2), None
         self.resume()
         try:
             yield
@@ -99,7 +104,12 @@ class CallWatch:
         self.resume()
 
     def _saw(self, frame: FrameType, event: str, arg: Any) -> None:
-        if event == "call":
+        if self._aside is not None:
+            if event == "return" and frame is self._aside:
+                self._aside = None
+        elif event == "call" and _is_by_chance(frame.f_code):
+            self._aside = frame
+        elif event == "call":
             if not self.reads.is_paused():
                 self._called(frame)
         elif event == "c_call" and is_clock(arg) and not self.reads.is_paused():
@@ -270,6 +280,12 @@ def is_opened(name: str) -> bool:
     return is_users(name) and name.partition(".")[0] not in NOT_OPENED
 
 
+def _is_by_chance(code: CodeType) -> bool:
+    """Whether the interpreter calls this at any time, in the middle of other code: the collector's callbacks
+    and what goes with an object."""
+    return code.co_name == "__del__" or any(code is getattr(each, "__code__", None) for each in gc.callbacks)
+
+
 def _outer_name(frame: FrameType) -> str:
     """The module of the nearest call that is none of Python's own library."""
     outer: FrameType | None = frame
@@ -293,7 +309,7 @@ class _Asking(type):
         if cls is not Type:
             return type.__call__(cls, *args, **kwargs)
         if len(args) == 1 and not kwargs:
-            return args[0].guarded_type() if is_proxy(args[0]) else type(args[0])
+            return args[0].guarded_type() if is_proxy(args[0]) else _type_of(args[0])
         return type(*args, **kwargs)
 
     def __instancecheck__(cls, thing: Any) -> bool:
@@ -307,9 +323,16 @@ class Type(type, metaclass=_Asking):
     """`type`, which tells of a proxy the class of what it stands for."""
 
 
+def _type_of(thing: Any) -> type:
+    """The type of a thing, where `torch.export` runs the code, for the tensors that it gives instead."""
+    if isinstance(thing, INSTEAD):
+        return nn.Parameter if isinstance(thing, nn.Parameter) else Tensor
+    return type(thing)
+
+
 def identity(thing: Any) -> int:
-    """`id`, which no proxy has for what it stands for."""
-    if is_proxy(thing):
+    """`id`, which neither a proxy nor a tensor without memory has for what it stands for."""
+    if is_proxy(thing) or isinstance(thing, INSTEAD):
         raise Untraceable("it asks for the id of a traced tensor, which is another one in each call")
     return id(thing)
 
