@@ -7,6 +7,7 @@ returns.
 
     trace           the steps in order, and once more with other means where one way fails
     tracer          runs the forward on proxies, into the modules: an fx.Graph, and what was opened on the way
+    scopes, results its module calls and how one is taken back; the form of what the forward returns
     wiring/         which calls only rearrange tensors; slices that partition a tensor become one call
     find_couplings/ which calls are half-steps `y = x + F(others)` that can be undone; why the others are not
     fold            modules without a coupling become single calls again
