@@ -179,6 +179,11 @@ class Tracer(fx.Tracer):
         proxy.fake = self.fakes.get(node)
         return proxy
 
+    def keep(self, fake: Tensor) -> Tensor:
+        """A fake that lives as long as the trace, so that its memory tells it from others."""
+        self.kept.append(fake)
+        return fake
+
     def _hold_distinct(self, tensors: list[FakeProxy]) -> None:
         """Hold tensors of which code may ask by `is` whether they are one to be several."""
         given = [each for each in tensors if each.node.op == "placeholder"]
