@@ -1,4 +1,19 @@
-"""The tracer: a model's forward run on proxies, into its modules, as an fx.Graph."""
+"""The tracer: a model's forward run on proxies, into its modules, as an fx.Graph.
+
+What differs from `fx.Tracer`, by the methods that it overrides:
+
+- `create_proxy` computes each call's value on fakes at once, and records calls in place as out-of-place ones.
+- `call_module` goes into every module but units (couplings, wiring, boundaries), layers of torch's own, and
+  modules whose hooks forbid it. It is an attempt: what cannot be traced becomes one call (`scopes`). With a
+  path in `exports`, `torch.export` reads the module's code instead.
+- `create_arg` refuses values that a graph would freeze or misread: tensors computed of parameters that were
+  read past their attributes, and tensors whose memory has been overwritten since.
+- `getattr` and `is_leaf_module` as fx means them.
+
+Three watches run meanwhile, and are rolled back with the graph: reads of attributes (`reads`), functions
+entered (`calls`), generators of random numbers (`random`). What the trace knows of each node (`fakes`,
+`where`, `scope_of`) is kept beside the graph, and the later steps of `trace` keep it up to date.
+"""
 
 from __future__ import annotations
 
