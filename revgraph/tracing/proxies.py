@@ -3,7 +3,7 @@
 torch.fx stops at `if x.shape[0] > 1`, `range(len(x))` or `int(x.size(1))`, for a symbol has no truth, length
 or number. Here the value for the example input answers. That fixes one way through the code, so each answer
 is recorded as a call of `guard`, a node of the graph: another input either gives the same answer or is
-refused when the graph runs, before anything wrong is computed. Two kinds of question are never answered so:
+refused when the graph runs. Two kinds of question are never answered so:
 
 - What depends on the numbers in a tensor: they are not known, and another batch would differ.
 - Python's `is`, `type` and `id`, which no class can overload. They are met where they are asked: see
