@@ -19,7 +19,8 @@ from torch.nn.parameter import is_lazy
 from revgraph.expressions import leaves, map_leaves
 from revgraph.tracing.find_couplings.half_steps import HalfStep
 from revgraph.tracing.proxies import holds_tensors, is_tensor
-from revgraph.tracing.tracer import ModuleScope, Tracer
+from revgraph.tracing.scopes import ModuleScope
+from revgraph.tracing.tracer import Tracer
 from revgraph.tracing.wiring.recognize import is_wiring
 
 # Their backward asks for what they returned, or next to nothing: to store what they read gains nothing.

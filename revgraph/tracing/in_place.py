@@ -1,4 +1,10 @@
-"""In-place calls on traced values, and the out-of-place ones that say the same."""
+"""In-place calls on traced values, and the out-of-place ones that say the same.
+
+A graph has values that never change. So `x += y` becomes `x = x + y`: the proxy that the code knows as x
+stands for the new node from then on, and code that reads x later reads that. Other names for the same memory
+(views, aliases) keep their old nodes, which hold what was there before. Where the model would read the
+changed numbers by such a name, the graph would read the old ones: `OverwrittenMemory` refuses these reads.
+"""
 
 from __future__ import annotations
 
@@ -121,3 +127,52 @@ def _twin(function: Any) -> Any:
     if not name.endswith("_") or name.endswith("__"):
         return None
     return getattr(torch, name[:-1], None) or getattr(nn.functional, name[:-1], None)
+
+
+class OverwrittenMemory:
+    """Tensors whose numbers were changed, as they were: nothing that shares memory with them may be read."""
+
+    def __init__(self) -> None:
+        self._gone: list[tuple[int, Tensor]] = []  # with where they lie, which many are asked for
+
+    def add(self, before: Tensor) -> None:
+        self._gone.append((memory_key(before), before))
+
+    def check_read(self, fake: Any) -> None:
+        """Refuse to read a tensor that shares memory with one that was changed."""
+        if not is_tensor(fake) or not self._gone:
+            return
+        place = memory_key(fake)
+        if any(place == key and _overlaps(fake, gone) for key, gone in self._gone):
+            raise Untraceable("a tensor is read after memory that it shares was changed in place")
+
+    def renew(self, view: Any) -> None:
+        """This part of a tensor is about to be assigned, so what was changed there is not read any more.
+
+        As in `x[0] += 1`, which changes a view and then assigns it.
+        """
+        if is_tensor(view):
+            self._gone = [each for each in self._gone if not is_same_view(each[1], view)]
+
+    def mark(self) -> int:
+        """A point to go back to."""
+        return len(self._gone)
+
+    def forget(self, mark: int) -> None:
+        """Drop what was changed since: the code was not traced after all."""
+        del self._gone[mark:]
+
+
+def _overlaps(one: Tensor, two: Tensor) -> bool:
+    """Whether two tensors may share memory. Slices of one tensor along one dimension are told apart."""
+    if memory_key(one) != memory_key(two):
+        return False
+    if one.layout is not torch.strided or two.layout is not torch.strided or one.stride() != two.stride():
+        return True
+    first, second = (one, two) if one.storage_offset() <= two.storage_offset() else (two, one)
+    gap = second.storage_offset() - first.storage_offset()
+    for stride, size in zip(first.stride(), first.shape, strict=True):
+        larger = min((other for other in first.stride() if other > stride), default=None)
+        if stride and gap >= stride * size and gap % stride == 0 and (larger is None or gap < larger):
+            return False
+    return True

@@ -1,4 +1,14 @@
-"""fx proxies that know their value for the example input, and answer Python's questions with it."""
+"""fx proxies that know their value for the example input, and answer Python's questions with it.
+
+torch.fx stops at `if x.shape[0] > 1`, `range(len(x))` or `int(x.size(1))`, for a symbol has no truth, length
+or number. Here the value for the example input answers. That fixes one way through the code, so each answer
+is recorded as a call of `guard`, a node of the graph: another input either gives the same answer or is
+refused when the graph runs. Two kinds of question are never answered so:
+
+- What depends on the numbers in a tensor: they are not known, and another batch would differ.
+- Python's `is`, `type` and `id`, which no class can overload. They are met where they are asked: see
+  `guards/calls.py`. What may be compared by `is` (a dtype, a flag) is given to such code as it is, guarded.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +17,10 @@ import sys
 from types import FrameType
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from revgraph.errors import TraceError
 from revgraph.expressions import leaves
-from revgraph.storages import memory_key
 from revgraph.tracing.user_code import IDENTICAL, caller, is_users, may_compare
 
 
@@ -93,7 +101,7 @@ class FakeProxy(fx.Proxy):
             return QUESTIONS[ask](self.tracer.reads.flag(str(self.node.target), self.fake))
         if self.node.op == "get_attr":
             raise Untraceable(f"the path through the code depends on {self.node.target}")
-        self.tracer.check_random()
+        self.tracer.random.check()
         answer = QUESTIONS[ask](self.fake)
         self.tracer.create_proxy("call_function", guard, (self, ask, answer, caller()), {})
         return answer
@@ -228,21 +236,6 @@ def guard(actual: Any, ask: str, expected: Any, where: str) -> None:
             f"{answer!r} for this one, so the traced path may not be the right one. "
             "Trace the model again with an input like this."
         )
-
-
-def overlaps(one: Tensor, two: Tensor) -> bool:
-    """Whether two tensors may share memory. Slices of one tensor along one dimension are told apart."""
-    if memory_key(one) != memory_key(two):
-        return False
-    if one.layout is not torch.strided or two.layout is not torch.strided or one.stride() != two.stride():
-        return True
-    first, second = (one, two) if one.storage_offset() <= two.storage_offset() else (two, one)
-    gap = second.storage_offset() - first.storage_offset()
-    for stride, size in zip(first.stride(), first.shape, strict=True):
-        larger = min((other for other in first.stride() if other > stride), default=None)
-        if stride and gap >= stride * size and gap % stride == 0 and (larger is None or gap < larger):
-            return False
-    return True
 
 
 def is_proxy(thing: Any) -> bool:

@@ -1,4 +1,19 @@
-"""The tracer: a model's forward run on proxies, into its modules, as an fx.Graph."""
+"""The tracer: a model's forward run on proxies, into its modules, as an fx.Graph.
+
+What differs from `fx.Tracer`, by the methods that it overrides:
+
+- `create_proxy` computes each call's value on fakes at once, and records calls in place as out-of-place ones.
+- `call_module` goes into every module but units (couplings, wiring, boundaries), layers of torch's own, and
+  modules whose hooks forbid it. It is an attempt: what cannot be traced becomes one call (`scopes`). With a
+  path in `exports`, `torch.export` reads the module's code instead.
+- `create_arg` refuses values that a graph would freeze or misread: tensors computed of parameters that were
+  read past their attributes, and tensors whose memory has been overwritten since.
+- `getattr` and `is_leaf_module` as fx means them.
+
+Three watches run meanwhile, and are rolled back with the graph: reads of attributes (`reads`), functions
+entered (`calls`), generators of random numbers (`random`). What the trace knows of each node (`fakes`,
+`where`, `scope_of`) is kept beside the graph, and the later steps of `trace` keep it up to date.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +22,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
-from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any, cast
 
 from torch import Tensor, fx, nn
@@ -17,11 +30,10 @@ from torch.nn.parameter import is_lazy
 
 from revgraph.couplings import Boundary, Coupling
 from revgraph.errors import RevgraphError, TraceError
-from revgraph.expressions import ObjectForm, Register, leaves, map_leaves
-from revgraph.isolation import putting_back
+from revgraph.expressions import leaves, map_leaves
 from revgraph.joint_bijections import Bijection, takes_flags
 from revgraph.storages import memory_key, parts_of
-from revgraph.tracing.arguments import fields_of, holds_objects, is_structured, objects_in
+from revgraph.tracing.arguments import holds_objects
 from revgraph.tracing.evaluator import Evaluator
 from revgraph.tracing.export.capture import export_call
 from revgraph.tracing.guards.attribute_reads import AttributeReads
@@ -30,9 +42,9 @@ from revgraph.tracing.guards.fixed_values import PLAIN
 from revgraph.tracing.guards.random_sources import RandomSources, is_random_source
 from revgraph.tracing.hooks import call_hooks, call_pre_hooks, stays_open
 from revgraph.tracing.in_place import (
+    OverwrittenMemory,
     initialized,
     is_same,
-    is_same_view,
     out_of_place,
     replaced,
     stands_for_tensor,
@@ -48,33 +60,11 @@ from revgraph.tracing.proxies import (
     holds_tensors,
     is_proxy,
     is_tensor,
-    overlaps,
 )
+from revgraph.tracing.results import ResultForms
+from revgraph.tracing.scopes import Attempt, ModuleScope
 from revgraph.tracing.user_code import caller
 from revgraph.wiring import Wiring
-
-
-@dataclass
-class ModuleScope:
-    """One call of a module that the trace went into, within that of its caller: nodes, arguments, results.
-
-    One that takes or returns `objects` of user code stays open: what goes in and out of them is in the graph.
-    """
-
-    path: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    caller: ModuleScope | None = None
-    nodes: list[fx.Node] = field(default_factory=list)
-    result: Any = None
-    checkpoints: bool = False
-    objects: bool = False
-    is_empty: bool = False
-
-    def is_gone(self) -> bool:
-        """Whether its nodes were there and are no more: it became one call."""
-        return not self.is_empty and all(node._erased for node in self.nodes)
-
 
 ASKS_IDENTITY = (
     "it asks by `is` whether two tensors are one, and these may be; compare what they are for (a flag, None)"
@@ -125,22 +115,22 @@ class Tracer(fx.Tracer):
         self.steps: set[str] = set()
         # Copies on which modules are called that edit their input in place: each belongs to that call.
         self.copies: set[fx.Node] = set()
-        self._open: list[ModuleScope] = []
-        self._overwritten: list[tuple[int, Tensor]] = []  # with where they lie, which many are asked for
+        self.open_scopes: list[ModuleScope] = []
+        self.overwritten = OverwrittenMemory()
         self.exports = exports or {}
         self.exported: dict[str, str] = {}
         self.not_exported: dict[str, str] = {}
         self.is_exporting = False
         self._place: str | None = None  # of the code that an exported graph is made of
         self.mode = modes()
-        self._random = RandomSources()
+        self.random = RandomSources()
         self._context = copy_context()
         self.evaluator = Evaluator(model, fake_mode)
         modules = dict(model.named_modules(remove_duplicate=False))
         self.reads = AttributeReads(
             modules,
             lambda: self.evaluator.running,
-            lambda: self._open[-1] if self._open else None,
+            lambda: self.open_scopes[-1] if self.open_scopes else None,
             self._watch_generator,
         )
         self.calls = CallWatch(self.reads, self._hold_distinct)
@@ -156,7 +146,6 @@ class Tracer(fx.Tracer):
         self.origins: dict[str, int] = {}  # the identities of the inputs' own tensors, by name
         self.results: Any = None
         self.given: Any = ()  # the arguments of the model's forward, for what it returns of them
-        self._objects: dict[int, ObjectForm | None] = {}
 
     def run(
         self,
@@ -184,14 +173,14 @@ class Tracer(fx.Tracer):
                     self.calls.watching(),
                 ):
                     results = self.unpacked(call(proxies))
-                    self.check_random()
+                    self.random.check()
                     self.calls.check_unchanged(0)
                     self.calls.settle()
                 self.reads.check_unchanged((0, 0, 0))
-                nodes: list[fx.Node] = []
-                self.results = map_leaves(lambda leaf: self._result(leaf, nodes), results)
-                self.given, self._objects = (), {}  # or what knows the tracer would hold on to the proxies
-                return tuple(self._proxy_of(node) for node in nodes)
+                forms = ResultForms(self, self.given)
+                self.results = map_leaves(forms.form_of, results)
+                self.given = ()  # or what knows the tracer would hold on to the proxies
+                return tuple(self._proxy_of(node) for node in forms.nodes)
 
             forward.__annotations__ = {}
             return forward, [model]
@@ -205,48 +194,10 @@ class Tracer(fx.Tracer):
         proxy.fake = self.fakes.get(node)
         return proxy
 
-    def _result(self, leaf: Any, nodes: list[fx.Node]) -> Any:
-        """A result's place among the graph's outputs; constants stay what they are."""
-        if not isinstance(leaf, (fx.Proxy, Tensor)):
-            if is_structured(leaf):
-                return self._object(leaf, nodes)
-            if type(leaf).__module__ not in ("builtins", "torch") and not isinstance(leaf, Enum):
-                raise Untraceable(
-                    f"it returns a {type(leaf).__name__}; return tensors, tuples, lists or dicts"
-                )
-            return leaf
-        argument = self.create_arg(leaf)
-        if not isinstance(argument, fx.Node):
-            return argument
-        nodes.append(argument)
-        return Register(len(nodes) - 1)
-
-    def _object(self, made: Any, nodes: list[fx.Node]) -> ObjectForm:
-        """The form of an object that the forward made, such as a cache of keys and values."""
-        known = self._objects.get(id(made), self)
-        if known is None:
-            raise Untraceable(f"it returns a {type(made).__name__} that holds itself")
-        if isinstance(known, ObjectForm):
-            return known
-        if id(made) in objects_in((self.given, [vars(module) for module in self.root.modules()])):
-            raise Untraceable(
-                f"it returns a {type(made).__name__} that it was given or that the model holds; return its "
-                "tensors, or a new one"
-            )
-        number = len(self._objects) + 1
-        self._objects[id(made)] = None
-        fields = self.unpacked(fields_of(made))
-        fields = map_leaves(lambda leaf: self._result(leaf, nodes), fields)
-        form = self._objects[id(made)] = ObjectForm(type(made), fields, number)
-        return form
-
-    def check_random(self) -> None:
-        """Refuse random numbers that the user's code drew by itself: a graph would draw them only once."""
-        if drawn := self._random.drawn():
-            raise Untraceable(
-                f"random numbers are drawn from {drawn} outside of any traced tensor, so a graph would draw "
-                "them only once. Draw them like a traced tensor (torch.randn_like), or give them as an input"
-            )
+    def keep(self, fake: Tensor) -> Tensor:
+        """A fake that lives as long as the trace, so that its memory tells it from others."""
+        self.kept.append(fake)
+        return fake
 
     def _hold_distinct(self, tensors: list[FakeProxy]) -> None:
         """Hold tensors of which code may ask by `is` whether they are one to be several."""
@@ -267,8 +218,8 @@ class Tracer(fx.Tracer):
         return next((each.name for each in changed if not isinstance(each.get(), PLAIN)), "")
 
     def _watch_generator(self, name: str, source: Any) -> None:
-        self.check_random()
-        self._random.add(name, source)
+        self.random.check()
+        self.random.add(name, source)
 
     def proxy(self, node: fx.Node) -> FakeProxy:
         return FakeProxy(node, self)
@@ -295,7 +246,7 @@ class Tracer(fx.Tracer):
     @property
     def is_in_network(self) -> bool:
         """Whether the trace is inside a network of bijections."""
-        callers = [self.root, *(self.root.get_submodule(scope.path) for scope in self._open)]
+        callers = [self.root, *(self.root.get_submodule(scope.path) for scope in self.open_scopes)]
         return any(isinstance(each, Bijection) for each in callers)
 
     def call_module(
@@ -314,15 +265,13 @@ class Tracer(fx.Tracer):
             )
         if self.is_leaf_module(m, path):
             return self._called(path, args, kwargs)
-        self.check_random()  # here, or a draw of the code around it would be taken for the module's
+        self.random.check()  # here, or a draw of the code around it would be taken for the module's
         args, kwargs = self.unpacked(args), self.unpacked(kwargs)
         objects = holds_objects((args, kwargs))
         given = ((), {}) if objects else (self.create_arg(args), self.create_arg(kwargs))
-        scope = ModuleScope(path, *given, self._open[-1] if self._open else None, objects=objects)
-        last = next(iter(reversed(self.graph.nodes)))
-        overwritten, seen, put_back = len(self._overwritten), self.reads.mark(), putting_back(m)
-        entered = self.calls.mark()
-        self._open.append(scope)
+        scope = ModuleScope(path, *given, self.open_scopes[-1] if self.open_scopes else None, objects=objects)
+        attempt = Attempt.begin(self, m)
+        self.open_scopes.append(scope)
         try:
             self.reads.open(m)
             if m._forward_hooks or m._forward_pre_hooks:
@@ -336,20 +285,14 @@ class Tracer(fx.Tracer):
                     result = forward(*args, **kwargs)
             if m._forward_hooks:
                 self._call_hooks(call_hooks, path, m, args, kwargs, self.unpacked(result))
-            self.check_random()
-            self.reads.check_unchanged(seen)
-            self.calls.check_unchanged(entered)
+            self.random.check()
+            attempt.check_unchanged()
             scope.objects = objects or holds_objects(result)
             scope.result = None if scope.objects else self.create_arg(self.unpacked(result))
         except RevgraphError:
             raise
         except Exception as error:
-            put_back()  # what the code has noted are traced values, which nothing but a trace can use
-            self._roll_back(last)
-            del self._overwritten[overwritten:]
-            self.reads.forget(seen)
-            self.calls.forget(entered)
-            self._random.settle()
+            attempt.roll_back()
             self.opaque[path] = self.exports.get(path, f"{type(error).__name__}: {error}")
             if variable and isinstance(error, CollectingHooks):
                 raise  # what has set it is farther out
@@ -357,7 +300,7 @@ class Tracer(fx.Tracer):
                 raise
             return self._called(path, args, kwargs)
         finally:
-            self._open.pop()
+            self.open_scopes.pop()
         self.scopes.append(scope)
         return result
 
@@ -394,15 +337,17 @@ class Tracer(fx.Tracer):
         of the modules at these paths, from the outermost in."""
         before, self._place, opened = self._place, place, list[ModuleScope]()
         for path in paths:
-            scope = ModuleScope(path, (), {}, self._open[-1] if self._open else None, objects=True)
+            scope = ModuleScope(
+                path, (), {}, self.open_scopes[-1] if self.open_scopes else None, objects=True
+            )
             opened.append(scope)
-            self._open.append(scope)
+            self.open_scopes.append(scope)
         try:
             yield
         finally:
             self._place = before
             for scope in reversed(opened):
-                self._open.remove(scope)
+                self.open_scopes.remove(scope)
                 self.scopes.append(scope)
 
     def _called(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -414,7 +359,7 @@ class Tracer(fx.Tracer):
 
     def pass_checkpoint(self, place: str) -> None:
         self.checkpointed[place] = None
-        for scope in self._open:
+        for scope in self.open_scopes:
             scope.checkpoints = True
 
     def _call_hooks(self, call: Any, path: str, module: nn.Module, *given: Any) -> None:
@@ -449,17 +394,6 @@ class Tracer(fx.Tracer):
 
         return map_leaves(unpack, tree)
 
-    def _roll_back(self, last: fx.Node) -> None:
-        nodes = list(self.graph.nodes)
-        gone = nodes[nodes.index(last) + 1 :]
-        for node in reversed(gone):
-            self.graph.erase_node(node)
-            self.fakes.pop(node, None)
-        dead = set(gone)
-        self.scopes = [scope for scope in self.scopes if not dead.intersection(scope.nodes)]
-        for scope in self._open:
-            scope.nodes = [node for node in scope.nodes if node not in dead]
-
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if self.evaluator.running or self.is_exporting:
             return attr_val
@@ -467,13 +401,10 @@ class Tracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         if is_proxy(a):
-            if is_tensor(a.fake) and self._overwritten:
-                place = memory_key(a.fake)
-                if any(place == key and overlaps(a.fake, gone) for key, gone in self._overwritten):
-                    raise Untraceable("a tensor is read after memory that it shares was changed in place")
+            self.overwritten.check_read(a.fake)
             return a.node
         if isinstance(a, Tensor) and not isinstance(a, nn.Parameter):
-            self.check_random()
+            self.random.check()
             if all(a is not buffer for buffer in self.root.buffers()):
                 if self._follows_from_own(a):
                     raise ReadPastAttributes(
@@ -513,7 +444,7 @@ class Tracer(fx.Tracer):
         if kind == "placeholder":
             return self._record(kind, target, args, kwargs, name, None)
         if target is operator.setitem and stands_for_tensor(args[0]):
-            self._renew(args[0], args[1])
+            self.overwritten.renew(self.evaluate("call_function", operator.getitem, args[:2], {}))
         if target is not operator.getitem and target is not getattr:
             args, kwargs = self.unpacked(args), self.unpacked(kwargs)
         target = initialized(target, kwargs)
@@ -526,7 +457,7 @@ class Tracer(fx.Tracer):
             raise Untraceable("a call draws from a generator of its own, which a replay would not wind back")
         tensors = [leaf for leaf in given if stands_for_tensor(leaf)]
         versions = [proxy.fake._version for proxy in tensors]
-        self.check_random()
+        self.random.check()
         fake = self.evaluate(kind, target, args, kwargs)
         if any(fake is each.fake for each in tensors) and self.calls.compares_tensors():
             raise Untraceable(ASKS_IDENTITY)
@@ -541,22 +472,15 @@ class Tracer(fx.Tracer):
             changed = edited[0]
         proxy = self._record(kind, target, args, kwargs, name, fake)
         if changed is not None:
-            self._overwritten.append((memory_key(changed.fake), changed.fake))
+            self.overwritten.add(changed.fake)
             changed.node, changed.fake = proxy.node, fake
         return proxy
-
-    def _renew(self, x: FakeProxy, key: Any) -> None:
-        """Items of a tensor are about to be assigned: what was changed there by itself is not read any more,
-        as in `x[0] += 1`, which changes a view and then assigns it."""
-        view = self.evaluate("call_function", operator.getitem, (x, key), {})
-        if is_tensor(view):
-            self._overwritten = [each for each in self._overwritten if not is_same_view(each[1], view)]
 
     def evaluate(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
             return self.evaluator.evaluate(kind, target, args, kwargs)
         finally:
-            self._random.settle()
+            self.random.settle()
 
     def _record(
         self,
@@ -571,8 +495,8 @@ class Tracer(fx.Tracer):
         proxy.fake = fake
         self.fakes[proxy.node] = fake
         self.where[proxy.node] = caller() if self._place is None else self._place
-        self.scope_of[proxy.node] = self._open[-1].path if self._open else ""
-        for scope in self._open:
+        self.scope_of[proxy.node] = self.open_scopes[-1].path if self.open_scopes else ""
+        for scope in self.open_scopes:
             scope.nodes.append(proxy.node)
         return proxy
 

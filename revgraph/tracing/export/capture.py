@@ -107,7 +107,7 @@ class _ExportedCall:
         self.tracer.reads.gradient_mode(torch.is_grad_enabled())
         given, proxies = self._without_proxies((args, kwargs))
         program = self._exported(given, [proxy.fake for proxy in proxies])
-        self.tracer.check_random()
+        self.tracer.random.check()
         for module, forward in self.opened:
             self.tracer.reads.open(module, forward)
         return filled(self.result, GraphRecorder(self.tracer, self.path, self.calls, program).run(proxies))
@@ -236,7 +236,7 @@ class _ExportedCall:
         self.is_paused = True
         try:
             with _disable_current_modes(), torch._C.DisableTorchFunction():
-                self.tracer.check_random()
+                self.tracer.random.check()
                 with self.tracer.fake_mode or nullcontext():
                     blank = [_blank(each) for each in given]
                 examples = filled(places, blank)

@@ -33,7 +33,7 @@ from revgraph.tracing.find_couplings.draw_order import in_draw_order
 from revgraph.tracing.find_couplings.flow import Flow, on_streams
 from revgraph.tracing.find_couplings.half_steps import HalfStep, HalfStepSearch, readings_of
 from revgraph.tracing.find_couplings.readings import Reading, readings
-from revgraph.tracing.tracer import ModuleScope
+from revgraph.tracing.scopes import ModuleScope
 
 
 def find_half_steps(

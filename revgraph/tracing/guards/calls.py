@@ -7,7 +7,7 @@ are (`attribute_reads.py`), at the values that they have. Functions that read a 
 
 `is`, `type(...)`, `id(...)` and `callable(...)` see a proxy for what it is and cannot be overloaded. Of the
 functions, the globals of opened code have versions of their own meanwhile. For `is`, tensors that may be one
-tensor are refused where it is asked; numbers and dtypes are no proxies there (`fakes.py`).
+tensor are refused where it is asked; numbers and dtypes are no proxies there (`proxies.py`).
 """
 
 from __future__ import annotations

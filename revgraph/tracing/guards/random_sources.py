@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from revgraph.tracing.proxies import Untraceable
+
 
 class RandomSources:
     """The generators of random numbers that the user's code may draw from, and where they stand.
@@ -32,6 +34,14 @@ class RandomSources:
     def settle(self) -> None:
         """Take the states of now: what was drawn until now was drawn by the graph's own calls."""
         self._states = self._now()
+
+    def check(self) -> None:
+        """Refuse random numbers that the user's code drew by itself: a graph would draw them only once."""
+        if drawn := self.drawn():
+            raise Untraceable(
+                f"random numbers are drawn from {drawn} outside of any traced tensor, so a graph would draw "
+                "them only once. Draw them like a traced tensor (torch.randn_like), or give them as an input"
+            )
 
     def drawn(self) -> str:
         """The name of a generator that was drawn from since; "" for none."""

@@ -7,7 +7,6 @@ user's that are to be tried. Only `trace` calls `lower`.
     packing         streams of a bijection side by side in one value, and apart again
     graph_builder   the nodes, values and operations written so far, with their names
     expressions     traced calls as an `Expression`, the form in which programs run them
-    items           the tensors taken out of what a call returns
 
 The order of the trace is kept, but for one thing: what reads a further result of a coupling's function waits
 until that coupling is written.

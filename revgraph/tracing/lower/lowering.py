@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+import torch
 from torch import Tensor, fx, nn
 
 from revgraph.couplings import Additive, Coupling
-from revgraph.expressions import Call, Expression, Register, expression, fill, leaves, map_leaves, taken_apart
+from revgraph.expressions import Expression, expression, fill, leaves, map_leaves
 from revgraph.graph import Graph, Node, verify
 from revgraph.joint_bijections import Bijection, Packing, flat
 from revgraph.program import Arithmetic, BijectionLaw, CouplingLaw, Law, Named, Operation, Program
-from revgraph.rearrangements import Packed, Rearrangement, Unpacked, WiringModule
+from revgraph.rearrangements import Rearrangement, WiringModule
 from revgraph.tracing.arguments import signature_of
 from revgraph.tracing.find_couplings.check_inverses import CouplingExample
 from revgraph.tracing.find_couplings.half_steps import HalfStep
@@ -30,11 +31,15 @@ from revgraph.tracing.lower.expressions import (
     verb,
 )
 from revgraph.tracing.lower.graph_builder import GraphBuilder
-from revgraph.tracing.lower.items import items_of, path_to, take_all
+from revgraph.tracing.lower.packing import Packer, why_no_streams
+from revgraph.tracing.proxies import holds_tensors
 from revgraph.tracing.tracer import Tracer
 from revgraph.tracing.wiring.recognize import is_wiring, rearrangement
 from revgraph.tracing.wiring.slices import cut, cut_up
 from revgraph.wiring import Wiring
+
+# What carries no tensors, though it may have attributes.
+PLAIN = (Tensor, int, float, bool, str, type(None), torch.dtype, torch.device, torch.Size, slice)
 
 
 def lower(
@@ -96,8 +101,10 @@ class _Lowering:
     builder: GraphBuilder
     findings: CouplingReport
     done: set[fx.Node] = field(default_factory=set)
-    packed: dict[tuple[str, ...], tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     examples: list[CouplingExample] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.packer = Packer(self.tracer, self.builder)
 
     def write(self) -> Any:
         """Write every node down; returns the form of the results."""
@@ -127,7 +134,7 @@ class _Lowering:
         places = {each: name for each, name in zip(output.all_input_nodes, names, strict=True)}
         given: Any = output.args[0]
         results = fill(self.tracer.results, [places[each] for each in given])
-        self._drop_unread_unpacking(results)
+        self.packer.drop_unread(results)
         returned = dict.fromkeys(leaf.name for leaf in leaves(results) if isinstance(leaf, Named))
         values = self.builder.only_values(tuple(returned))
         self.builder.nodes.append(Node(self.builder.unique("output"), "output", values, ()))
@@ -235,7 +242,7 @@ class _Lowering:
         form = self.tracer.evaluator.evaluate("call_function", module.form_for, call, {})
         streams, others = given[: form.streams], given[form.streams :]
         made = result if isinstance(result, tuple) else (result,)
-        if reason := _no_streams(streams, (others, conditions), fakes, made):
+        if reason := why_no_streams(streams, (others, conditions), fakes, made):
             return reason
         term, extras = expression((), 0, ()), ()
         if others or conditions:
@@ -244,17 +251,17 @@ class _Lowering:
         before = Packing.of([fakes[stream] for stream in streams])
         after = Packing.of(made, before)
         names = tuple(self.builder.name_of(stream) for stream in streams)
-        target = self._pack(path, names, before, node)
+        target = self.packer.pack(path, names, before, node)
         reads = tuple(self.builder.name_of(extra) for extra in extras)
         name = self.builder.unique(path or type(module).__name__.lower())
         like = fakes[streams[0]]
-        self.builder.add_value(name, self._kept(like.new_empty((len(like), *before.size))))
-        spoken = (target,) if names in self.packed else names
+        self.builder.add_value(name, self.tracer.keep(like.new_empty((len(like), *before.size))))
+        spoken = (target,) if self.packer.holds(names) else names
         text = f"{path}({', '.join((*spoken, *self.builder.only_values(reads)))})"
         law = BijectionLaw(path, form, before, after)
         self.builder.add_coupling(name, target, term, reads, law, path, text, where[node])
         self._note_example(name, law, term, target, extras)
-        outputs = self._unpack(name, after, node)
+        outputs = self.packer.unpack(name, after, node)
         self.done.update(taken)
         if isinstance(result, tuple):
             self.builder.names.update((item, outputs[cast("int", item.args[1])]) for item in items)
@@ -271,64 +278,13 @@ class _Lowering:
         where = self.builder.nodes[-1].where
         self.examples.append(CouplingExample(name, where, term, law, values[target], given))
 
-    def _pack(self, path: str, streams: tuple[str, ...], packing: Packing, node: fx.Node) -> str:
-        """The value in which these streams lie side by side: made by a wiring, unless there is one."""
-        if len(streams) == 1 and packing.side_by_side:
-            return streams[0]
-        name, size = self.packed.get(streams, ("", ()))
-        if size == packing.size:
-            return name
-        name = self.builder.unique(f"{path}.pack")
-        like = self.builder.fakes[streams[0]]
-        self.builder.add_value(name, self._kept(like.new_empty((len(like), *packing.size))))
-        count = len(streams)
-        call = Call("function", packing.pack, tuple(map(Register, range(count))), {}, count, ())
-        run = expression((call,), count, (count,))
-        text, where = f"pack({', '.join(streams)})", self.tracer.where.get(node, "")
-        self.builder.nodes.append(Node(name, "wiring", streams, (name,), expression=text, where=where))
-        self.builder.operations.append(Operation(name, run, streams, (name,), rearrangement=Packed(packing)))
-        return name
-
-    def _unpack(self, packed: str, packing: Packing, node: fx.Node) -> tuple[str, ...]:
-        """The streams that lie in a value, taken out of it by a wiring; one alone may be that value."""
-        fake = self.builder.fakes[packed]
-        if len(packing.sizes) == 1 and packing.side_by_side:
-            return (packed,)
-        name = self.builder.unique(f"{packed}.unpack")
-        outputs = tuple(
-            self.builder.add_value(self.builder.unique(f"{packed}.{index}"), self._kept(view))
-            for index, view in enumerate(packing.unpack(fake))
-        )
-        run = taken_apart(packing.unpack, 1, len(outputs))
-        text, where = f"unpack({packed})", self.tracer.where.get(node, "")
-        self.builder.nodes.append(Node(name, "wiring", (packed,), outputs, expression=text, where=where))
-        self.builder.operations.append(
-            Operation(name, run, (packed,), outputs, rearrangement=Unpacked(packing))
-        )
-        self.packed[outputs] = (packed, tuple(fake.shape[1:]))
-        return outputs
-
-    def _drop_unread_unpacking(self, results: Any) -> None:
-        """Leave streams side by side that one bijection takes from another."""
-        builder = self.builder
-        read = {name for operation in builder.operations for name in (*operation.reads, operation.target)}
-        read |= {leaf.name for leaf in leaves(results) if isinstance(leaf, Named)}
-        for outputs in self.packed:
-            if read.isdisjoint(outputs):
-                builder.remove(outputs)
-
-    def _kept(self, fake: Tensor) -> Tensor:
-        """A fake that lives as long as the trace, so that its memory tells it from others."""
-        self.tracer.kept.append(fake)
-        return fake
-
     def _mark_additive(self) -> None:
         """Note of the coupling written last that joining its target and term saves nothing."""
         self.builder.nodes[-1] = replace(self.builder.nodes[-1], additive=True)
 
     def _fake_like(self, stream: fx.Node) -> Tensor:
         """A fake of its own for a half-step's output, which has its target's form."""
-        return self._kept(self.tracer.fakes[stream].new_empty(self.tracer.fakes[stream].shape))
+        return self.tracer.keep(self.tracer.fakes[stream].new_empty(self.tracer.fakes[stream].shape))
 
     def _call(self, node: fx.Node) -> None:
         """A call that is no half-step: a boundary, a wiring, or one that only makes numbers."""
@@ -348,7 +304,7 @@ class _Lowering:
         if node.target is cut:
             node.target = cut_up  # a graph relies on it that the parts cover the whole; a function F does not
         whole = rearranges and isinstance(fakes.get(node), (tuple, list))
-        outputs = take_all(node, self.graph, fakes) if whole else items_of(node, fakes)
+        outputs = _take_all(node, self.graph, fakes) if whole else _items_of(node, fakes)
         copies = [each for each in node.all_input_nodes if each in self.tracer.copies]
         given = [
             read
@@ -356,7 +312,7 @@ class _Lowering:
             for read in (each.all_input_nodes if each in copies else [each])
         ]
         inputs = tuple(dict.fromkeys(other for other in given if other.op != "get_attr"))
-        chain = dict.fromkeys(step for output in outputs for step in path_to(output, node))
+        chain = dict.fromkeys(step for output in outputs for step in _path_to(output, node))
         self.done.update(chain)
         run = expression_of((*copies, node, *chain), inputs, outputs, self.tracer.where)
         reads = tuple(self.builder.name_of(other) for other in inputs)
@@ -402,22 +358,36 @@ class _Lowering:
         return f"{scope}.{name}" if scope else name
 
 
-def _no_streams(
-    streams: list[Any],
-    conditions: Any,
-    fakes: Mapping[fx.Node, Any],
-    made: tuple[Tensor, ...],
-) -> str:
-    """Why a bijection that was called on these cannot be undone; "" where it can."""
-    if not all(isinstance(each, fx.Node) and each.op != "get_attr" for each in streams):
-        return "a stream is a parameter, a buffer or a constant, which nothing takes back"
-    if len(set(streams)) < len(streams):
-        return "one value is given as two streams"
-    if set(streams) & {leaf for leaf in leaves(conditions) if isinstance(leaf, fx.Node)}:
-        return "it reads a stream as a condition too"
-    every = [*(fakes[each] for each in streams), *made]
-    if len({each.dtype for each in every}) > 1 or len({each.device for each in every}) > 1:
-        return "its streams are of several dtypes or devices"
-    if any(not each.ndim for each in every) or len({len(each) for each in every}) > 1:
-        return "its streams have different numbers of samples (dimension 0)"
-    return ""
+def _items_of(node: fx.Node, fakes: Mapping[fx.Node, Any]) -> tuple[fx.Node, ...]:
+    """The node itself, or the items that are read of it where it is a container of tensors."""
+    if not _is_container(fakes.get(node)):
+        return (node,)
+    taken = [user for user in node.users if user.target is operator.getitem or user.target is getattr]
+    found = [item for user in taken for item in _items_of(user, fakes)]
+    return tuple(dict.fromkeys(found)) or (node,)
+
+
+def _take_all(node: fx.Node, graph: fx.Graph, fakes: MutableMapping[fx.Node, Any]) -> tuple[fx.Node, ...]:
+    """Every item of a tuple of tensors in its order; those that nothing reads are added to the graph."""
+    fake = fakes[node]
+    taken = {cast("int", user.args[1]): user for user in node.users if user.target is operator.getitem}
+    for index in range(len(fake)):
+        if index not in taken:
+            with graph.inserting_after(node):
+                taken[index] = graph.call_function(operator.getitem, (node, index))
+            fakes[taken[index]] = fake[index]
+    return tuple(taken[index] for index in range(len(fake)))
+
+
+def _path_to(item: fx.Node, node: fx.Node) -> list[fx.Node]:
+    """The calls that lead from a node to an item of it."""
+    path: list[fx.Node] = []
+    while item is not node:
+        path.insert(0, item)
+        item = cast("fx.Node", item.args[0])
+    return path
+
+
+def _is_container(fake: Any) -> bool:
+    """Whether a result is a container of tensors, or an object that may carry some."""
+    return holds_tensors(fake) or not (isinstance(fake, PLAIN) or not hasattr(fake, "__dict__"))
