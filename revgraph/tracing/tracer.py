@@ -199,7 +199,7 @@ class Tracer(fx.Tracer):
             return forward, [model]
 
         self.create_args_for_root = arguments
-        with patched(self.evaluator, self.pass_checkpoint, self.reads.gradient_mode):
+        with patched(self.evaluator, self.pass_checkpoint, self.reads.gradient_mode, self.reads.autocast):
             return self.trace(model)
 
     def _proxy_of(self, node: fx.Node) -> FakeProxy:
