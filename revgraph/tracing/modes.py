@@ -30,13 +30,16 @@ def modes() -> tuple[Any, ...]:
     )
 
 
-_LEFT = ContextVar("autocast was left", default=False)
+DEVICES = ("cpu", "cuda")
+_LEFT: ContextVar[tuple[str, ...]] = ContextVar("the devices for which autocast was left", default=())
 
 
 @contextmanager
 def without_autocast() -> Iterator[None]:
     """A block in full precision, whatever is around it."""
-    left = _LEFT.set(is_autocast_around())
+    left = _LEFT.set(
+        tuple(each for each in DEVICES if each in _LEFT.get() or torch.is_autocast_enabled(each))
+    )
     try:
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             yield
@@ -44,6 +47,19 @@ def without_autocast() -> Iterator[None]:
         _LEFT.reset(left)
 
 
+@contextmanager
+def autocast_around() -> Iterator[None]:
+    """A block to ask for autocast in: as it was before it was left."""
+    left = [each for each in _LEFT.get() if not torch.is_autocast_enabled(each)]
+    for device in left:
+        torch.set_autocast_enabled(device, True)
+    try:
+        yield
+    finally:
+        for device in left:
+            torch.set_autocast_enabled(device, False)
+
+
 def is_autocast_around() -> bool:
     """Whether autocast is on, or was before it was left for this block."""
-    return _LEFT.get() or any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
+    return bool(_LEFT.get()) or any(map(torch.is_autocast_enabled, DEVICES))

@@ -18,6 +18,7 @@ from torch.utils import checkpoint
 
 from revgraph.expressions import apply_function, leaves
 from revgraph.tracing.evaluator import Evaluator
+from revgraph.tracing.guards.torch_state import AUTOCAST
 from revgraph.tracing.proxies import Untraceable, is_proxy, is_tensor
 from revgraph.tracing.user_code import caller, is_users
 
@@ -36,7 +37,10 @@ LIMITS = ("finfo", "iinfo")
 
 @contextmanager
 def patched(
-    evaluator: Evaluator, checkpointed: Callable[[str], None], gradient_mode: Callable[[bool], bool]
+    evaluator: Evaluator,
+    checkpointed: Callable[[str], None],
+    gradient_mode: Callable[[bool], bool],
+    autocast: Callable[[str, tuple[Any, ...]], Any],
 ) -> Iterator[None]:
     """While user code is traced:
 
@@ -44,6 +48,7 @@ def patched(
     - factories like `torch.zeros`, `torch.as_tensor`, and `autograd.Function`s, are recorded
       when they are given a proxy;
     - `gradient_mode` hears of it where the code asks for the gradient mode, which may be another one later;
+    - `autocast` answers where the code asks for autocast, or is about to change it;
     - `torch.utils.checkpoint` calls its function and no more, and so do Functions that are told how to
       undo theirs, for the plan takes their place. The name of `checkpoint` may have been imported anywhere,
       so what it calls is patched: `checkpointed` hears the places.
@@ -60,7 +65,14 @@ def patched(
         passing = _passing(checkpoint._checkpoint_without_reentrant_generator, evaluator, checkpointed)
         stack.enter_context(patch.object(checkpoint, "_checkpoint_without_reentrant_generator", passing))
         asked = torch.is_grad_enabled
-        stack.enter_context(patch.object(torch, "is_grad_enabled", _telling(asked, evaluator, gradient_mode)))
+        tell: Any = lambda: gradient_mode(asked())  # noqa: E731
+        stack.enter_context(patch.object(torch, "is_grad_enabled", _telling(asked, evaluator, tell)))
+        for name in AUTOCAST:
+            asked_of = getattr(torch, name)
+            telling = _telling(asked_of, evaluator, partial(_answer, autocast, name))
+            stack.enter_context(patch.object(torch, name, telling))
+        enter = _entering(torch.autocast.__enter__, evaluator, autocast)
+        stack.enter_context(patch.object(torch.autocast, "__enter__", enter))
         stack.enter_context(patch.object(torch._dynamo.config, "error_on_nested_fx_trace", False))
         yield
 
@@ -175,12 +187,35 @@ def _inputs_of_reversible(args: tuple[Any, ...]) -> tuple[Any, ...] | None:
 
 
 def _telling(
-    original: Callable[[], bool], evaluator: Evaluator, gradient_mode: Callable[[bool], bool]
-) -> Callable[[], bool]:
-    def ask() -> bool:
+    original: Callable[..., Any], evaluator: Evaluator, tell: Callable[..., Any]
+) -> Callable[..., Any]:
+    """A question about torch's state that `tell` answers where user code asks."""
+
+    def ask(*args: Any, **kwargs: Any) -> Any:
         asking = sys._getframe(1).f_globals.get("__name__", "")
-        if evaluator.running or asking.startswith(("torch.", "revgraph.")):
-            return original()
-        return gradient_mode(original())
+        if evaluator.running or f"{asking}.".startswith(("torch.", "revgraph.")):
+            return original(*args, **kwargs)
+        return tell(*args, **kwargs)
 
     return ask
+
+
+def _answer(autocast: Callable[[str, tuple[Any, ...]], Any], name: str, *args: Any, **kwargs: Any) -> Any:
+    return autocast(name, (*args, *kwargs.values()))  # of which there is one, the device's type
+
+
+def _entering(original: Any, evaluator: Evaluator, autocast: Callable[[str, tuple[Any, ...]], Any]) -> Any:
+    """The start of an autocast block, which is another one where autocast is on around it."""
+
+    def enter(block: Any) -> Any:
+        asking = sys._getframe(1).f_globals.get("__name__", "")
+        # Those of torch's own are decorators and older names of the same.
+        inside = asking.startswith("torch.") and "amp" not in asking
+        if evaluator.running or inside or asking.startswith("revgraph."):
+            return original(block)
+        device = block.device
+        if autocast("is_autocast_enabled", (device,)) and not torch.is_autocast_enabled(device):
+            raise Untraceable("it changes autocast, which is on around the call")
+        return original(block)
+
+    return enter

@@ -40,6 +40,7 @@ from revgraph.tracing.guards.attribute_reads import AttributeReads
 from revgraph.tracing.guards.calls import CallWatch
 from revgraph.tracing.guards.fixed_values import PLAIN
 from revgraph.tracing.guards.random_sources import RandomSources, is_random_source
+from revgraph.tracing.guards.substitutions import OwnState
 from revgraph.tracing.hooks import call_hooks, call_pre_hooks, stays_open
 from revgraph.tracing.in_place import (
     OverwrittenMemory,
@@ -134,6 +135,7 @@ class Tracer(fx.Tracer):
             self._watch_generator,
         )
         self.calls = CallWatch(self.reads, self._hold_distinct)
+        self.own_state = OwnState(modules.values())
         self._parameters = parameters
         self.parameter_paths = frozenset(parameters.values())
         own = (*model.parameters(), *model.buffers())
@@ -186,7 +188,7 @@ class Tracer(fx.Tracer):
             return forward, [model]
 
         self.create_args_for_root = arguments
-        with patched(self.evaluator, self.pass_checkpoint, self.reads.gradient_mode):
+        with patched(self.evaluator, self.pass_checkpoint, self.reads.gradient_mode, self.reads.autocast):
             return self.trace(model)
 
     def _proxy_of(self, node: fx.Node) -> FakeProxy:
@@ -263,7 +265,12 @@ class Tracer(fx.Tracer):
                 f"it sets the context variable {variable!r}, which hooks in {path} may put things into: a "
                 "graph would call them when it is not set"
             )
-        if self.is_leaf_module(m, path):
+        is_leaf = self.is_leaf_module(m, path)
+        if place := self.own_state.substituted(m, path, tensors_only=not is_leaf):
+            raise Untraceable(
+                f"it calls {path} with something else in place of {place}, which is not its own"
+            )
+        if is_leaf:
             return self._called(path, args, kwargs)
         self.random.check()  # here, or a draw of the code around it would be taken for the module's
         args, kwargs = self.unpacked(args), self.unpacked(kwargs)
@@ -353,6 +360,7 @@ class Tracer(fx.Tracer):
     def _called(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of a module as one call; None where it gave None, which code asks for with `is`."""
         proxy = self.create_proxy("call_module", path, args, kwargs)
+        self.own_state.renew(self.root.get_submodule(path))
         if path in self.steps:
             proxy.items[1] = 0.0  # nothing is to read the log-determinant, which the net adds up itself
         return proxy if proxy.fake is not None else proxy.guarded_none()

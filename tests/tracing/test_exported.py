@@ -268,3 +268,77 @@ def test_a_net_is_copied_and_pickled_with_what_was_exported() -> None:
     net = rg.trace(model, randn(3, 4))
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         equal_runs(other, copy.deepcopy(model), randn(3, 4, seed=8))
+
+
+class Substituting(nn.Module):
+    """Couplings that call layers which hold something else than their own meanwhile."""
+
+    def __init__(self, call: Any, layers: nn.ModuleList) -> None:
+        super().__init__()
+        self.call, self.layers, self.other = call, layers, linear(seed=30)
+
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        for layer in self.layers:
+            a, b = b, a + self.call(self, layer, b).tanh()
+        return a, b
+
+
+def with_own_weight_assigned(net: Any, layer: Any, x: Tensor) -> Tensor:
+    own = layer._parameters["weight"]
+    layer._parameters["weight"] = net.other.weight
+    try:
+        return layer(x)
+    finally:
+        layer._parameters["weight"] = own
+
+
+def with_other_rate(net: Any, layer: Any, x: Tensor) -> Tensor:
+    own, layer.p = layer.p, 0.5
+    try:
+        return layer(x)
+    finally:
+        layer.p = own
+
+
+SUBSTITUTED: dict[str, tuple[Any, Any]] = {
+    "computed": (
+        lambda net, f, x: torch.func.functional_call(f, {"weight": f.weight * 2}, (x,)),
+        linear,
+    ),
+    "another layer's": (
+        lambda net, f, x: torch.func.functional_call(f, dict(net.other.named_parameters()), (x,)),
+        linear,
+    ),
+    "a part's": (
+        lambda net, f, x: torch.func.functional_call(f, {"0.weight": net.other.weight * 3}, (x,)),
+        lambda: nn.Sequential(linear(seed=7), nn.Tanh()),
+    ),
+    "a buffer": (
+        lambda net, f, x: torch.func.functional_call(f, {"running_mean": f.running_mean + 1}, (x,)),
+        lambda: nn.BatchNorm1d(4).double().eval(),
+    ),
+    "assigned": (with_own_weight_assigned, linear),
+    "a setting": (with_other_rate, lambda: nn.Dropout(0.2)),
+}
+
+
+@pytest.mark.parametrize("case", SUBSTITUTED)
+def test_a_module_called_with_what_is_not_its_own_computes_with_that(case: str) -> None:
+    call, layer = SUBSTITUTED[case]
+    model = Substituting(call, nn.ModuleList([layer(), layer()]))
+    net = agree(model, randn(3, 4), randn(3, 4, seed=1), couplings=2)
+    with torch.no_grad():
+        net.other.weight.mul_(2)
+        model.other.weight.copy_(net.other.weight)
+    equal_runs(net, copy.deepcopy(model), randn(3, 4), randn(3, 4, seed=1))
+
+
+def with_rate_for_good(net: Any, layer: Any, x: Tensor) -> Tensor:
+    layer.p = 0.0
+    return layer(x)
+
+
+def test_a_setting_that_code_gives_to_a_layer_for_good_is_refused() -> None:
+    model = Substituting(with_rate_for_good, nn.ModuleList([nn.Dropout(0.9), nn.Dropout(0.9)]))
+    with pytest.raises(rg.TraceError, match=r"calls layers\.0 with something else in place of layers\.0\.p"):
+        rg.trace(model, randn(3, 4), randn(3, 4, seed=1))

@@ -7,8 +7,8 @@ memory. Its graph becomes part of the trace:
 - A module that the code calls with plain trees of tensors is one operator for export, `revgraph::call`, and
   in the trace a call of the module itself, which is then traced like any other. So its parameters, running
   statistics, random numbers and hooks stay its own. So does a call of an `autograd.Function`, whose backward
-  export would lose. Other modules (given a cache, say, or called in another mode) are gone through, and
-  their operators grouped under them.
+  export would lose. Other modules (given a cache, say, called in another mode, or with other parameters than
+  their own) are gone through, and their operators grouped under them.
 - The remaining operators are calls of `operators.py`, in the modes that the code switched to.
 - What export makes constants of is held to what it was: attributes that the code read, as in every trace;
   shapes, strides, dtypes and numbers by the forms of the inputs and of the model's own tensors
@@ -45,6 +45,7 @@ from revgraph.tracing.arguments import objects_in
 from revgraph.tracing.export.recording import CALL, LIBRARY, CapturedCall, GraphRecorder
 from revgraph.tracing.export.tensor_places import Place, all_leaves, filled, is_plain, is_same, mapped, placed
 from revgraph.tracing.guards.attribute_reads import attributes_of
+from revgraph.tracing.guards.substitutions import OwnState
 from revgraph.tracing.modes import modes
 from revgraph.tracing.patches import passed_through
 from revgraph.tracing.proxies import Untraceable, is_proxy
@@ -102,6 +103,7 @@ class _ExportedCall:
     opened: list[tuple[nn.Module, Any]] = field(default_factory=list)
     is_paused: bool = False
     own_tensors: Callable[[], AbstractContextManager[None]] = nullcontext
+    own_state: OwnState = field(default_factory=lambda: OwnState(()))
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.tracer.reads.gradient_mode(torch.is_grad_enabled())
@@ -151,6 +153,7 @@ class _ExportedCall:
             [(each, attributes_of(each)) for each in self.module.modules()],
         )
         seen = self.tracer.reads.mark()
+        self.own_state = OwnState(self.tracer.root.modules())
         with _Questions(), _as_if_eager():
             result = module(*args, **kwargs)
         # Now, for export puts back what was assigned.
@@ -199,8 +202,10 @@ class _ExportedCall:
         if self.is_paused:
             return forward(*args, **kwargs)
         path = self.tracer.reads.paths[id(module)]
-        if modes() == self.tracer.mode and is_plain((args, kwargs)):
+        is_own = not self.own_state.substituted(module, path)
+        if is_own and modes() == self.tracer.mode and is_plain((args, kwargs)):
             made = self._capture("call_module", path, module, args, kwargs)
+            self.own_state.renew(module)
             if made is not None:
                 return made[0]
         if hooked:

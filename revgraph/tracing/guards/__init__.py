@@ -10,6 +10,8 @@ this and rolls it back together with the graph (`mark` and `forget`).
     guards            all of these as one generated function; forms of tensors; modules and hooks
     settings          attributes that are None until the first forward settles them
     random_sources    generators of random numbers and clocks, which a graph must not turn into constants
+    torch_state       torch's global state, which code asks for by functions
+    substitutions     modules called while they hold other tensors than their own
 
 Why so much is watched. Tracing runs Python code once. Whatever this code took from elsewhere than its traced
 arguments is a constant of the graph from then on, and a later call with another value would silently compute

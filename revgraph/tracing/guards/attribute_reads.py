@@ -43,7 +43,8 @@ from revgraph.tracing.guards.fixed_values import (
 from revgraph.tracing.guards.guards import Forms, Guards
 from revgraph.tracing.guards.random_sources import is_clock, is_random_source
 from revgraph.tracing.guards.settings import Setting, Settings, setting_of
-from revgraph.tracing.modes import GRADIENT_MODE
+from revgraph.tracing.guards.torch_state import TORCH_STATE, call_text
+from revgraph.tracing.modes import GRADIENT_MODE, modes
 from revgraph.tracing.proxies import Untraceable, is_proxy
 from revgraph.tracing.user_code import is_users
 
@@ -79,6 +80,7 @@ class AttributeReads:
     _proxied: dict[int, nn.Module] = field(default_factory=dict)
     _patched: dict[type, Any] = field(default_factory=dict)
     _stack: ExitStack = field(default_factory=ExitStack)
+    _modes: tuple[Any, ...] = field(default_factory=modes)
 
     def __post_init__(self) -> None:
         self.paths = {id(module): path for path, module in reversed([*self.modules.items()])}
@@ -184,6 +186,20 @@ class AttributeReads:
         self._keep(GRADIENT_MODE, "is_enabled", enabled, "torch.is_grad_enabled()")
         self.asked_gradient_mode = True
         return enabled
+
+    def torch_state(self, text: str) -> Any:
+        """What torch tells of its global state by this call, which the code made.
+
+        Autocast that the code has switched on itself follows from the code.
+        """
+        value = getattr(TORCH_STATE, text)
+        if modes()[2:] == self._modes[2:]:
+            self._keep(TORCH_STATE, text, value, f"torch.{text}")
+        return value
+
+    def autocast(self, name: str, args: tuple[Any, ...]) -> Any:
+        """What the code asked of autocast."""
+        return self.torch_state(call_text(name, args))
 
     def _watch_class(self, kind: type) -> None:
         original: Any = getattr(kind, "__getattribute__", None)

@@ -29,6 +29,7 @@ from revgraph.isolation import HEAP_TYPE
 from revgraph.tracing.guards.attribute_reads import AttributeReads
 from revgraph.tracing.guards.fixed_values import CONTAINERS, ENVIRONMENT, MISSING, Cell, same, snapshot
 from revgraph.tracing.guards.random_sources import is_clock
+from revgraph.tracing.guards.torch_state import ASKS_AUTOCAST, GETTERS
 from revgraph.tracing.proxies import FakeProxy, Untraceable, is_proxy, is_tensor
 from revgraph.tracing.user_code import Chain, CodeFacts, facts_of, is_users, may_compare
 
@@ -112,7 +113,19 @@ class CallWatch:
         elif event == "call":
             if not self.reads.is_paused():
                 self._called(frame)
-        elif event == "c_call" and is_clock(arg) and not self.reads.is_paused():
+        elif event == "c_call" and not self.reads.is_paused():
+            self._called_builtin(frame, arg)
+
+    def _called_builtin(self, frame: FrameType, arg: Any) -> None:
+        """A function of C's is about to run: refuse clocks, and note what is asked of torch's state."""
+        if arg in ASKS_AUTOCAST and is_opened(frame.f_globals.get("__name__", "")):
+            raise Untraceable(
+                f"it asks for autocast by a name of its own for torch.{ASKS_AUTOCAST[arg]}; call it as "
+                f"torch.{ASKS_AUTOCAST[arg]}"
+            )
+        if arg in GETTERS and is_opened(_asking_name(frame)):
+            self.reads.torch_state(GETTERS[arg])
+        if is_clock(arg):
             name = frame.f_globals.get("__name__", "")
             if is_opened(name) or (arg is os.urandom and is_opened(_outer_name(frame))):
                 whose = arg.__module__ or getattr(arg.__self__, "__name__", "")
@@ -292,6 +305,17 @@ def _outer_name(frame: FrameType) -> str:
     while outer is not None:
         name = outer.f_globals.get("__name__", "")
         if name.partition(".")[0] not in LIBRARY or name == "__main__":
+            return name
+        outer = outer.f_back
+    return ""
+
+
+def _asking_name(frame: FrameType) -> str:
+    """The module of the code that asks torch for its state, by functions around those of C's."""
+    outer: FrameType | None = frame
+    while outer is not None:
+        name = outer.f_globals.get("__name__", "")
+        if name not in ("torch", "revgraph.tracing.patches") and not name.startswith("torch.backends"):
             return name
         outer = outer.f_back
     return ""
