@@ -46,7 +46,7 @@ NEEDED = {
     "opt_einsum",
 }
 NOT_OPENED = LIBRARY | NEEDED | {"torch", "revgraph", "numpy", "optree", "sympy", "yaml"}
-DESCRIPTORS = (property, classmethod, staticmethod, FunctionType)
+METHODS = (classmethod, staticmethod, FunctionType)
 
 
 class CallWatch:
@@ -135,6 +135,9 @@ class CallWatch:
             return
         facts = facts_of(code)
         for chain in facts.chains:
+            if chain.attributes[-1:] == ("__getattribute__",):
+                whose = ".".join((chain.root, *chain.attributes))
+                raise Untraceable(f"it reads attributes by {whose}, where nothing sees it; write getattr")
             if chain.is_global:
                 self._read_global(chain, frame.f_globals)
             elif len(chain.attributes) > 0:
@@ -172,12 +175,14 @@ class CallWatch:
                 self._read(vars(value), attributes[0], inner, attributes[1:])
 
     def _read_attributes(self, kind: type, names: tuple[str, ...]) -> None:
-        """Data among the attributes of a class."""
+        """Data and methods among the attributes of a class."""
         for name in names:
             if not kind.__flags__ & HEAP_TYPE or not is_opened(kind.__module__) or name.startswith("__"):
                 return
             value = next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), MISSING)
-            if value is MISSING or isinstance(value, DESCRIPTORS) or hasattr(type(value), "__get__"):
+            if isinstance(value, METHODS):
+                value = getattr(kind, name)
+            elif value is MISSING or hasattr(type(value), "__get__"):
                 return
             self.reads.read_outside(kind, name, value, f"{kind.__name__}.{name}")
             if not isinstance(value, type):
@@ -333,7 +338,8 @@ class Type(type, metaclass=_Asking):
 
 def identity(thing: Any) -> int:
     """`id`, which no proxy has for what it stands for."""
-    if is_proxy(thing):
+    # In an export, traced tensors are such of torch's own.
+    if is_proxy(thing) or type(thing).__module__.startswith("torch._subclasses"):
         raise Untraceable("it asks for the id of a traced tensor, which is another one in each call")
     return id(thing)
 
