@@ -148,7 +148,7 @@ def test_a_result_that_is_put_into_an_argument_is_refused(kind: Any) -> None:
         rg.trace(Puts(), randn(3, 4), into)
 
 
-class Letter(str, enum.Enum):  # noqa: UP042  (which Python 3.10 has not)
+class Letter(str, enum.Enum):
     A = "a"
 
 
