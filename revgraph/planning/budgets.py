@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import re
 import warnings
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import get_args
+from contextlib import suppress
+from typing import SupportsIndex, get_args
 
 from revgraph.errors import BudgetError, PlanError
 from revgraph.graph import Graph
@@ -124,15 +126,16 @@ def knee(plans: Sequence[Plan]) -> Plan:
     return max(plans, key=below)
 
 
-def parse_bytes(budget: int | str) -> int:
+def parse_bytes(budget: SupportsIndex | str) -> int:
     """Bytes from a number or from text such as "300 MiB"; KiB is 1,024 bytes and KB is 1,000.
 
     Raises:
         PlanError: it is neither, or not above 0.
     """
     count: float | None = None
-    if isinstance(budget, int) and not isinstance(budget, bool):
-        count = budget
+    if not isinstance(budget, (bool, str)):
+        with suppress(TypeError):
+            count = operator.index(budget)  # of numpy's whole numbers, too
     elif isinstance(budget, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([a-z]*)\s*", budget.replace(",", "").lower())
         if match is not None and (match[2] or "b") in UNITS:
@@ -151,7 +154,8 @@ def check_budget(budget: int | str) -> None:
     Raises:
         PlanError: it is neither bytes nor a share nor "least".
     """
-    if budget != LEAST and not (isinstance(budget, str) and SHARE.fullmatch(budget)):
+    share = SHARE.fullmatch(budget) if isinstance(budget, str) else None
+    if budget != LEAST and (share is None or not float(share[1])):
         parse_bytes(budget)
 
 

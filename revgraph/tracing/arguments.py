@@ -150,6 +150,8 @@ def read_form(form: Any, given: Any, place: str, found: dict[str, Any]) -> None:
             extra = sorted(_differences(form, given)) if isinstance(given, dict) else []
             where = f"differs in {', '.join(extra)}" if extra else f"is {_text(given)}"
             raise TraceError(f"{place} {where} from what was traced; {AGAIN}")
+        if place != "the call" and [*form] != [*given]:  # code may go through them
+            raise TraceError(f"{place} has its keys in another order than in the trace; {AGAIN}")
         for key, item in form.items():
             read_form(item, given[key], f"{key!r}" if place == "the call" else f"{place}[{key!r}]", found)
         return
@@ -228,7 +230,9 @@ def _walk(tree: Any, place: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
 
 def _is_equal(form: Any, given: Any) -> bool:
     try:
-        return given is form or bool(given == form)
+        if given is form or type(given) is not type(form):  # True is no 1, and a string enum no string
+            return given is form
+        return repr(given) == repr(form) if isinstance(form, float) else bool(given == form)
     except Exception:  # arrays, and what cannot be compared
         return False
 

@@ -9,6 +9,7 @@ import pickle
 import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -104,7 +105,7 @@ def test_impossible_budget_names_the_least_bytes_and_the_node(graph: rg.Graph) -
     ("text", "count"),
     [
         (1, 1), ("1", 1), ("300 MiB", 300 * MIB), ("1.5 GB", 1_500_000_000), ("2kb", 2000),
-        (" 4 KiB ", 4096), ("1,024 B", 1024), (".5 gib", 2**29),
+        (" 4 KiB ", 4096), ("1,024 B", 1024), (".5 gib", 2**29), (np.int64(5000), 5000),
     ],
 )  # fmt: skip
 def test_bytes_are_read(text: int | str, count: int) -> None:
@@ -112,7 +113,8 @@ def test_bytes_are_read(text: int | str, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [0, -1, True, 1.5, None, "", "MiB", "3 parsecs", "1e400", "-3 MB", "0 B", [1]]
+    "wrong",
+    [0, -1, True, 1.5, None, "", "MiB", "3 parsecs", "1e400", "-3 MB", "0 B", [1], "0%", np.float64(5)],
 )
 def test_wrong_budget_is_an_error(wrong: Any) -> None:
     with pytest.raises(rg.PlanError, match="is no budget: give bytes as a whole number above 0"):

@@ -134,6 +134,14 @@ class Shrinking(Wrong):
         return y[:, :1]
 
 
+class NearlyRight(rg.Coupling):
+    def couple(self, x: Tensor, term: Tensor) -> Tensor:
+        return x + term
+
+    def uncouple(self, y: Tensor, term: Tensor) -> Tensor:
+        return y - 0.999 * term
+
+
 class Right(rg.Coupling):
     def couple(self, x: Tensor, term: Tensor) -> Tensor:
         return x * term.sigmoid() + term
@@ -156,6 +164,12 @@ def test_a_wrong_inverse_is_refused_with_its_name() -> None:
     assert caught.value.node == "block.f"
     assert "test_findings.py:" in str(caught.value)
     assert "Mend uncouple" in str(caught.value)
+
+
+def test_an_inverse_in_double_precision_is_held_to_more_digits() -> None:
+    model = Net(lambda net, a, b: net.block(a, b), block=NearlyRight(mlp(), mlp(seed=1)))
+    with pytest.raises(rg.CouplingError, match=r"does not undo couple \(off by 0\.\d+ %\)"):
+        rg.trace(model, *pair())
 
 
 UNFIT = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import weakref
 from collections import UserDict
 from typing import Any, NamedTuple
@@ -145,3 +146,33 @@ def test_a_result_that_is_put_into_an_argument_is_refused(kind: Any) -> None:
     into: Any = Plain(randn(3), randn(3)) if kind is Plain else kind()
     with pytest.raises(rg.TraceError, match="puts a result into its argument into"):
         rg.trace(Puts(), randn(3, 4), into)
+
+
+class Letter(str, enum.Enum):
+    A = "a"
+
+
+FACTOR = torch.full((1,), 2.0, dtype=torch.double)
+ALIKE: dict[str, tuple[Any, Any, Any]] = {
+    "a flag and a number": (lambda given: 2.0 if given is True else 3.0, True, 1),
+    "a string and an enum": (lambda given: 2.0 if type(given) is str else 3.0, "a", Letter.A),
+    "the order of keys": (
+        lambda given: next(iter(given.values())),
+        {"x": FACTOR, "y": FACTOR * 2},
+        {"y": FACTOR * 2, "x": FACTOR},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ALIKE)
+def test_arguments_that_compare_equal_are_not_the_same(case: str) -> None:
+    factor, first, second = ALIKE[case]
+
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor, given: Any) -> Tensor:
+            return torch.sin(x) * factor(given)
+
+    net, x = rg.trace(Scaled(), randn(3, 4), first), randn(3, 4, seed=2)
+    for given in (first, second, first):
+        torch.testing.assert_close(net(x, given), Scaled()(x, given), rtol=0, atol=0)
+    assert len(net._forms) == 2

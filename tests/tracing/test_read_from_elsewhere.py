@@ -10,6 +10,7 @@ import functools
 import gc
 import io
 import logging
+import math
 import os
 import pickle
 import time
@@ -83,6 +84,16 @@ def pieces(model: Any, x: Tensor) -> Any:
         yield model.f(x) * weight
 
 
+class Helper:
+    @staticmethod
+    def gain() -> float:
+        return 2.0
+
+    @classmethod
+    def gain_of(cls) -> float:
+        return 2.0
+
+
 def is_training(model: nn.Module) -> bool:
     return model.training
 
@@ -118,6 +129,7 @@ class Model(nn.Module):
         self.f, self.body = linear(), body
         self.listed, self.configs, self.slotted = [Gain()], [Config()], Slotted()
         self.nested, self.modules_in_lists = {"a": {"b": Config()}}, [[nn.ReLU()]]
+        self.factor, self.zero, self.zeros, self.nan = 2.0, 0.0, [0.0], math.nan
         self.watched = weakref.ref(CONFIG)
         self.number, self.bytes, self.tensors = np.float32(2), bytearray(b"\2"), [randn(4)]
         self.register_parameter("free", None)
@@ -139,6 +151,7 @@ def as_at_first() -> Any:
     Settings.scale, Model.factors, Model.gain = 1.5, (3.0,), property(lambda self: 2.0)  # pyright: ignore
     scaled.__defaults__[0]["scale"] = 2.0  # pyright: ignore
     remembered.cache_clear()
+    Helper.gain, Helper.gain_of = staticmethod(lambda: 2.0), classmethod(lambda cls: 2.0)  # pyright: ignore
 
 
 def put(name: str, value: Any) -> Callable[[Any], None]:
@@ -221,6 +234,28 @@ CASES: dict[str, tuple[Callable[[Any, Tensor], Any], Callable[[Any], Any]]] = {
         lambda net, x: net.f(x) if net.shift is None else net.f(x) + net.shift,
         lambda net: let(shift=randn(4))(net),
     ),
+    "all attributes": (lambda net, x: net.f(x) * vars(net)["factor"], let(factor=4.0)),
+    "attributes by name": (lambda net, x: net.f(x) * net.__dict__.get("factor"), let(factor=4.0)),
+    "attribute that comes": (lambda net, x: net.f(x) if "extra" in vars(net) else x, let(extra=4.0)),
+    "attributes of an object": (
+        lambda net, x: net.f(x) * vars(net.configs[0])["scale"],
+        lambda net: let(scale=7.0)(net.configs[0]),
+    ),
+    "sign of zero": (lambda net, x: net.f(x) * math.copysign(2.0, net.zero), let(zero=-0.0)),
+    "sign of a listed zero": (
+        lambda net, x: net.f(x) * math.copysign(2.0, net.zeros[0]),
+        lambda net: net.zeros.__setitem__(0, -0.0),
+    ),
+    "no number": (lambda net, x: net.f(x) * (2.0 if math.isnan(net.nan) else net.nan), let(nan=3.0)),
+    "static method": (
+        lambda net, x: net.f(x) * Helper.gain(),
+        lambda net: let(gain=staticmethod(lambda: 5.0))(Helper),
+    ),
+    "class method": (
+        lambda net, x: net.f(x) * Helper.gain_of(),
+        lambda net: let(gain_of=classmethod(lambda cls: 5.0))(Helper),
+    ),
+    "mode of a layer": (lambda net, x: net.f(x) * (2.0 if net.f.training else 3.0), lambda net: net.f.eval()),
     "mode in a helper": (lambda net, x: net.f(x) * 2 if is_training(net) else x, lambda net: net.eval()),
 }
 
@@ -242,6 +277,15 @@ def test_a_change_of_what_is_read_from_elsewhere_is_followed(
     equal_runs(copied, copied._model, x)
     for name in ("RG_TEST", "RG_THERE", "RG_GOT"):
         monkeypatch.delenv(name, raising=False)
+
+
+def test_an_attribute_that_is_no_number_is_no_other_one_in_the_next_call() -> None:
+    model, x = Model(lambda net, x: net.f(x) * (2.0 if math.isnan(net.nan) else 3.0)), randn(3, 4)
+    net = rg.trace(model, x)
+    for _ in range(2):
+        model.nan = float("nan")
+        equal_runs(net, model, x)
+    assert len(net._forms) == 1
 
 
 def factory(scale: float) -> tuple[Any, Any]:
@@ -319,6 +363,10 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "list that grows": (counting(), "changes the free variable 'calls'"),
     "variable assigned": (numbering(), "assigns the free variable 'calls'"),
     "global list that grows": (count_globally, "changes .*ITEMS"),
+    "past attributes": (
+        lambda net, x: net.f(x) * object.__getattribute__(net, "factor"),
+        r"reads attributes by object\.__getattribute__",
+    ),
     "id": (lambda net, x: net.f(x) * (id(x) % 2), "id of a traced tensor"),
 }
 
@@ -330,7 +378,7 @@ def test_what_tells_something_else_each_time_is_refused_by_name(case: str) -> No
         rg.trace(Model(body), randn(3, 4))
 
 
-@pytest.mark.parametrize("case", [case for case in REFUSED if case not in ("id",)])
+@pytest.mark.parametrize("case", [case for case in REFUSED if case not in ("id", "past attributes")])
 def test_a_submodule_that_reads_such_runs_as_it_is(case: str) -> None:
     net = rg.trace(nn.Sequential(linear(), Model(REFUSED[case][0])), randn(3, 4))
     with torch.no_grad():

@@ -9,6 +9,7 @@ and if that code is opened: what runs inside a call that is one node is that nod
 - Tensors that are no buffers, functions and other objects are noted by identity. Where code then reads
   attributes of such an object (a configuration), these reads are seen as well.
 - A property is noted by identity, and what it reads is seen.
+- Code that asks for all attributes at once (`vars(self)`) reads each, and the names of all.
 - What is None until the first forward settles it is a setting (`settings.py`).
 
 Code that changes what it has read cannot be a graph, nor code that reads a clock or an iterator: the module
@@ -35,6 +36,7 @@ from revgraph.tracing.guards.fixed_values import (
     CONTAINERS,
     MISSING,
     PLAIN,
+    AttributeNames,
     Namespace,
     Read,
     snapshot,
@@ -80,6 +82,7 @@ class AttributeReads:
     _proxied: dict[int, nn.Module] = field(default_factory=dict)
     _patched: dict[type, Any] = field(default_factory=dict)
     _stack: ExitStack = field(default_factory=ExitStack)
+    _whole: dict[int, AttributeNames] = field(default_factory=dict)
     _modes: tuple[Any, ...] = field(default_factory=modes)
 
     def __post_init__(self) -> None:
@@ -214,8 +217,12 @@ class AttributeReads:
                 if self._is_asked(whose, name):
                     self._saw_none(whose, name)
                 raise
+            if self._proxied and name == "__dict__" and self._is_asked_whole(owner):
+                raise Untraceable("it reads __dict__ of a module, whose attributes torch.export replaces")
             if self._proxied:
                 return self._read_through(owner, name, value, self._stood_for(owner, original))
+            if name == "__dict__" and self._is_asked_whole(owner):
+                self._saw_whole(owner, value)
             return self._saw(owner, name, value) if self._is_asked(owner, name) else value
 
         self._patched[kind] = original
@@ -226,11 +233,32 @@ class AttributeReads:
 
     def _is_asked(self, owner: Any, name: str) -> bool:
         """Whether it is opened code that asks for this attribute, two calls up."""
-        if name in MODULE_TABLES or name.startswith("__") or self.is_paused():
+        # Of modules whose code is running, the training flag is a traced value.
+        if (name in MODULE_TABLES and name != "training") or name.startswith("__") or self.is_paused():
             return False
         if id(owner) not in self._objects and id(owner) not in self.paths:
             return False
         return is_users(sys._getframe(2).f_globals.get("__name__", ""))
+
+    def _is_asked_whole(self, owner: Any) -> bool:
+        """Whether it is opened code that asks for all attributes at once, two calls up."""
+        if self.is_paused() or (id(owner) not in self._objects and id(owner) not in self.paths):
+            return False
+        name = sys._getframe(2).f_globals.get("__name__", "")
+        return is_users(name) and name.partition(".")[0] not in (*sys.stdlib_module_names, "revgraph")
+
+    def _saw_whole(self, owner: Any, attributes: dict[str, Any]) -> None:
+        names = self._whole.setdefault(id(owner), AttributeNames(owner))
+        known = self._objects.get(id(owner))
+        path = known[1] if known else ".".join(part for part in ("model", self.paths[id(owner)]) if part)
+        self._keep(names, "names", names.names, f"the attributes of {path}", self._is_outside(owner))
+        for name, value in [*attributes.items()]:
+            if (
+                name != "forward"
+                and not is_proxy(value)
+                and (name == "training" or name not in MODULE_TABLES)
+            ):
+                self._look_into(value, self._note(owner, name, value), self._is_outside(owner))
 
     def _stood_for(self, owner: Any, original: Any) -> Any:
         """The module of which something has the attributes, or the thing itself."""

@@ -50,7 +50,7 @@ NEEDED = {
 NOT_OPENED = LIBRARY | NEEDED | {"torch", "revgraph", "numpy", "optree", "sympy", "yaml"}
 # What stands for tensors where code runs without memory, or in `torch.export`.
 INSTEAD = (FakeTensor, FunctionalTensor)
-DESCRIPTORS = (property, classmethod, staticmethod, FunctionType)
+METHODS = (classmethod, staticmethod, FunctionType)
 
 
 class CallWatch:
@@ -145,6 +145,9 @@ class CallWatch:
             return
         facts = facts_of(code)
         for chain in facts.chains:
+            if chain.attributes[-1:] == ("__getattribute__",):
+                whose = ".".join((chain.root, *chain.attributes))
+                raise Untraceable(f"it reads attributes by {whose}, where nothing sees it; write getattr")
             if chain.is_global:
                 self._read_global(chain, frame.f_globals)
             elif len(chain.attributes) > 0:
@@ -182,12 +185,14 @@ class CallWatch:
                 self._read(vars(value), attributes[0], inner, attributes[1:])
 
     def _read_attributes(self, kind: type, names: tuple[str, ...]) -> None:
-        """Data among the attributes of a class."""
+        """Data and methods among the attributes of a class."""
         for name in names:
             if not kind.__flags__ & HEAP_TYPE or not is_opened(kind.__module__) or name.startswith("__"):
                 return
             value = next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), MISSING)
-            if value is MISSING or isinstance(value, DESCRIPTORS) or hasattr(type(value), "__get__"):
+            if isinstance(value, METHODS):
+                value = getattr(kind, name)
+            elif value is MISSING or hasattr(type(value), "__get__"):
                 return
             self.reads.read_outside(kind, name, value, f"{kind.__name__}.{name}")
             if not isinstance(value, type):

@@ -26,7 +26,7 @@ PLAIN = (
     *(torch.device, torch.Size, torch.dtype, torch.layout, torch.memory_format),
 )
 CONTAINERS = (list, tuple, dict, set, frozenset, deque)
-NAMED = (FunctionType, BuiltinFunctionType, type, property)
+NAMED = (FunctionType, BuiltinFunctionType, MethodType, type, property)
 
 
 class MISSING:
@@ -59,6 +59,17 @@ def namespace_of(name: str) -> Namespace:
 
 
 ENVIRONMENT = Namespace("", os.environ)
+
+
+class AttributeNames:
+    """The names of an object's attributes, for code that asks for all of them."""
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name in vars(self.owner) if name != "forward")  # which a trace may put there
 
 
 class Cell:
@@ -206,6 +217,8 @@ def same(one: Any, two: Any) -> bool:
         return True
     if type(one) is not type(two) or not isinstance(one, (*PLAIN, *COMPARED)):
         return False
+    if isinstance(one, (float, complex)):  # by the sign of zeros, too, and what is no number is itself
+        return repr(one) == repr(two)
     return bool(one == two)
 
 

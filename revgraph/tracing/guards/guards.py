@@ -157,8 +157,11 @@ class Guards:
             text = each.text(owner)
             text = f"snapshot({text})" if isinstance(each.value, Snapshot) else text
             by_identity = not is_held_by_value(each.value)
+            value = each.value
+            if isinstance(value, (float, complex)) and (not value or value != value):
+                text, value = f"repr({text})", repr(value)  # `==` takes -0.0 for 0.0, and no nan for another
             texts[by_identity].append(text)
-            values[by_identity].append(each.value)
+            values[by_identity].append(value)
             if isinstance(each.value, Tensor) and not each.value.is_inference():
                 # What code computes of a tensor besides traced ones is a constant, so edits in place count.
                 texts[False].append(f"{text}._version")
