@@ -18,22 +18,25 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, fx
 
 from revgraph.compiling.marking import Marked, marked
-from revgraph.compiling.partition import Partition, partitioned
 from revgraph.engine.executable import Executable
 from revgraph.engine.facade import blank, class_for
 from revgraph.engine.log_det import LogDets
-from revgraph.engine.module import ReversibleModule, TracedForm
+from revgraph.engine.module import FACES, ReversibleModule, TracedForm
 from revgraph.engine.state import autocast_state, dispatch_modes, is_transformed, refuse_unrestorable
 from revgraph.errors import PlanError, TraceError, add_note
 from revgraph.rounding import check_noted
 from revgraph.tracing.arguments import fill_form
+
+if TYPE_CHECKING:
+    from revgraph.compiling.partition import Partition
 
 Backend = Literal["inductor", "aot"]
 logger = logging.getLogger(__name__)
@@ -72,11 +75,18 @@ class CompiledModule(ReversibleModule):
     """A net whose steps are compiled; see `compile`."""
 
     backend: Backend = "inductor"
+    steps_as_watched = False
 
     def _ran(self, form: TracedForm, env: dict[str, Any], log_dets: LogDets | None) -> Any:
-        is_watched = self._observer is not None or self._is_watched_now()
         is_first = form.has_hooks() and not form.is_tried
-        if log_dets is not None or is_transformed() or is_watched or is_first or _is_observed():
+        watch = None
+        if self._watch is not None and self._observer is None and torch.is_grad_enabled():
+            watch = self._watch.next(self.plan)
+        if watch is not None:  # one step in many, by the engine, which sees what is rebuilt
+            with self.watched_by(watch):
+                return super()._ran(form, env, log_dets)
+        is_watched = self._observer is not None or _is_observed()
+        if log_dets is not None or is_transformed() or is_watched or is_first:
             return super()._ran(form, env, log_dets)
         executable = self._executable_of(form)
         compiled = _compiled.setdefault(executable, {})
@@ -84,9 +94,6 @@ class CompiledModule(ReversibleModule):
         if step is None:
             step = compiled[self.backend] = CompiledForm(executable, self.__dict__["_model"], self.backend)
         return fill_form(form.program.results, step(env))
-
-    def _is_watched_now(self) -> bool:
-        return False
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return blank, (CLASSES[self.backend], type(self.__dict__["_model"])), self.__getstate__()
@@ -99,12 +106,15 @@ def _is_observed() -> bool:
 
 class _Inductor(CompiledModule):
     backend = "inductor"
+    draws_as_watched = passes_dispatcher = False
 
 
 class _Aot(CompiledModule):
     backend = "aot"
 
 
+# Whether a backend computes pointwise work where it is read.
+FUSES: dict[str, bool] = {"inductor": True, "aot": False}
 CLASSES: dict[str, type[CompiledModule]] = {"inductor": _Inductor, "aot": _Aot}
 _compiled: weakref.WeakKeyDictionary[Executable, dict[str, CompiledForm]] = weakref.WeakKeyDictionary()
 _running = threading.local()
@@ -119,6 +129,7 @@ class CompiledForm:
         self.model = model
         self.backend = backend
         self.key = f"{backend} {key_of(executable, model)}"
+        self.fuses = FUSES[backend]
         self.partitions: list[Partition] = []
         self._functions: dict[Any, tuple[Marked, Callable[..., tuple[Any, ...]]]] = {}
 
@@ -162,9 +173,7 @@ class CompiledForm:
         if not torch.is_grad_enabled():
             return False
         given = (each for each in env.values() if isinstance(each, Tensor))
-        return any([each.requires_grad for each in given]) or any(
-            [each.requires_grad for each in self.model.parameters()]
-        )
+        return any(each.requires_grad for each in chain(given, self.model.parameters()))
 
 
 def _first_run(run: Callable[..., Any], given: list[Any]) -> Any:
@@ -224,6 +233,27 @@ def _told(error: Exception, marked: Marked) -> Exception:
 # Backends of torch.compile
 
 
+def revgraph_backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    """`torch.compile(model, backend="revgraph")`: nets in a model run as `compile` has them.
+
+    What is around them is compiled by torch's compiler.
+    """
+    from torch._inductor.compile_fx import compile_fx
+
+    return compile_fx(graph, inputs)  # pyright: ignore
+
+
+def register() -> None:
+    """Tell torch.compile of the backend, where the package's metadata has not."""
+    from torch._dynamo.backends.registry import list_backends, register_backend
+
+    if "revgraph" not in list_backends():
+        register_backend(revgraph_backend, name="revgraph")
+
+
+FACES["revgraph"] = compile
+
+
 def _backend_of(name: str) -> Callable[..., Any]:
     return {"aot": _aot, "inductor": _inductor}[name]
 
@@ -234,8 +264,10 @@ def partition(
     """The graphs of forward and backward, for AOTAutograd."""
     from torch._functorch.partitioners import _extract_fwd_bwd_modules
 
+    from revgraph.compiling.partition import partitioned  # what traces takes a second to import
+
     step, marked = _running.step
-    found = partitioned(joint, num_fwd_outputs, marked, step.plan, decompositions)
+    found = partitioned(joint, num_fwd_outputs, marked, step.plan, decompositions, step.fuses)
     step.partitions.append(found)
     return _extract_fwd_bwd_modules(
         found.joint, list(found.saved), list(found.saved_numbers), num_fwd_outputs=num_fwd_outputs

@@ -171,7 +171,7 @@ class _Marking:
         for node in reversed(graph.nodes):
             if not live.isdisjoint(node.outputs):
                 live.update(node.inputs)
-        dead = [self.variable(name) for name in self.executable.plan.stored if name not in live]
+        dead = [f"{self.variable(name)}.detach()" for name in self.executable.plan.stored if name not in live]
         results = [name for name in outputs if name in self.values]
         if dead and results and self.with_marks:
             variable = self.variable(results[0])

@@ -29,11 +29,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from revgraph.compiling.choices import captured, is_cheap
 from revgraph.compiling.marking import MARK, MARK_GRADIENT, Marked, filled, owned_by
 from revgraph.compiling.regions import (
     Reading,
     ancestors,
+    is_dense,
     is_saved,
+    is_small,
     is_tangent,
     read_by,
     value_of,
@@ -67,15 +70,19 @@ def partitioned(
     marked: Marked,
     plan: Plan,
     decompositions: Decompositions | None = None,
+    fuses: bool = False,
 ) -> Partition:
     """The joint graph of a marked program, without marks and with a backward as the plan's schedule has it.
+
+    For a compiler that `fuses`, choices are made within nodes (`choices`), and replays on the forward's own
+    values take statistics and the like from there, which costs few bytes and saves a pass over large ones.
 
     Raises:
         PlanError: what a node does cannot be repeated or undone in a compiled graph.
         TraceError: a stream to be inverted is in half precision, and was not when the net was traced.
     """
     reading = Reading(joint, forward_outputs, marked)
-    return _Lowering(reading, marked, plan, decompositions).lowered()
+    return _Lowering(reading, marked, plan, decompositions, fuses).lowered()
 
 
 @dataclass(slots=True)
@@ -99,6 +106,7 @@ class _Lowering:
         marked: Marked,
         plan: Plan,
         decompositions: Decompositions | None,
+        fuses: bool,
     ) -> None:
         self.reading = reading
         self.marked = marked
@@ -114,10 +122,17 @@ class _Lowering:
         self.written = written_inputs(reading)
         self.asked = self._asked()
         self.kept = {name: self._kept_results(name) for name in plan.results}
+        silent = (each.name for each in self.graph.planned if not self.asked.get(each.name))
+        self.schedule = schedule(plan, frozenset(silent))
+        for each in self.schedule if fuses else ():
+            if each.action in CAPTURING and each.exact:
+                self.kept.setdefault(each.node, []).extend(self._small_results(each.node))
+        self.fuses = fuses
+        self.captured = self._captured() if fuses else self.asked
+        self.held = {node for found in self.captured.values() for node in found}
 
     def lowered(self) -> Partition:
         reading = self.reading
-        silent = {each.name for each in self.graph.planned if not self.asked.get(each.name)}
         self._refuse_half()
         for node in reading.nodes:
             if node.op in ("placeholder", "get_attr"):
@@ -125,20 +140,20 @@ class _Lowering:
         for node in reading.nodes:
             if node.op == "placeholder" and node in self.written:
                 self._copy_before_writing(node)
-        for node in reading.nodes:
+        taken = self._taken()
+        for node in reading.nodes:  # in order: a result of several tensors lives until the last is taken out
             is_operator = node.op == "call_function" and node not in reading.backward
-            if is_operator and (node in reading.forward or is_saved(node)) and not writes(node):
+            needed = node in reading.forward or node in taken or is_saved(node)
+            if is_operator and needed and not writes(node):
                 self.original(node)
         self.forward_results = self._distinct(
             [self._forward_result(each) for each in reading.forward_results]
         )
-        self._keep_originals()
         for node in reading.nodes:
             if node not in reading.backward and writes(node):
                 self.original(node)
         forward_nodes = set(self.new.nodes)
-        whole = schedule(self.plan, frozenset(silent))
-        for each in whole:
+        for each in self.schedule:
             if each.action in REPLAYING:
                 self._replay(each)
             elif each.action == "backward":
@@ -151,7 +166,7 @@ class _Lowering:
         used = self._used_by(results, forward_nodes)
         numbers = [node for node in used if not isinstance(value_of(node), Tensor)]
         saved = [node for node in used if isinstance(value_of(node), Tensor)]
-        return Partition(joint, saved, numbers, whole)
+        return Partition(joint, saved, numbers, self.schedule)
 
     # The forward, as it is
 
@@ -192,19 +207,14 @@ class _Lowering:
                 seen.add(each)
         return results
 
-    def _keep_originals(self) -> None:
-        """Have in the forward all that the backward takes from there."""
-        reading = self.reading
-        for name, asked in self.asked.items():
-            for node in asked:
-                if self.plan.decisions.get(name, "keep") == "keep" and node.target is not MARK:
-                    self.original(node)
-        for name in self.plan.stored:
-            if name in reading.made:
-                self.original(reading.made[name])
-        for found in self.kept.values():
-            for node in found:
-                self.original(node)
+    def _taken(self) -> set[fx.Node]:
+        """What the backward takes from the forward as it is there."""
+        reading, plan = self.reading, self.plan
+        taken = {reading.made[name] for name in plan.stored if name in reading.made}
+        for name, found in self.captured.items():
+            if plan.decisions.get(name, "keep") == "keep":
+                taken.update(node for node in found if node.target is not MARK)
+        return taken.union(*self.kept.values())
 
     # What the backward asks for
 
@@ -256,6 +266,31 @@ class _Lowering:
             found += reading.terms.get(name, {}).values()
         return found
 
+    def _captured(self) -> dict[str, list[fx.Node]]:
+        """For each node what its replay is to capture, or its forward to hold."""
+        reading = self.reading
+        stored = {*self.plan.stored, *self.graph.inputs}
+        free = {mark for (_, value), mark in reading.read.items() if value in stored}
+        free.update(reading.made[name].args[0] for name in stored if name in reading.made)  # pyright: ignore
+        return {
+            name: captured(reading, asked, free.union(self.kept.get(name, ())))
+            for name, asked in self.asked.items()
+        }
+
+    def _is_dropped(self, node: fx.Node) -> bool:
+        """Whether a result is not held, but computed again where the backward reads it."""
+        return self.fuses and node not in self.held and is_cheap(node)
+
+    def _small_results(self, name: str) -> list[fx.Node]:
+        """What a node computes on the way to what its backward asks for, and is small."""
+        reading = self.reading
+        found = ancestors(self.asked.get(name, ()), MARK)
+        return [
+            node
+            for node in found
+            if reading.region.get(node) == name and node not in reading.of_parameters and is_small(node)
+        ]
+
     def _is_of_function(self, node: fx.Node, name: str) -> bool:
         """Whether an operator belongs to a node's function, and not to the law that joins its term."""
         terms = [each.args[0] for each in self.reading.terms.get(name, {}).values()]
@@ -288,6 +323,7 @@ class _Lowering:
         context.values = {name: self._value_at(name, step) for name in step.reads}
         captures = step.action in CAPTURING
         asked = self.asked.get(step.node, []) if captures else []
+        held = self.captured.get(step.node, []) if captures else []
         if captures:
             self.contexts[step.node] = context
             for each in self.kept.get(step.node, ()):
@@ -300,8 +336,8 @@ class _Lowering:
             reads_target = reading.read.get((node.name, target))
             wanted = target in step.makes or reads_target in ancestors(asked, MARK)
             leads = ancestors(reading.terms.get(node.name, {}).values(), MARK)
-            after = [each for each in asked if each not in leads]
-            for each in asked:
+            after = [each for each in held if each not in leads]
+            for each in held:
                 if each in leads:
                     self._at(each, context)
             if wanted:
@@ -309,11 +345,12 @@ class _Lowering:
                 context.values[target] = back
                 if target in step.makes:
                     self.at_hand[target] = back
-        for each in after if takes_back else asked:
+        for each in after if takes_back else held:
             self._at(each, context)
         if not takes_back:
             for name in step.makes:
                 self.at_hand[name] = self._at(reading.made[name].args[0], context)  # pyright: ignore
+        context.copies = {each: copy for each, copy in context.copies.items() if not self._is_dropped(each)}
 
     def _value_at(self, name: str, step: Instruction) -> fx.Node:
         """A value as it is at hand: rebuilt, stored, or the caller's."""
@@ -417,13 +454,14 @@ class _Lowering:
     def _laid_out(self, node: fx.Node, like: Tensor) -> fx.Node:
         """A rebuilt value with the strides of the forward's, as operators choose their ways by these."""
         value = value_of(node)
-        if value.stride() == like.stride() or value.shape != like.shape or 0 in like.stride():
+        if value.stride() == like.stride() or value.shape != like.shape or not is_dense(like):
             return node
 
+        order = sorted(range(like.dim()), key=lambda dim: like.stride()[dim], reverse=True)
+        back = sorted(range(like.dim()), key=order.__getitem__)
+
         def lay_out(value: Tensor) -> Tensor:
-            return torch.empty_strided(
-                like.shape, like.stride(), dtype=value.dtype, device=value.device
-            ).copy_(value)
+            return value.permute(order).clone(memory_format=torch.contiguous_format).permute(back)
 
         (found,) = self._inlined(lay_out, [node])
         return found
@@ -473,7 +511,8 @@ class _Lowering:
         elif is_saved(node):
             found = self.original(node)
         elif context is None or not context.is_replay:
-            if node in reading.forward and node not in reading.of_parameters and node in self.originals:
+            is_there = node in reading.forward and node in self.originals
+            if is_there and node not in reading.of_parameters and not self._is_dropped(node):
                 found = self.originals[node]
             elif node.target is operator.getitem:
                 found = self.original(node)
@@ -506,10 +545,8 @@ class _Lowering:
 
     def _backward_of(self, name: str) -> None:
         """The operators of a node's backward, and what sums the gradients that it gives."""
-        reading = self.reading
-        for node in reading.nodes:
-            if reading.backward_region.get(node) == name:
-                self._gradient(node)
+        for node in self.reading.backward_of.get(name, ()):
+            self._gradient(node)
 
     def _gradient(self, node: fx.Node) -> fx.Node:
         """An operator of the backward, after those that it reads from."""
@@ -539,7 +576,18 @@ class _Lowering:
                     each, lambda one, read=read: self._read_in_backward(one, read)
                 )
                 _forget_statistics(self.gradients[each])
+            pending += [user for user in each.users if self._only_sums(user)]
         return self.gradients[node]
+
+    def _only_sums(self, node: fx.Node) -> bool:
+        """Whether an operator belongs to no node, and all that it reads is there: as gradients of one value.
+
+        Their sum is made at once, so that no two of them wait.
+        """
+        reading = self.reading
+        if node not in reading.backward or node in reading.backward_region or node in self.gradients:
+            return False
+        return node.op == "call_function" and all(each in self.gradients for each in node.all_input_nodes)
 
     def _read_in_backward(self, node: fx.Node, read: set[fx.Node]) -> fx.Node:
         if node in self.reading.backward:

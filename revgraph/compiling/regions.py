@@ -7,20 +7,23 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from revgraph.compiling.marking import MARK, MARK_GRADIENT, Mark, Marked
 from revgraph.errors import PlanError
 
 aten = torch.ops.aten
+# How many times smaller than what it is computed from a result is that is kept rather than computed again.
+SMALL = 64
 
 
 class Reading:
     """What of a joint graph belongs to what.
 
     `backward` are the operators that depend on tangents. `region` has the node of the graph that an operator
-    of the forward belongs to, `backward_region` that of one of the backward. `made`, `read` and `terms` have
-    the marks of values, of readings by (node, value), and of a coupling's term by its leaves.
+    of the forward belongs to, `backward_region` that of one of the backward (`backward_of`: by node). `made`,
+    `read` and `terms` have the marks of values, of readings by (node, value), and of a coupling's term by its
+    leaves.
     """
 
     def __init__(self, joint: fx.GraphModule, forward_outputs: int, marked: Marked) -> None:
@@ -39,6 +42,7 @@ class Reading:
         self.forward: set[fx.Node] = ancestors(self.forward_results)
         self.region: dict[fx.Node, str] = {}
         self.backward_region: dict[fx.Node, str] = {}
+        self.backward_of: dict[str, list[fx.Node]] = {}
         self.of_parameters: set[fx.Node] = set()
         for node in self.nodes:
             if is_tangent(node) or any(each in self.backward for each in node.all_input_nodes):
@@ -112,7 +116,8 @@ class Reading:
                 continue
             found = {leads_to[each] for each in node.all_input_nodes if leads_to.get(each)}
             if len(found) == 1:
-                leads_to[node] = self.backward_region[node] = found.pop()
+                name = leads_to[node] = self.backward_region[node] = found.pop()
+                self.backward_of.setdefault(name, []).append(node)
 
 
 def written_inputs(reading: Reading) -> set[fx.Node]:
@@ -173,6 +178,32 @@ def is_saved(node: fx.Node) -> bool:
     if node.target is operator.getitem:
         return must_be_saved(node.args[0])  # pyright: ignore
     return must_be_saved(node)
+
+
+def is_small(node: fx.Node) -> bool:
+    """Whether an operator's result is far smaller than what it reads, as statistics are."""
+    maker: Any = node.args[0] if node.target is operator.getitem else node
+    if not isinstance(value_of(node), Tensor) or maker.op != "call_function":
+        return False
+    read = max((bytes_of(each) for each in maker.all_input_nodes), default=0)
+    return SMALL * bytes_of(maker) <= read
+
+
+def is_dense(value: Tensor) -> bool:
+    """Whether a tensor's elements lie side by side, in some order of its dimensions."""
+    count = 1
+    for stride, size in sorted(zip(value.stride(), value.shape, strict=True)):
+        if size != 1 and stride != count:
+            return False
+        count *= size
+    return True
+
+
+def bytes_of(node: fx.Node) -> int:
+    """The bytes of what a node gives."""
+    value = value_of(node)
+    given = value if isinstance(value, (tuple, list)) else [value]
+    return sum(each.numel() * each.element_size() for each in given if isinstance(each, Tensor))
 
 
 def read_by(node: fx.Node) -> list[fx.Node]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import revgraph as rg
-from revgraph.compiling import compile
+from revgraph import compile
 
 
 def half_step(*middle: nn.Module, width: int = 8) -> nn.Module:

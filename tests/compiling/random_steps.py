@@ -18,7 +18,7 @@ from engine.random_plans import heavy_operators, random_plan
 from torch import Tensor
 
 import revgraph as rg
-from revgraph.compiling import compile
+from revgraph import compile
 
 
 def random_net(pick: random.Random) -> tuple[RandomNet, list[Tensor]]:

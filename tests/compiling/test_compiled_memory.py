@@ -6,7 +6,7 @@ import pytest
 from compiling.nets import chain, decided, inputs
 
 import revgraph as rg
-from revgraph.compiling import compile
+from revgraph import compile
 from revgraph.measuring import activation_bytes
 
 

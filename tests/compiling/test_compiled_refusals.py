@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import revgraph as rg
-from revgraph.compiling import compile
+from revgraph import compile
 
 
 def test_an_unknown_backend() -> None:

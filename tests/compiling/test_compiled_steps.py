@@ -11,13 +11,20 @@ from compiling.random_steps import worst_error
 from torch import Tensor, nn
 
 import revgraph as rg
-from revgraph.compiling import compile
+from revgraph import compile
+from revgraph.compiling import backend
 
 PLANS = ("keep", "recompute", "invert")
 
 
 @pytest.mark.parametrize("seed", range(16))
 def test_random_plans_equal_plain_autograd(seed: int) -> None:
+    assert worst_error(seed, "aot") <= 1e-12
+
+
+@pytest.mark.parametrize("seed", [104, *range(20, 26)])
+def test_choices_within_nodes_equal_plain_autograd(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(backend.FUSES, "aot", True)
     assert worst_error(seed, "aot") <= 1e-12
 
 
