@@ -1,4 +1,4 @@
-"""Choices within a node: what of its operators is held for its backward, and what is computed once more.
+"""Choices within a kept node: what of its operators is held for its backward, and what is computed again.
 
 A compiler fuses pointwise work into whatever reads it. So a result of such work is not worth holding where
 that it comes from is held anyway, or takes fewer bytes: it is computed again where the backward reads it.

@@ -267,13 +267,16 @@ class _Lowering:
         return found
 
     def _captured(self) -> dict[str, list[fx.Node]]:
-        """For each node what its replay is to capture, or its forward to hold."""
-        reading = self.reading
-        stored = {*self.plan.stored, *self.graph.inputs}
+        """For a kept node what its forward is to hold, for any other what its replay is to capture.
+
+        That is all that is asked for: a compiler joins work that one graph does twice, and holds its result.
+        """
+        reading, plan = self.reading, self.plan
+        stored = {*plan.stored, *self.graph.inputs}
         free = {mark for (_, value), mark in reading.read.items() if value in stored}
         free.update(reading.made[name].args[0] for name in stored if name in reading.made)  # pyright: ignore
         return {
-            name: captured(reading, asked, free.union(self.kept.get(name, ())))
+            name: captured(reading, asked, free) if plan.decisions.get(name, "keep") == "keep" else asked
             for name, asked in self.asked.items()
         }
 
@@ -323,7 +326,6 @@ class _Lowering:
         context.values = {name: self._value_at(name, step) for name in step.reads}
         captures = step.action in CAPTURING
         asked = self.asked.get(step.node, []) if captures else []
-        held = self.captured.get(step.node, []) if captures else []
         if captures:
             self.contexts[step.node] = context
             for each in self.kept.get(step.node, ()):
@@ -336,8 +338,8 @@ class _Lowering:
             reads_target = reading.read.get((node.name, target))
             wanted = target in step.makes or reads_target in ancestors(asked, MARK)
             leads = ancestors(reading.terms.get(node.name, {}).values(), MARK)
-            after = [each for each in held if each not in leads]
-            for each in held:
+            after = [each for each in asked if each not in leads]
+            for each in asked:
                 if each in leads:
                     self._at(each, context)
             if wanted:
@@ -345,12 +347,11 @@ class _Lowering:
                 context.values[target] = back
                 if target in step.makes:
                     self.at_hand[target] = back
-        for each in after if takes_back else held:
+        for each in after if takes_back else asked:
             self._at(each, context)
         if not takes_back:
             for name in step.makes:
                 self.at_hand[name] = self._at(reading.made[name].args[0], context)  # pyright: ignore
-        context.copies = {each: copy for each, copy in context.copies.items() if not self._is_dropped(each)}
 
     def _value_at(self, name: str, step: Instruction) -> fx.Node:
         """A value as it is at hand: rebuilt, stored, or the caller's."""
