@@ -17,7 +17,7 @@ CLIENTS_READY := $(CLIENTS)/.ready
 export NO_MKDOCS_2_WARNING := 1
 
 .PHONY: demo demo-text test check docs trust fuzz gallery cli-page pictures bench bench-peers bench-step \
-	bench-times bench-frontier bench-quality bench-oracle bench-alike bench-planning bench-flows bench-conversion paper bench-complexity bench-angles bench-accuracy bench-limits bench-imagenet clients clean
+	bench-times bench-frontier bench-quality bench-oracle bench-alike bench-planning bench-flows bench-conversion bench-compile paper bench-complexity bench-angles bench-accuracy bench-limits bench-imagenet clients clean
 
 demo: $(READY)
 	$(BIN)/python -m revgraph.training.demo --out runs/demo
@@ -90,6 +90,10 @@ bench-times: $(READY)
 
 bench-conversion: $(READY)
 	$(BIN)/python -m benchmarks.dual_residual
+
+# Compiled steps; needs a C++ compiler, and an hour or more of compiling.
+bench-compile: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.compiled_steps
 
 bench-peers: $(PEERS_READY)
 	$(PEERS)/bin/python -m benchmarks.peers

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from revgraph.autograd_memory import saved
     from revgraph.bijections import ActNorm, InvertibleConv1x1, Scale
     from revgraph.checking import GradientReport, check
+    from revgraph.compiling import compile
     from revgraph.conversion import dual_residual, set_dual_residual
     from revgraph.couplings import Additive, Affine, Boundary, Coupling, Gated
     from revgraph.drawing import draw
@@ -120,6 +121,7 @@ __all__ = [
     "Value",
     "Wiring",
     "check",
+    "compile",
     "decide",
     "draw",
     "dual_residual",
@@ -146,6 +148,7 @@ _MODULES = {
     "autograd_memory": "saved",
     "bijections": "ActNorm InvertibleConv1x1 Scale",
     "checking": "GradientReport check",
+    "compiling": "compile",
     "conversion": "dual_residual set_dual_residual",
     "couplings": "Additive Affine Boundary Coupling Gated",
     "drawing": "draw",

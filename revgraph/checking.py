@@ -124,6 +124,10 @@ class GradientReport(ShownAsTable):
 def check(net: ReversibleModule, *inputs: Any, seed: int = 0, **extras: Any) -> GradientReport:
     """The net's gradients against those of the same step with every activation stored.
 
+    Of a net from `rg.compile` the gradients are those of the compiled step; drift and flips are told of the
+    engine's step under the same plan. Where "inductor" draws random numbers, which are not those of eager
+    code, activations are stored by a compiled step, too.
+
     Both steps start from the same buffers and random state and weigh the outputs by the same random
     cotangents, drawn with `seed`. The net, its gradients and the random state are left as they were.
 
@@ -152,6 +156,11 @@ def check(net: ReversibleModule, *inputs: Any, seed: int = 0, **extras: Any) -> 
             return GradientReport(
                 math.inf, math.nan, seen.drift, dict(seen.flips), begins_at, is_abrupt, seen.limit
             )
+        if not net.steps_as_watched:  # compiled: what is rebuilt is known of the engine's step alone
+            found = _gradients(net, inputs, extras, seed)
+            if not net.draws_as_watched and _draws(net, inputs, extras):
+                with net.planned(keep_all(net.graph)):
+                    expected = _gradients(net, inputs, extras, seed)
     pairs = list(zip(found, expected, strict=True))
     distances, sizes = [_distance(*pair) for pair in pairs], [_largest(each) for each in expected]
     errors = list(map(_relative, distances, sizes))
@@ -255,6 +264,24 @@ def _gradients(
         ]
 
     return isolated(net, (inputs, extras), run)
+
+
+def _draws(net: ReversibleModule, inputs: Sequence[Any], extras: dict[str, Any]) -> bool:
+    """Whether the net's forward draws random numbers on the CPU, or on the current GPU."""
+
+    def run() -> bool:
+        before = random_states()
+        with net.watched_by(Observer()), torch.no_grad():
+            net(*inputs, **extras)
+        return any(not torch.equal(*pair) for pair in zip(before, random_states(), strict=True))
+
+    return isolated(net, (inputs, extras), run)
+
+
+def random_states() -> list[Tensor]:
+    """The states of torch's generators."""
+    on_gpu = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), *on_gpu]
 
 
 def _sizes_of_terms(

@@ -173,6 +173,11 @@ class _CopyOnWrite(WriteWatch):
         super().__init__(tensors)
         self._undo = ExitStack()
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """That compiled code may run inside, for torch: what it writes are buffers, which are copies then."""
+        return True
+
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self._undo.close()

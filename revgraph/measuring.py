@@ -78,6 +78,12 @@ def measure(net: ReversibleModule, *inputs: Any, **extras: Any) -> Measurement:
 def activation_bytes(net: ReversibleModule, *inputs: Any, **extras: Any) -> tuple[int, int]:
     """The bytes of one training step as `measure` gives them, at the peak and held at the turn, and no
     more."""
+    if not net.passes_dispatcher:
+        from revgraph.compiling.memory import allocated_bytes  # the profiler takes a while to import
+
+        return allocated_bytes(net, *inputs, **extras)
+    if not net.steps_as_watched:  # compiled by a step before, and not while bytes are counted
+        isolated(net, (inputs, extras), lambda: loss_of(net(*inputs, **extras)).backward())
     net.prepare(*inputs, **extras)
     with net.comparing(False):  # comparisons hold on to a few tensors for a moment longer
         counted = count_step(net, inputs, extras)

@@ -28,7 +28,7 @@ def is_power_of_two(number: float) -> bool:
 
 def rounded(tensor: Tensor, resolution: float) -> Tensor:
     """The nearest multiples of the resolution; gradients go straight through (Bengio et al. 2013)."""
-    return _Rounded.apply(tensor, resolution)
+    return (_Compiled if torch.compiler.is_compiling() else _Rounded).apply(tensor, resolution)
 
 
 def in_range(tensor: Tensor, resolution: float, node: str) -> Tensor:
@@ -42,15 +42,37 @@ def in_range(tensor: Tensor, resolution: float, node: str) -> Tensor:
     low, high = torch.aminmax(tensor.detach())
     if isinstance(low, FakeTensor) or low.is_meta:
         return tensor
-    limit = largest(resolution, tensor.dtype)
-    reach = max(-low.item(), high.item())
+    if torch.compiler.is_compiling():
+        _noted.append((node, resolution, tensor.dtype, torch.maximum(-low, high)))
+    else:
+        _check_reach(max(-low.item(), high.item()), tensor.dtype, resolution, node)
+    return tensor
+
+
+# What compiled code computed, and has to be checked: a graph raises no errors.
+_noted: list[tuple[str, float, torch.dtype, Tensor]] = []
+
+
+def check_noted() -> None:
+    """Check the tensors that compiled code has passed through `in_range` since.
+
+    Raises:
+        DriftError: an element of one is too large, or not a number.
+    """
+    noted = [*_noted]
+    _noted.clear()
+    for node, resolution, dtype, reach in noted:
+        _check_reach(reach.item(), dtype, resolution, node)
+
+
+def _check_reach(reach: float, dtype: torch.dtype, resolution: float, node: str) -> None:
+    limit = largest(resolution, dtype)
     if not reach <= limit:  # nan is not, either
         raise DriftError(
             f"node {node!r} makes {reach:.4g}, and exact mode holds numbers up to {limit:.4g} at a "
             f"resolution of {resolution:.4g}. Ask for a coarser one (exact={2 * resolution:.4g} reaches "
             "twice as far), use float64 streams, or normalize what the node's function returns."
         )
-    return tensor
 
 
 def to_grid(tensor: Tensor, resolution: float, node: str) -> Tensor:
@@ -77,3 +99,12 @@ class _Rounded(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         return tangents[0].view_as(tangents[0])
+
+
+class _Compiled(torch.autograd.Function):
+    """The same for torch.compile, which takes no forward-mode derivatives."""
+
+    generate_vmap_rule = True
+    forward = _Rounded.forward
+    setup_context = _Rounded.setup_context
+    backward = _Rounded.backward

@@ -110,6 +110,11 @@ class StorageTracker(TorchDispatchMode):
         self._births = 0
         self._left: Counter[int] = Counter()
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """That compiled code may run inside, for torch."""
+        return True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in LIFTS:
             self._leave_out_of_before(args, kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -60,6 +61,14 @@ def train(
     budget: Budget = None,
     plan: PlanFile = None,
     exact: Exact = False,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Compile forward and backward to one graph each, by torch's compiler. Takes minutes "
+            "at the start, and a C++ compiler.",
+        ),
+    ] = False,
     optimizer: Annotated[
         str | None,
         typer.Option("--optimizer", help="sgd or adamw. (default: sgd for images, adamw for text)"),
@@ -167,6 +176,8 @@ def train(
     )
     folder = out if out is not None else Path("runs") / f"{Path(net).stem}-{task.name}"
     network = _load(net, task.classes, recipe, exact, given)
+    if compiled:
+        network = _compiled(network)
     with Bar(messages(quiet=process() > 0), task.samples) as bar:
         result = fit(
             network,
@@ -227,6 +238,21 @@ def _load(
         parameters = {"classes": classes, **parameters}
     torch.manual_seed(recipe.seed)
     return rg.load(net, batch=batch, exact=exact or None, **parameters)
+
+
+def _compiled(network: ReversibleModule) -> ReversibleModule:
+    """The network with compiled steps, each told of when it has been compiled."""
+    import revgraph as rg
+
+    class Told(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages(quiet=process() > 0).print(record.getMessage())
+
+    logger = logging.getLogger("revgraph.compiling")
+    if not any(type(each).__name__ == "Told" for each in logger.handlers):
+        logger.addHandler(Told())
+    logger.setLevel(logging.INFO)
+    return rg.compile(network)
 
 
 def _planner(path: Path | None, budget: str | None) -> Callable[[Graph], Plan] | None:

@@ -14,6 +14,7 @@
 | autocast_is_on | one look at all devices | `torch.is_autocast_enabled`, one device at a time |
 | interpreter_stack, forward_level | whether a transform of `torch.func` runs | none |
 | frame_callback, disable_dynamo | whether `torch.compile` would read this code | `torch.compiler.disable`, which imports the compiler |
+| compiler_name | whether `torch.compile(net, backend="revgraph")` reads the net | none |
 | without_overrides | reads of parameters that no function mode is to see | none |
 | without_dispatch_modes | to try a replay without a mode around the backward | none |
 | switches | which kernels and algorithms are allowed | `torch.backends` and others, one call each |
@@ -65,6 +66,17 @@ interpreter_stack: Callable[[], Any] = _C._functorch.peek_interpreter_stack
 _frames: Any = _C._dynamo.eval_frame
 frame_callback: Callable[[], Any] = getattr(_frames, "get_eval_frame_callback", lambda: None)
 disable_dynamo: Any = torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
+
+
+def compiler_name() -> str:
+    """The name of the backend that torch.compile reads code for at the moment."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator  # is there when this is called
+
+    try:
+        compiler: Any = InstructionTranslator.current_tx().output.compiler_fn
+    except AttributeError:  # it would compile what is called from here, and reads none of it now
+        return ""
+    return getattr(compiler, "compiler_name", None) or getattr(compiler, "__name__", "")
 
 
 def _switch(get: str, put: str) -> list[tuple[Callable[[], Any], Callable[[Any], Any]]]:

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from revgraph.engine import inlining
 from revgraph.engine.inlining import Inlined
-from revgraph.engine.state import BATCH_NORMS, NodeModules, Probes
+from revgraph.engine.state import BATCH_NORMS, HALF, NodeModules, Probes
 from revgraph.engine.writing import Function, listing, written
-from revgraph.errors import GraphError
+from revgraph.errors import GraphError, TraceError
 from revgraph.expressions import Expression, leaves
 from revgraph.gridding import OnGrid
 from revgraph.planning.plans import TERM, Plan
@@ -326,6 +326,22 @@ def draws(operation: PlannedOperation) -> GraphError:
         f"node {operation.node!r} draws random numbers, so its inverse is not the one of any forward. "
         "Call net.eval() before net.inverse, or take the dropout out."
     )
+
+
+def refuse_half(node: str, name: str, dtype: torch.dtype, traced: str) -> None:
+    """Hold a coupling's target to the precision that it was traced with.
+
+    Raises:
+        TraceError: it is in half precision, and was not.
+    """
+    if dtype in HALF and traced not in ("float16", "bfloat16"):
+        now = str(dtype).removeprefix("torch.")
+        raise TraceError(
+            f"coupling {node!r} is to give back {name!r}, which is {now} in this call and "
+            f"was {traced} in the trace: a sum in half precision cannot be undone well. Keep the "
+            "streams in float32 and run the functions under autocast; or trace the model as it is "
+            "now, and permit it with half_streams=True."
+        )
 
 
 class _Planning:

@@ -18,14 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from revgraph.engine._torch import autocast_is_on
-from revgraph.engine.executable import Executable, PlannedOperation, draws
+from revgraph.engine.executable import Executable, PlannedOperation, draws, refuse_half
 from revgraph.engine.lean import LeanNodes
 from revgraph.engine.log_det import LogDets, join
 from revgraph.engine.node_evaluation import NodeEvaluation
 from revgraph.engine.observer import Observer
 from revgraph.engine.replay import Lent, overlaps
 from revgraph.engine.state import (
-    HALF,
     ModuleState,
     RandomStream,
     compiles,
@@ -36,7 +35,7 @@ from revgraph.engine.state import (
     widened,
 )
 from revgraph.engine.tape import Tape
-from revgraph.errors import TraceError, add_note
+from revgraph.errors import add_note
 
 
 @dataclass(slots=True)
@@ -213,22 +212,10 @@ class Forward:
         }
 
     def _refuse_half(self, operation: PlannedOperation, number: int) -> None:
-        """Hold a stream that is to be rebuilt to the precision that it was traced with.
-
-        Raises:
-            TraceError: it is in half precision, and was not.
-        """
-        dtype = self.values[number].dtype
-        if dtype in HALF:
-            name, now = self.executable.names[number], str(dtype).removeprefix("torch.")
-            traced = self.executable.plan.graph.value[name].dtype
-            if traced not in ("float16", "bfloat16"):
-                raise TraceError(
-                    f"coupling {operation.node!r} is to give back {name!r}, which is {now} in this call and "
-                    f"was {traced} in the trace: a sum in half precision cannot be undone well. Keep the "
-                    "streams in float32 and run the functions under autocast; or trace the model as it is "
-                    "now, and permit it with half_streams=True."
-                )
+        """Hold a stream that is to be rebuilt to the precision that it was traced with."""
+        name = self.executable.names[number]
+        traced = self.executable.plan.graph.value[name].dtype
+        refuse_half(operation.node, name, self.values[number].dtype, traced)
 
     def _note_layout(self, tape: Tape, number: int) -> None:
         """Note the strides of a value that will be rebuilt."""

@@ -20,7 +20,7 @@ from revgraph.engine.inverse import InverseNet
 from revgraph.engine.log_det import LogDets, begin
 from revgraph.engine.observer import DriftWatch, Observer
 from revgraph.engine.sharding import advice_on_shards
-from revgraph.engine.state import compiles, is_exported, is_transformed, uncompiled
+from revgraph.engine.state import compiler_name, compiles, is_exported, is_transformed, uncompiled
 from revgraph.errors import BudgetError, PlanError, TraceError, TraceWarning, add_note
 from revgraph.graph import Graph
 from revgraph.isolation import MODULE_TABLES
@@ -33,6 +33,8 @@ from revgraph.tracing.arguments import bind, fill_form, read_form
 from revgraph.tracing.hooks import HookChanges
 from revgraph.tracing.modes import without_autocast
 
+# For backends of torch.compile that run a net in a way of their own, what gives that.
+FACES: dict[str, Callable[[Any], Any]] = {}
 FIRST_COMPARED, COMPARED_EVERY = 8, 16
 MOST_FORMS = 32  # of those kept: the ones used last
 WARNED_AFTER = 8  # traces because of one value
@@ -93,6 +95,9 @@ class ReversibleModule(nn.Module):
     """
 
     call_super_init = False
+    # Whether a step that nobody watches runs as one that is watched, draws what that draws, and has its
+    # operators pass torch's dispatcher, so that their results can be counted.
+    steps_as_watched = draws_as_watched = passes_dispatcher = True
 
     def __init_subclass__(cls, **_: Any) -> None:
         """Nothing: what the model's class does to its children is not meant for nets."""
@@ -258,7 +263,8 @@ class ReversibleModule(nn.Module):
         if self._is_model and is_exported():  # no plan is followed where such a program runs
             return self.__dict__["_model"].forward(*args, **kwargs)
         if compiles():
-            return uncompiled(self._forward, *args, **kwargs)
+            face = FACES.get(compiler_name())
+            return uncompiled(self._forward if face is None else face(self)._forward, *args, **kwargs)
         return self._forward(*args, **kwargs)
 
     def prepare(self, *args: Any, **kwargs: Any) -> None:

@@ -58,6 +58,15 @@ def compiles() -> bool:
     return torch.compiler.is_compiling() or _torch.frame_callback() is not None
 
 
+def compiler_name() -> str:
+    """The name of the backend that torch.compile reads this code for; "" for one without a name."""
+    return _torch.compiler_name()
+
+
+# torch.compile calls it while it reads, and takes its result for a constant.
+compiler_name._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
 @_torch.disable_dynamo
 def uncompiled(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """What `run` returns: the engine's own code runs as it is, also where torch.compile is at work around it.

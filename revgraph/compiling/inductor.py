@@ -1,0 +1,28 @@
+"""What torch's compiler calls in the place of its own partitioner; apart, for importing it takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx
+from torch._inductor.custom_graph_pass import CustomPartitionerFn
+from torch._inductor.decomposition import select_decomp_table
+
+from revgraph.compiling import backend
+
+
+class Partitioner(CustomPartitionerFn):
+    """The partition of the form that is being compiled, with a key for the compiler's cache."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def __call__(
+        self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        return backend.partition(gm, joint_inputs, decompositions=select_decomp_table(), **kwargs)
+
+    def uuid(self) -> str:
+        """Changes with the plan and with the code that lowers it."""
+        return self.key
