@@ -381,3 +381,17 @@ def test_hooks_that_the_forward_registers_are_gone_after_the_trace() -> None:
     assert [net(torch.randn(2, 4))[1] for _ in range(2)] == [2, 2]
     rg.trace(model, torch.randn(2, 4))
     assert all(len(layer._forward_hooks) == 1 for layer in model.inner.layers)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_scripted_module_is_refused_by_name() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f = torch.jit.script(nn.Linear(4, 4).double())  # pyright: ignore
+
+        def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+            return b, a + self.f(b)
+
+    with pytest.raises(rg.TraceError, match=r"f is a scripted module.*put the module that it was made of"):
+        rg.trace(Net(), randn(3, 4), randn(3, 4))
