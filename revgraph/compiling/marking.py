@@ -29,19 +29,9 @@ from revgraph.program import Operation, Program, Sum
 from revgraph.rearrangements import Owned, Placed, WiringModule
 from revgraph.streams import streams_of
 
-_library = torch.library.Library("revgraph", "FRAGMENT")
-_library.define("mark(Tensor x, Tensor[] owned, int mark, int place) -> Tensor")
-_library.define("mark_gradient(Tensor x, int mark) -> Tensor")
-_library.impl("mark", lambda x, owned, mark, place: x.clone(), "CompositeExplicitAutograd")
-_library.impl("mark_gradient", lambda x, mark: x.clone(), "CompositeExplicitAutograd")
-
 
 def _alike(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_strided(x.size(), x.stride(), dtype=x.dtype, device=x.device)
-
-
-torch.library.register_fake("revgraph::mark", _alike, lib=_library)
-torch.library.register_fake("revgraph::mark_gradient", _alike, lib=_library)
 
 
 def _note_mark(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -53,9 +43,17 @@ def _mark_backward(ctx: Any, gradient: Tensor | None) -> tuple[Any, ...]:
     return marked, [None] * ctx.owned, None, None
 
 
+_library = torch.library.Library("revgraph", "FRAGMENT")
+if not hasattr(torch.ops.revgraph, "mark"):  # a module that is imported anew finds them there
+    _library.define("mark(Tensor x, Tensor[] owned, int mark, int place) -> Tensor")
+    _library.define("mark_gradient(Tensor x, int mark) -> Tensor")
+    _library.impl("mark", lambda x, owned, mark, place: x.clone(), "CompositeExplicitAutograd")
+    _library.impl("mark_gradient", lambda x, mark: x.clone(), "CompositeExplicitAutograd")
+    torch.library.register_fake("revgraph::mark", _alike, lib=_library)
+    torch.library.register_fake("revgraph::mark_gradient", _alike, lib=_library)
+    torch.library.register_autograd("revgraph::mark", _mark_backward, setup_context=_note_mark, lib=_library)
 MARK: Any = torch.ops.revgraph.mark.default
 MARK_GRADIENT: Any = torch.ops.revgraph.mark_gradient.default
-torch.library.register_autograd("revgraph::mark", _mark_backward, setup_context=_note_mark, lib=_library)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ def test_nets_that_differ_in_a_number_share_nothing() -> None:
 
 
 def test_check_runs_the_compiled_step() -> None:
-    step = compiled(chain(lambda: nn.Dropout(0.4)), inputs())
+    step = compiled(chain(lambda: nn.Dropout(0.37)), inputs())  # no other test compiles this rate
     report = rg.check(step, inputs())
     assert report.verdict == "good"
     assert report.drift
