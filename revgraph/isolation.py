@@ -65,6 +65,14 @@ def untouched(model: nn.Module, fake_mode: FakeTensorMode | None = None) -> Iter
             tables.put_back()
 
 
+@contextmanager
+def edits_undone(model: nn.Module) -> Iterator[None]:
+    """What the model's attributes hold ends as it began, also where the modes around are switched off."""
+    modules = [each for each in model.modules() if not isinstance(each, torch.jit.ScriptModule)]
+    with _contents_kept([dict(module.__dict__) for module in modules]) as held, _CopyOnWrite(held):
+        yield
+
+
 class _Tables:
     """What is in modules' own tables: parameters, buffers, modules, hooks."""
 

@@ -79,6 +79,12 @@ def trace(
             "into the "
             "forward of a module."
         )
+    scripted = [path for path, each in model.named_modules() if isinstance(each, torch.jit.ScriptModule)]
+    if scripted:
+        raise TraceError(
+            f"{scripted[0] or 'the model'} is a scripted module, which has no Python code to trace and keeps "
+            "its tensors to itself. Put the module that it was made of in its place."
+        )
     form, named = form_of(model, args, kwargs)
     if not any(isinstance(thing, Tensor) for thing in named.values()):
         raise TraceError("tracing needs an example input with at least one tensor, and none was given")

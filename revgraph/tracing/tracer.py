@@ -24,7 +24,6 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any, cast
 
-import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.parameter import is_lazy
@@ -260,11 +259,6 @@ class Tracer(fx.Tracer):
         path = self.reads.paths.get(id(m))
         if path is None:  # made in the forward, or held in a plain list: its code is the code around it
             return forward(*self.unpacked(args), **self.unpacked(kwargs))
-        if isinstance(m, torch.jit.ScriptModule):
-            raise Untraceable(
-                f"{path} is a scripted module, which has no Python code to trace and keeps its tensors to "
-                "itself; put the module that it was made of in its place"
-            )
         variable = self._variable_set()
         if variable and any(each._forward_hooks or each._forward_pre_hooks for each in m.modules()):
             raise CollectingHooks(

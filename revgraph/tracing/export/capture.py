@@ -40,7 +40,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from revgraph.expressions import apply_function
-from revgraph.isolation import TABLES
+from revgraph.isolation import TABLES, edits_undone
 from revgraph.tracing.arguments import objects_in
 from revgraph.tracing.export.recording import CALL, LIBRARY, CapturedCall, GraphRecorder
 from revgraph.tracing.export.tensor_places import Place, all_leaves, filled, is_plain, is_same, mapped, placed
@@ -240,7 +240,7 @@ class _ExportedCall:
         places = mapped(partial(placed, given), (args, kwargs))
         self.is_paused = True
         try:
-            with _disable_current_modes(), torch._C.DisableTorchFunction():
+            with _disable_current_modes(), torch._C.DisableTorchFunction(), edits_undone(self.tracer.root):
                 self.tracer.random.check()
                 with self.tracer.fake_mode or nullcontext():
                     blank = [_blank(each) for each in given]
