@@ -28,6 +28,16 @@ class Untraceable(Exception):
     """The forward being traced does something that a graph cannot record."""
 
 
+class AsksIdentity(Untraceable):
+    """Code asks by `is` whether two tensors are one, and these may be."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "it asks by `is` whether two tensors are one, and these may be; compare what they are for (a flag, "
+            "None)"
+        )
+
+
 class ReadPastAttributes(Untraceable):
     """The forward computes something of parameters or buffers that no attribute was asked for."""
 

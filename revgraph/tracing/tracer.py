@@ -53,6 +53,7 @@ from revgraph.tracing.in_place import (
 from revgraph.tracing.modes import modes
 from revgraph.tracing.patches import patched
 from revgraph.tracing.proxies import (
+    AsksIdentity,
     CollectingHooks,
     FakeProxy,
     ReadPastAttributes,
@@ -66,10 +67,6 @@ from revgraph.tracing.results import ResultForms
 from revgraph.tracing.scopes import Attempt, ModuleScope
 from revgraph.tracing.user_code import caller
 from revgraph.wiring import Wiring
-
-ASKS_IDENTITY = (
-    "it asks by `is` whether two tensors are one, and these may be; compare what they are for (a flag, None)"
-)
 
 
 def _is_list_like(module: nn.Module) -> bool:
@@ -206,7 +203,7 @@ class Tracer(fx.Tracer):
         given = [each for each in tensors if each.node.op == "placeholder"]
         origins = {self.origins.get(str(each.node.target), id(each)) for each in given}
         if len({id(each.fake) for each in tensors}) < len(tensors) or len(origins) < len(given):
-            raise Untraceable(ASKS_IDENTITY)
+            raise AsksIdentity
         if len(given) > 1:
             self.create_proxy("call_function", guard, (given, "distinct", True, caller()), {})
 
@@ -468,7 +465,7 @@ class Tracer(fx.Tracer):
         self.random.check()
         fake = self.evaluate(kind, target, args, kwargs)
         if any(fake is each.fake for each in tensors) and self.calls.compares_tensors():
-            raise Untraceable(ASKS_IDENTITY)
+            raise AsksIdentity
         pairs = zip(tensors, versions, strict=True)
         edited = [proxy for proxy, version in pairs if proxy.fake._version != version]
         if edited:

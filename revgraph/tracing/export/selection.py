@@ -15,7 +15,7 @@ from revgraph.errors import RevgraphError, add_note
 from revgraph.graph import Graph
 from revgraph.program import Program
 from revgraph.tracing.modes import is_autocast_around
-from revgraph.tracing.proxies import CollectingHooks, ReadPastAttributes
+from revgraph.tracing.proxies import AsksIdentity, CollectingHooks, ReadPastAttributes
 
 if TYPE_CHECKING:
     from revgraph.tracing.tracer import Tracer
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Exports = Mapping[str, str]  # the paths of modules, with the reason why fx cannot go into each
 LARGE = 0.5
 NOTHING: Exports = {}
-UNSEEN = (ReadPastAttributes.__name__, CollectingHooks.__name__)
+UNSEEN = tuple(each.__name__ for each in (AsksIdentity, ReadPastAttributes, CollectingHooks))
 
 
 class Trace(Protocol):
@@ -46,7 +46,12 @@ def trace_with_exports(run: Callable[[Exports], Found]) -> Found:
     """
     try:
         found = run(NOTHING)
-    except (RevgraphError, ReadPastAttributes, CollectingHooks):  # which export would not see, either
+    except (
+        RevgraphError,
+        AsksIdentity,
+        ReadPastAttributes,
+        CollectingHooks,
+    ):  # which export would not see, either
         raise
     except Exception as error:
         if is_autocast_around():  # casts would become constants of the graph

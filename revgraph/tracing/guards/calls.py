@@ -30,7 +30,7 @@ from revgraph.tracing.guards.attribute_reads import AttributeReads
 from revgraph.tracing.guards.fixed_values import CONTAINERS, ENVIRONMENT, MISSING, Cell, same, snapshot
 from revgraph.tracing.guards.random_sources import is_clock
 from revgraph.tracing.guards.torch_state import ASKS_AUTOCAST, GETTERS
-from revgraph.tracing.proxies import FakeProxy, Untraceable, is_proxy, is_tensor
+from revgraph.tracing.proxies import AsksIdentity, FakeProxy, Untraceable, is_proxy, is_tensor
 from revgraph.tracing.user_code import Chain, CodeFacts, facts_of, is_users, may_compare
 
 ENVIRON: Any = type(os.environ)
@@ -273,6 +273,8 @@ class CallWatch:
     def _check_identities(self, frame: FrameType) -> None:
         """Before code that compares by `is`: proxies of dtypes and the like become what they stand for."""
         given, tensors = frame.f_locals, dict[int, FakeProxy]()
+        if any(isinstance(value, INSTEAD) for value in given.values()) and may_compare(frame, Tensor):
+            raise AsksIdentity  # torch.export gives each its own stand-in
         for name, value in [*given.items()]:
             if not is_proxy(value):
                 continue
