@@ -33,8 +33,8 @@ class AsksIdentity(Untraceable):
 
     def __init__(self) -> None:
         super().__init__(
-            "it asks by `is` whether two tensors are one, and these may be; compare what they are for (a flag, "
-            "None)"
+            "it asks by `is` whether two tensors are one, and these may be; compare what they are for "
+            "(a flag, None)"
         )
 
 
