@@ -145,7 +145,8 @@ class CallWatch:
             return
         facts = facts_of(code)
         for chain in facts.chains:
-            if chain.attributes[-1:] == ("__getattribute__",):
+            # A class's own `__getattribute__` goes on to that of its base, and is itself seen.
+            if chain.attributes[-1:] == ("__getattribute__",) and code.co_name != "__getattribute__":
                 whose = ".".join((chain.root, *chain.attributes))
                 raise Untraceable(f"it reads attributes by {whose}, where nothing sees it; write getattr")
             if chain.is_global:
@@ -189,7 +190,10 @@ class CallWatch:
         for name in names:
             if not kind.__flags__ & HEAP_TYPE or not is_opened(kind.__module__) or name.startswith("__"):
                 return
-            value = next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), MISSING)
+            base = next((each for each in kind.__mro__ if name in vars(each)), kind)
+            value = vars(base).get(name, MISSING)
+            if not is_opened(base.__module__):  # torch's, which a trace replaces for its time
+                return
             if isinstance(value, METHODS):
                 value = getattr(kind, name)
             elif value is MISSING or hasattr(type(value), "__get__"):
