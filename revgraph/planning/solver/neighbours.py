@@ -1,4 +1,4 @@
-"""Neighbours: solutions that differ from one in a single decision, for a search that goes down step by step.
+"""Neighbours: solutions that differ from one in a single thing, for a search that goes down step by step.
 
 The programmes decide stretches of a line, and the improver rounds what it foresees; a single value that is
 stored too many, or a node that could be run again for nothing, is left to this.
@@ -22,8 +22,13 @@ class Neighbours:
         self.trials = trials
         self.left: set[Hashable] = set()
         self.nodes = [k for k, item in enumerate(problem.items) if item.options]
-        made = {value for item in problem.items for value in item.outputs}
-        self.values = sorted(made.difference(problem.given))
+        self.made = {value for item in problem.items for value in item.outputs}.difference(problem.given)
+        self.values = sorted(self.made)
+        reads = {n: set(problem.items[n].inputs) for n in self.nodes}
+        self.readers = {
+            k: [n for n in self.nodes if not reads[n].isdisjoint(problem.items[k].outputs)]
+            for k in self.nodes
+        }
 
     def descend(self, budget: int) -> None:
         """Go on from the cheapest solution within a budget to cheaper ones, as long as a step finds them."""
@@ -52,6 +57,7 @@ class Neighbours:
         yield from self._otherwise_rerun(solution)
         yield from self._other_options(solution)
         yield from self._otherwise_dropped(solution)
+        yield from self._rerun_ahead(solution)
 
     def _other_options(self, solution: Solution) -> Iterator[Solution]:
         for k in self.nodes:
@@ -82,3 +88,28 @@ class Neighbours:
             for value in self.values:
                 after = tuple(sorted({*before} ^ {value}))
                 yield replace(solution, drops={**solution.drops, stage: after})
+
+    def _rerun_ahead(self, solution: Solution) -> Iterator[Solution]:
+        """A node is run again from stored inputs where its outputs are read, captured ahead of its own stage.
+
+        Four decisions at once, none of which is better without the others.
+        """
+        for k, readers in self.readers.items():
+            item = self.problem.items[k]
+            replayed = next(
+                (n for n, each in enumerate(item.options) if each.cost and not each.held_bytes), None
+            )
+            if replayed is None:
+                continue
+            stored = solution.stored.difference(item.outputs).union(self.made.intersection(item.inputs))
+            for reader in readers:
+                for option in range(len(self.problem.items[reader].options)):
+                    options = list(solution.options)
+                    options[k], options[reader] = replayed, option
+                    yield replace(
+                        solution,
+                        options=tuple(options),
+                        stored=stored,
+                        reruns=solution.reruns | {k},
+                        holds={**solution.holds, k: reader},
+                    )
