@@ -36,6 +36,14 @@ def machine(*libraries: str) -> dict[str, Any]:
     }
 
 
+def loop_seconds() -> float:
+    """CPU seconds of ten million additions in a loop: how fast Python is where the figures were made."""
+    began, total = time.process_time(), 0
+    for number in range(10_000_000):
+        total += number
+    return round(time.process_time() - began, 2)
+
+
 def told_by(command: Sequence[str], limit: int) -> tuple[list[dict[str, Any]], str | None]:
     """What a Python process of its own, on one thread, prints as lines of JSON, and why it ended early.
 
