@@ -8,6 +8,7 @@ import inspect
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -110,7 +111,7 @@ class _Filling:
     def _object(self, form: ObjectForm, whole: Any) -> Any:
         if form.number in self.objects:
             return self.objects[form.number]
-        made: Any = object.__new__(form.kind)
+        made: Any = new_object(form.kind)
         if form.number:
             self.objects[form.number] = made
         for name, item in form.fields.items():
@@ -241,12 +242,17 @@ def is_structured(value: Any) -> bool:
     """Whether a value is an object of user code whose attributes can be gone through."""
     kind = type(value)
     return (
-        bool(kind.__flags__ & HEAP_TYPE)
+        (bool(kind.__flags__ & HEAP_TYPE) or kind is SimpleNamespace)
         and (hasattr(value, "__dict__") or dataclasses.is_dataclass(value))
         and not isinstance(value, (type, enum.Enum, nn.Module, Tensor, Proxy, weakref.ref))
         and not is_random_source(value)
         and kind.__module__.partition(".")[0] not in ("torch", "revgraph", "builtins", "functools")
     )
+
+
+def new_object(kind: type) -> Any:
+    """An object of this class without attributes; nothing of the class's own runs."""
+    return (SimpleNamespace if issubclass(kind, SimpleNamespace) else object).__new__(kind)
 
 
 def fields_of(value: Any) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     commands = [
         (*PYTHON, HERE / "devices_worker.py", file, *run) for file, run in zip(files, RUNS, strict=True)
     ]
-    for ended in together(commands, folder, timeout=300):
+    for ended in together(commands, folder, timeout=1200):
         assert ended.status == 0, ended.text
     found: Found = {"with": {}, "without": {}}
     for file, (turns, *_) in zip(files, RUNS, strict=True):

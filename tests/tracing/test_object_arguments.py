@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import weakref
 from collections import UserDict
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -83,6 +84,10 @@ class Mapped(UserDict):  # type: ignore[type-arg]
 KINDS: list[Any] = [Plain, Slotted, Named, Ordinary, GraphBatch, Mapped]
 
 
+def named_space(x: Tensor, scale: Tensor, note: str = "a") -> SimpleNamespace:
+    return SimpleNamespace(x=x, scale=scale, note=note)
+
+
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +104,7 @@ def batch(kind: Any, seed: int, rows: int = 5, note: str = "a") -> Any:
     return kind(randn(rows, 8, seed=seed), randn(rows, 1, seed=seed + 1), note)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, named_space])
 def test_tensors_of_an_object_are_inputs(kind: Any) -> None:
     model, gain = Net(), torch.ones(1, dtype=torch.double)
     net = rg.trace(model, batch(kind, 1), gain)
@@ -111,6 +116,42 @@ def test_tensors_of_an_object_are_inputs(kind: Any) -> None:
         wanted = torch.autograd.grad(theirs.square().sum(), list(model.parameters()))
         torch.testing.assert_close(found, wanted)
     assert len(net._forms) == 2
+
+
+@pytest.mark.parametrize("kind", [Plain, Ordinary, named_space])
+def test_objects_are_results(kind: Any) -> None:
+    """Of opened modules, whose tensors the code around reads, and of the model, which makes new ones."""
+
+    class Block(nn.Module):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            self.f = linear(seed=seed)
+
+        def forward(self, x: Tensor) -> Any:
+            y = torch.tanh(self.f(x))
+            return kind(y, y.mean())
+
+    class Blocks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(Block(each) for each in range(3))
+
+        def forward(self, x: Tensor) -> Any:
+            total = x.new_zeros(())
+            for block in self.blocks:
+                made = block(x)
+                x, total = x + made.x, total + made.scale
+            return kind(x, total, "b")
+
+    model, x = Blocks(), randn(5, 4)
+    net = rg.trace(model, x)
+    assert not [node for node in net.graph.nodes if node.module in ("blocks.0", "blocks.1", "blocks.2")]
+    ours, theirs = net(x), model(x)
+    assert type(ours) is type(theirs) and ours.note == "b" and net(x) is not ours
+    torch.testing.assert_close((ours.x, ours.scale), (theirs.x, theirs.scale), rtol=0, atol=0)
+    found = torch.autograd.grad(ours.x.square().sum() + ours.scale, list(model.parameters()))
+    wanted = torch.autograd.grad(theirs.x.square().sum() + theirs.scale, list(model.parameters()))
+    torch.testing.assert_close(found, wanted)
 
 
 def test_settings_without_tensors_are_part_of_the_form() -> None:

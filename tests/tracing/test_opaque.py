@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import subprocess
@@ -291,6 +292,26 @@ def test_function_of_a_coupling_behaves_as_before_whatever_it_does(body: Any) ->
     agree(Half(), *pair())
 
 
+def vmapped(self: Any, x: Tensor) -> Tensor:
+    return torch.vmap(torch.tanh)(self.f(x))
+
+
+def copied(self: Any, x: Tensor) -> Tensor:
+    return copy.deepcopy(self.f)(x) + self.f(x)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (vmapped, r"torch's C\+\+ code, which takes no traced values \(torch.vmap"),
+        (copied, r"a parameter or module that is not part of the model \(a copy made in the forward"),
+    ],
+)
+def test_refusal_speaks_of_the_users_code(body: Any, reason: str) -> None:
+    with pytest.raises(rg.TraceError, match=reason):
+        rg.trace(Body(body, f=mlp()), randn(3, 4))
+
+
 @pytest.mark.parametrize("body", [branch, numpied, as_float], ids=lambda body: body.__name__)
 def test_refusal_names_the_line_of_the_users_code(body: Any) -> None:
     with pytest.raises(rg.TraceError) as caught:
@@ -305,7 +326,7 @@ def outcomes() -> dict[tuple[str, str], tuple[str, str]]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", "from tracing.entry_points import main; main()"],
-        capture_output=True, text=True, timeout=300, env=environment,
+        capture_output=True, text=True, timeout=1200, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-1000:]
     rows = [line.split("|", 3) for line in done.stdout.splitlines()]

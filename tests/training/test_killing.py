@@ -18,7 +18,7 @@ def work(*words: str) -> int:
     root = Path(revgraph.__file__).parents[1]
     command = [sys.executable, "-W", "error", str(Path(__file__).with_name("worker.py")), *words]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, timeout=120, check=False).returncode
+    return subprocess.run(command, env=environment, timeout=600, check=False).returncode
 
 
 def test_interrupted_training_resumes_bit_for_bit_after_kill_9(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def together(
     commands: Sequence[Sequence[object]],
     folder: Path,
     environments: Sequence[Mapping[str, str]] | None = None,
-    timeout: float = 240,
+    timeout: float = 900,
 ) -> list[Ended]:
     """Run all commands at once, with this revgraph, on one thread each; what is late is killed."""
     environments = environments or [{}] * len(commands)

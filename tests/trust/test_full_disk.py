@@ -129,7 +129,7 @@ def test_output_to_a_full_disk_is_one_message(
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
         )
     assert done.returncode == 2

@@ -28,7 +28,7 @@ PLANNED = {"large batch"}
 def answers(folder: Path) -> list[dict[str, Any]]:
     command = [sys.executable, "-W", "error", str(Path(__file__).with_name("spec_worker.py")), str(folder)]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -74,7 +74,19 @@ def trace_with_exports(run: Callable[[Exports], Found]) -> Found:
 
 
 def reason_of(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    """Why an attempt failed, in a line: in the user's terms where torch speaks of its own inside."""
+    text = str(error)
+    if "incompatible function arguments" in text and "Proxy(" in text:
+        return (
+            f"it calls {text.partition('(')[0]} in torch's C++ code, which takes no traced values "
+            "(torch.vmap and the other transforms of torch.func do that)"
+        )
+    if "is not a member of this module" in text or "is not installed as a submodule" in text:
+        return (
+            "it uses a parameter or module that is not part of the model (a copy made in the forward, or one "
+            "kept in a plain list or dictionary)"
+        )
+    return f"{type(error).__name__}: {text.partition(chr(10))[0]}"
 
 
 def _wanted(graph: Graph, tracer: Tracer, exports: Exports) -> Exports:
