@@ -165,8 +165,24 @@ def apply_function(function: Any, *args: Any, **kwargs: Any) -> Any:
 def leaves(tree: Any) -> list[Any]:
     """The leaves of such a tree, in order."""
     found: list[Any] = []
-    map_leaves(found.append, tree)
+    _gather(tree, found)
     return found
+
+
+def _gather(tree: Any, found: list[Any]) -> None:
+    kind = type(tree)  # as in `map_leaves`
+    if issubclass(kind, (tuple, list)):
+        for item in tree:
+            _gather(item, found)
+    elif issubclass(kind, dict):
+        for item in tree.values():
+            _gather(item, found)
+    elif kind is ObjectForm:
+        _gather(tree.fields, found)
+    elif kind is slice:
+        found += (tree.start, tree.stop, tree.step)
+    else:
+        found.append(tree)
 
 
 def module_at(root: nn.Module, path: str) -> nn.Module:

@@ -116,9 +116,13 @@ class StorageTracker(TorchDispatchMode):
         return True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._seen(func, args, kwargs or {})
+
+    def _seen(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator and notice the memory of its results."""
         if func not in LIFTS:
             self._leave_out_of_before(args, kwargs)
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
         for leaf in leaves(result):
             if isinstance(leaf, Tensor):
                 self.see(leaf)

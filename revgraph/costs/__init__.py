@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from revgraph.costs.forms import Form, form_of
 from revgraph.costs.isolating import Recorded, Way
+from revgraph.costs.known import state_now
 from revgraph.costs.sweeping import Sweep
 from revgraph.courses import Course
 from revgraph.graph import Cost, Graph, Node, Value
@@ -70,12 +71,13 @@ def _costed(
     program: Program, model: nn.Module, sparse: Mapping[str, Form], mode: FakeTensorMode | None
 ) -> Graph | None:
     """The graph with its costs; None where they are not to be found without memory."""
+    state = state_now()
     with (
         untouched(model, mode),
         mode or _parameters_replaced(model),
         torch.enable_grad(),
     ):
-        sweep = Sweep(program, model, sparse)
+        sweep = Sweep(program, model, sparse, None if state is None else (state, mode is None))
         sweep.forward()
         if mode is not None and any(isinstance(form, Form) and form.parts for form in sweep.forms.values()):
             return None

@@ -62,7 +62,7 @@ class Recorder(StorageTracker):
         self._marks: list[tuple[int, Event]] = []
         self._fake_mode = detect_fake_mode()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def _seen(self, func: Any, args: Any, kwargs: Any) -> Any:
         index = self._sums.get(self.birth_of(args[0])) if func is ADD else None
         at = self.now
         run = func
@@ -71,15 +71,15 @@ class Recorder(StorageTracker):
         elif self._fake_mode is not None:
             run = self._as_with_memory(func, args)
             if func.is_view and func not in LIFTS:  # of a constant, perhaps: it is no new memory either
-                args, kwargs = map_leaves(self._faked, (args, kwargs or {}))
-        result = super().__torch_dispatch__(run, types, args, kwargs)
+                args, kwargs = map_leaves(self._faked, (args, kwargs))
+        result = super()._seen(run, args, kwargs)
         if index is not None:
             self._arrive(index, args[1], result, at)
             return result
         if not _touches(func):
             return result
         count = flop_registry.get(func._overloadpacket)
-        flops = 0 if count is None else count(*args, **(kwargs or {}), out_val=result)
+        flops = 0 if count is None else count(*args, **kwargs, out_val=result)
         moved = _element_bytes((args, kwargs)) + _element_bytes(result)
         self.work = self.work.plus(Work(flops, moved, 1))
         if is_heavy(func):

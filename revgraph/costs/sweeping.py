@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from revgraph import looks
+from revgraph.costs import known
 from revgraph.costs.alone import Situation
 from revgraph.costs.forms import Form, dense, form_of, numbered, tensors_of
 from revgraph.costs.isolating import Recorded, Way, record, record_again, record_wiring
@@ -34,30 +35,36 @@ Reads: TypeAlias = tuple[looks.Place, ...]
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What an operation looks like, but for its inputs; its modules, and the values of their attributes."""
+    """What an operation looks like, but for its inputs; its modules, and the values of their attributes.
+
+    `content` is what it is made of, if that is known from one trace to the next.
+    """
 
     signature: Hashable
     modules: Sequence[nn.Module]
     values: Mapping[looks.Place, str]
+    content: Hashable | None = None
 
     def read(self, places: Reads) -> tuple[str | None, ...]:
         """The values at these places."""
         return tuple([self.values.get(place) for place in places])
 
 
-NO_MODULES = Look(LOSS, (), {})
+NO_MODULES = Look(LOSS, (), {}, content=LOSS)
 
 
 @dataclass
 class Sweep:
     """Finds the situation of every node; what is recorded of one node holds for all that look alike.
 
-    Inputs are contiguous, but for those that are `sparse`.
+    Inputs are contiguous, but for those that are `sparse`. In the same global `state`, what is recorded of
+    torch's own layers holds in other sweeps, too; None where it cannot be told.
     """
 
     program: Program
     model: nn.Module
     sparse: Mapping[str, Form] = field(default_factory=dict)
+    state: Hashable | None = None
     situations: dict[str, Situation] = field(default_factory=dict)
     forms: dict[str, Form | Any] = field(default_factory=dict)
     _same: dict[str, str] = field(default_factory=dict)
@@ -74,7 +81,11 @@ class Sweep:
             if operation.node:
                 modules = looks.family(_modules(self.model, operation))
                 values = looks.attributes_of(modules, told)
-                look = Look(_signature(self.model, operation), modules, values)
+                content = None
+                if self.state is not None:
+                    law = operation.law.modules(self.model) if operation.law is not None else ()
+                    content = known.content_of(operation, [*modules, *law], [*values.values()])
+                look = Look(_signature(self.model, operation), modules, values, content)
                 self._looks[operation.node] = look
                 self._variants.setdefault(look.signature, set()).add(tuple(values.values()))
 
@@ -142,17 +153,25 @@ class Sweep:
         Which attributes a recording reads is only looked at where look-alikes differ in some.
         """
         look = self._looks.get(at.node.name, NO_MODULES)
-        known = self._recorded.setdefault((self._surroundings(at, look), key), {})
-        for places, found in known.items():
+        surroundings = self._surroundings(at, look), key
+        alike = self._recorded.setdefault(surroundings, {})
+        for places, found in alike.items():
             if (read := look.read(places)) in found:
                 return found[read]
-        if len(self._variants.get(look.signature, ())) > 1:
+        whole = None
+        if self.state is not None and look.content is not None:
+            whole = self.state, look.content, surroundings
+        if whole is not None and (before := known.find(whole)) is not None:
+            recorded, places = before, tuple(look.values)
+        elif len(self._variants.get(look.signature, ())) > 1:
             with looks.reads_of(look.modules) as seen:
                 recorded = self._made(make)
             places = looks.places_of(seen, look.modules, look.values)
         else:
             recorded, places = self._made(make), tuple(look.values)
-        known.setdefault(places, {})[look.read(places)] = recorded
+        if whole is not None and recorded is not None:
+            known.remember(whole, recorded)
+        alike.setdefault(places, {})[look.read(places)] = recorded
         return recorded
 
     def _made(self, make: Callable[[], Recorded]) -> Recorded | None:
