@@ -80,12 +80,16 @@ _PAGE = """<!doctype html>
 
 @dataclass(frozen=True, slots=True)
 class Extras:
-    """What is shown beside a plan: measured bytes by step, a budget in bytes, a frontier and other plans."""
+    """What is shown beside a plan: measured bytes by step, a budget in bytes, a frontier and other plans.
+
+    With `question`, the report asks for the peak before it marks it.
+    """
 
     measured: Sequence[tuple[int, int]] = ()
     budget: int | None = None
     frontier: Sequence[Plan] = ()
     beside: Mapping[str, Plan] = field(default_factory=dict)
+    question: bool = False
 
 
 def report(plan: Plan, drawings: Sequence[str], shown: Mapping[str, str], extras: Extras) -> str:

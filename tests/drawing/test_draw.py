@@ -40,7 +40,9 @@ def test_each_form_of_a_plan(tmp_path: Path, suffix: str, start: bytes) -> None:
 
 def test_unknown_suffix_names_the_forms(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"cannot draw into '.*net\.pdf': .* Use one of \.dot, \.svg, \.png, \.html\.$"
+        ValueError,
+        match=r"cannot draw into '.*net\.pdf': .* "
+        r"Use one of \.dot, \.svg, \.png, \.html, \.trace\.json, \.pickle\.$",
     ):
         draw(revnet(), tmp_path / "net.pdf")
     with pytest.raises(ValueError, match="its suffix says no form"):
