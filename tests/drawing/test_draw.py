@@ -72,6 +72,13 @@ def test_a_frontier_beside_a_plan_needs_a_report(tmp_path: Path, name: str) -> N
     assert not list(tmp_path.iterdir())
 
 
+def test_a_question_is_asked_in_the_report_of_a_plan(tmp_path: Path) -> None:
+    plan = plan_for(revnet())
+    for drawn, name in ((plan, "plan.svg"), (plan, "plan.pickle"), (plan.graph, "graph.html")):
+        with pytest.raises(ValueError, match=r"a question is asked in the report of a plan: .* \.html file"):
+            draw(drawn, tmp_path / name, question=True)
+
+
 def test_a_failed_drawing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "net.svg"
     path.write_text("old")
