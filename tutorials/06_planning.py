@@ -124,6 +124,14 @@ with chart(
     axes.grid(alpha=0.35)
 
 # %% [markdown]
+# As an `.html` file the plan for 800 KiB is a report to step through, with all its pictures side by side.
+# This one asks you first: which step is the peak? Guess from the curve above, then find it with the arrow
+# keys.
+
+# %%
+rg.draw(net.plan, picture("report.html"), question=True)
+
+# %% [markdown]
 # ## All budgets at once
 #
 # `rg.frontier` is the whole trade-off, from the least peak to a plan that computes nothing again. Its *knee*

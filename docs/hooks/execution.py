@@ -30,7 +30,7 @@ class TutorialError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a cell, by its index, printed; and its pictures, a file name and an SVG text each."""
+    """What a cell, by its index, printed; and its pictures: a file name and a text, SVG or HTML, of each."""
 
     cell: int
     printed: str
@@ -70,7 +70,7 @@ def _key(script: Path) -> str:
         script,
         *sorted(each for each in script.parent.glob("*.py") if not each.name[0].isdigit()),
         *sorted(HERE.glob("*.py")),
-        *sorted(each for each in package.rglob("*") if each.suffix in (".py", ".yaml")),
+        *sorted(each for each in package.rglob("*") if each.suffix in (".py", ".yaml", ".js", ".css")),
     ]
     digest = hashlib.sha256(" ".join((sys.version, *map(version, LIBRARIES))).encode())
     for source in sources:

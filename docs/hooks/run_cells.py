@@ -2,8 +2,9 @@
 
     python run_cells.py SCRIPT PICTURES RESULT
 
-SVG files that a cell leaves in the folder PICTURES are its pictures. RESULT is JSON: for every cell that ran
-its index, what it printed and the names of its pictures; `failed` is the index of a cell that raised.
+SVG files that a cell leaves in the folder PICTURES are its pictures, and so are reports, HTML files. RESULT
+is JSON: for every cell that ran its index, what it printed and the names of its pictures; `failed` is the
+index of a cell that raised.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def run(script: Path, pictures: Path) -> dict[str, object]:
         except BaseException as error:
             traceback.print_exc()
             return {"cells": done, "failed": index, "error": f"{type(error).__name__}: {error}"}
-        new = sorted({path.name for path in pictures.glob("*.svg")} - seen)
+        new = sorted({path.name for form in ("*.svg", "*.html") for path in pictures.glob(form)} - seen)
         seen.update(new)
         done.append({"cell": index, "printed": printed.getvalue(), "pictures": new})
     return {"cells": done}

@@ -38,7 +38,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def page(name: str, content: Sequence[Cell], outputs: Sequence[Output]) -> str:
-    """A tutorial as markdown: cells in order, each followed by what it printed and its pictures."""
+    """A tutorial as markdown: cells in order, each followed by what it printed and its pictures.
+
+    A report is a page of its own, to which there is a link.
+    """
     output_of = {output.cell: output for output in outputs}
     parts: list[str] = []
     for answer, group in groupby(enumerate(content), key=lambda each: each[1].answer):
@@ -57,7 +60,10 @@ def _cell(cell: Cell, output: Output | None, name: str) -> str:
     if output is not None and output.printed:
         parts.append(fenced(output.printed.rstrip("\n"), "{ .text .printed }"))
     for picture, svg in output.pictures if output is not None else ():
-        parts.append(f"![{_title(svg)}]({name}/{picture})")
+        if picture.endswith(".html"):
+            parts.append(f"[Open the report]({name}/{picture})")
+        else:
+            parts.append(f"![{_title(svg)}]({name}/{picture})")
     if cell.drawing:
         parts = [*parts[1:], hidden("quote", "How this is drawn", parts[0])]
     return "\n\n".join(parts)

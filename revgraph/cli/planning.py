@@ -41,7 +41,12 @@ def plan(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Draw the plan into this file: .svg, .png, .html or .dot.")
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Draw the plan into this file: .svg, .png, .html or .dot; or write its step for other "
+            "tools: .trace.json for Perfetto, .pickle for PyTorch's memory viewer.",
+        ),
     ] = None,
     frontier: Annotated[
         bool, typer.Option("--frontier", help="Show plans from the least memory to the least computing too.")
@@ -149,5 +154,7 @@ def _point(plan: Any) -> dict[str, Any]:
 
 
 def _check_suffix(option: str, path: Path | None, suffixes: tuple[str, ...]) -> None:
-    if path is not None and path.suffix.lower() not in suffixes:
+    from revgraph.drawing import suffix_of
+
+    if path is not None and suffix_of(path) not in suffixes:
         raise typer.BadParameter(f"{option} {path}: the name ends in one of {', '.join(suffixes)}")

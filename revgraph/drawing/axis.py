@@ -33,11 +33,18 @@ class Axis:
         return self.x(self.count)
 
 
+def turn_of(steps: Sequence[Instruction]) -> int:
+    """The index of the loss, or of the first backward; the number of steps where there is neither."""
+    return next(
+        (index for index, step in enumerate(steps) if step.action in ("loss", "backward")), len(steps)
+    )
+
+
 def axis(steps: Sequence[Instruction]) -> Axis:
     """The axis for these steps, with room for the nodes' names on its left."""
     names = {step.node for step in steps}
     room = max((width(shorten(name, LONGEST_NAME, SIZE), SIZE) for name in names), default=0.0)
     count = max(len(steps), 1)
-    turn = next((index for index, step in enumerate(steps) if step.action in ("loss", "backward")), count)
+    turn = turn_of(steps)
     each = min(WIDEST, max(NARROWEST, WIDTH / count))
     return Axis(max(64.0, room + 14.0), each, count, turn)

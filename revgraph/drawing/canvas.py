@@ -85,6 +85,7 @@ class Canvas:
         anchor: str = "start",
         bold: bool = False,
         halo: bool = False,
+        data: Mapping[str, str] | None = None,
     ) -> None:
         """One line of text, on its baseline; a halo of the ground's colour keeps lines behind it away."""
         form = {"x": f"{x:.2f}", "y": f"{y:.2f}", "font-size": f"{size:g}", "text-anchor": anchor}
@@ -92,7 +93,7 @@ class Canvas:
             form["font-weight"] = "bold"
         if halo:
             form |= {"stroke-width": "3", "paint-order": "stroke"}
-        self._add("text", form, role, "ground" if halo else "").text = clean(text)
+        self._add("text", form, role, "ground" if halo else "", data=data).text = clean(text)
 
     def svg(self) -> str:
         """The finished text."""

@@ -11,6 +11,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from revgraph.drawing.lettering import TIMES
 from revgraph.drawing.writing import write
 from revgraph.planning.budgets import knee
 from revgraph.planning.plans import Plan, human_bytes
@@ -126,7 +127,8 @@ def _picture(
 
         ends = [*((plan.peak_bytes / size, plan.cost_ratio) for plan in plans)]
         ends.append((most * 1.06 / size, plans[-1].cost_ratio))
-        axes.plot(*zip(*ends, strict=True), color=FRONTIER, linewidth=2, drawstyle="steps-post", zorder=1)
+        stairs = {"color": FRONTIER, "linewidth": 2, "drawstyle": "steps-post", "zorder": 1}
+        axes.plot(*zip(*ends, strict=True), label="the frontier", **stairs)
         xs, ys = zip(*ends[:-1], strict=True)
         axes.plot(xs, ys, "o", color=FRONTIER, markersize=6, linestyle="none", label="the frontier's plans")
         point(turn, "its knee", KNEE, "D", markersize=11, markerfacecolor="none", markeredgewidth=2)
@@ -162,7 +164,7 @@ def _description(
 
 
 def _place(plan: Plan) -> str:
-    return f"{human_bytes(plan.peak_bytes)} and x{plan.cost_ratio:.3f} {WORDS[plan.cost]}"
+    return f"{human_bytes(plan.peak_bytes)} and {TIMES}{plan.cost_ratio:.3f} {WORDS[plan.cost]}"
 
 
 def _described(svg: bytes, description: str) -> bytes:

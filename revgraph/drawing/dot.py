@@ -135,7 +135,9 @@ class _Writer:
                 keys = key, f"{key} end"
                 for end_key, (x, y) in zip(keys, ends, strict=True):
                     self._write_box(part, end_key, Box(x, y, x, y), {"shape": "point", "style": "invis"})
-                part.edge(*keys, pos=path(ends, self._place, arrow=True, tap=False), **style)
+                if placed.sign.tap:
+                    style = {**style, "dir": "both", "arrowtail": "dot"}
+                part.edge(*keys, pos=path(ends, self._place, arrow=True, tap=placed.sign.tap), **style)
             else:
                 self._write_box(part, key, box, style)
             self._write_box(part, f"{key} text", placed.text, {"shape": "plaintext"})

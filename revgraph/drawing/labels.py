@@ -9,7 +9,7 @@ from revgraph.drawing.lettering import TIMES, Line, clean, shorten
 from revgraph.drawing.stages import short_names, stage_names
 from revgraph.drawing.subject import Subject
 from revgraph.graph import Node, Value
-from revgraph.planning.plans import human_bytes
+from revgraph.planning.plans import Plan, course_of, human_bytes
 
 NAME_SIZE = 12.0
 SMALL_SIZE = 10.0
@@ -74,6 +74,8 @@ def node_text(subject: Subject, node: Node) -> str:
     plan = subject.plan
     if plan is not None and node.name in plan.decisions:
         parts.append(f"{plan.decisions[node.name]}, {plan.reasons.get(node.name, 'no reason given')}")
+        if plan.results.get(node.name):
+            parts.append(f"keeps of its function: {kept_results(plan, node)}")
     if node.expression:
         parts.append(f"computes {node.expression}")
     if node.cost.saved_bytes:
@@ -95,6 +97,14 @@ def value_text(subject: Subject, name: str) -> str:
     return clean(text)
 
 
+def kept_results(plan: Plan, node: Node) -> str:
+    """How many results of its function a node keeps from the forward, and their bytes if known."""
+    count = len(plan.results[node.name])
+    kept, without = (course_of(node, name) for name in (plan.decided(node.name), plan.decisions[node.name]))
+    size = kept.held_bytes - without.held_bytes
+    return ("result" if count == 1 else f"{count} results") + (f" {human_bytes(size)}" if size > 0 else "")
+
+
 def headline(subject: Subject) -> tuple[Line, ...]:
     """The drawing's title, and beneath it what matters most."""
     title = Line(subject.full.name or "graph", "ink", 15.0, bold=True)
@@ -105,7 +115,9 @@ def headline(subject: Subject) -> tuple[Line, ...]:
     at = f" ({clean(plan.peak_at)})" if plan.peak_at else ""
     ratios = f"FLOPs {TIMES}{plan.flops_ratio:.3f}, time {TIMES}{plan.time_ratio:.3f}"
     rest = f"held {human_bytes(plan.held_bytes)}, {ratios}"
-    return title, Line(peak + at, "ink", 11.0), Line(rest, "muted", 11.0)
+    beside = f"ordinary training: peak {human_bytes(plan.ordinary_bytes)}"
+    ordinary = (Line(beside, "ink", 11.0),) if plan.ordinary_bytes else ()
+    return title, Line(peak + at, "ink", 11.0), *ordinary, Line(rest, "muted", 11.0)
 
 
 def description(subject: Subject) -> str:
@@ -141,6 +153,8 @@ def _lines(subject: Subject, node: Node, name: str, expression: str) -> tuple[Li
     if decision == "keep" and node.cost.saved_bytes:
         word = f"keep {human_bytes(node.cost.saved_bytes)}"
     lines.append(Line(word, f"{decision}-line", SMALL_SIZE))
+    if plan.results.get(node.name):
+        lines.append(Line(f"+ {kept_results(plan, node)}", "keep-line", SMALL_SIZE, bold=True))
     if node.name in subject.peak_nodes:
         lines.append(Line(f"peak {human_bytes(plan.peak_bytes)}", "peak", SMALL_SIZE, bold=True))
     return tuple(lines)

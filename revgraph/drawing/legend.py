@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from revgraph.drawing.labels import headline, role
+from revgraph.drawing.labels import headline, role, value_lines
 from revgraph.drawing.layout import Box
 from revgraph.drawing.lettering import Line
 from revgraph.drawing.routes import Route
-from revgraph.drawing.styles import Style, line_style, node_style, tag_style
+from revgraph.drawing.styles import Style, frame_style, line_style, node_style, tag_style
 from revgraph.drawing.subject import Subject
 
 SAMPLE = 26.0
@@ -21,11 +21,17 @@ LEAST_WIDTH = 340.0
 
 @dataclass(frozen=True, slots=True)
 class Sign:
-    """A sign and what it means; `line` signs are drawn as an edge, the others as a node."""
+    """A sign and what it means.
+
+    `line` signs are drawn as an edge, which begins with a dot if it is a `tap`; the others as a node, smaller
+    than a coupling's by `inset` points across and down on either side.
+    """
 
     meaning: str
     style: Style
     line: bool = False
+    tap: bool = False
+    inset: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +69,9 @@ def lay_out_head(subject: Subject, routes: Sequence[Route], left: float, right: 
         x = first + sum(columns[:column]) + APART * column
         top = y + 12.0 + row * ROW
         text = _text(sign)
-        sample = Box(x, top + 3, x + SAMPLE, top + ROW - 3)
-        start = sample.right + SPACE
+        across, down = sign.inset
+        sample = Box(x + across, top + 3 + down, x + SAMPLE - across, top + ROW - 3 - down)
+        start = x + SAMPLE + SPACE
         placed.append(PlacedSign(sign, sample, Box(start, top, start + text.width, top + ROW, (text,))))
     return Head(title, tuple(placed))
 
@@ -83,18 +90,27 @@ def _signs(subject: Subject, routes: Sequence[Route]) -> Iterator[Sign]:
             found = [kind for kind in ("coupling", "boundary") if (decision, kind) in used]
             if found:
                 yield Sign(meaning, node_style(decision, found[0]))
-        if subject.copies:
-            yield Sign("value stored", tag_style(stored=True))
+        if any(name in subject.copies for name in graph.value):
+            yield Sign("value stored", tag_style(stored=True), inset=(0.0, 2.5))
         if subject.peak_nodes:
             yield Sign("at the peak", node_style("plain", "boundary", peak=True))
     lines = {route.kind for route in routes}
     for kind, meaning in (("stream", "stream"), ("other", "other input"), ("inversion", "inversion")):
         if kind in lines:
-            yield Sign(meaning, line_style(kind), line=True)
+            taps = any(route.tap for route in routes if route.kind == kind)
+            yield Sign(meaning, line_style(kind), line=True, tap=taps)
     if plan is not None and "coupling" in kinds:
         yield Sign("coupling", node_style("plain", "coupling"))
     if plan is not None and "boundary" in kinds:
         yield Sign("boundary", node_style("plain", "boundary"))
+    if "wiring" in kinds:
+        yield Sign("wiring", node_style("plain", "wiring"), inset=(0.0, 3.0))
+    if kinds & {"input", "output"}:
+        yield Sign("input or output", node_style("plain", "input"), inset=(5.0, 1.0))
+    if plan is None and value_lines(subject):
+        yield Sign("value of a new shape", tag_style(stored=False), inset=(0.0, 2.5))
+    if subject.blocks:
+        yield Sign("equal blocks drawn once", frame_style(block=True))
 
 
 def _text(sign: Sign) -> Line:

@@ -11,7 +11,7 @@ from revgraph.planning.plans import Plan
 from revgraph.planning.schedule import Instruction
 
 LOWEST, HIGHEST = 3.0, 14.0
-HEIGHT, TOP, BOTTOM, RIGHT = 620.0, 62.0, 14.0, 18.0
+HEIGHT, TOP, BOTTOM, RIGHT = 620.0, 62.0, 28.0, 18.0
 LABELS_APART = 10.5
 RERUNS = ("recompute", "recompute_and_keep", "invert_again", "rerun")
 SIGNS = {
@@ -21,6 +21,8 @@ SIGNS = {
     "wire": "wiring",
     "backward": "backward",
 }
+LINES = {"stored": (2.4, "stored"), "invert-line": (1.2, "rebuilt, waiting")}
+"""The lines of what lies on the tape: how wide, and what they mean."""
 
 
 def matrix(plan: Plan, steps: Sequence[Instruction]) -> str:
@@ -41,15 +43,17 @@ def matrix(plan: Plan, steps: Sequence[Instruction]) -> str:
         f"{len(steps)} steps over {len(rows)} nodes: what runs, is inverted and differentiated.",
     )
     _names(canvas, on, rows, height)
-    _lives(canvas, on, plan, steps, rows, height)
+    lines = _lives(canvas, on, plan, steps, rows, height)
     radius = max(1.2, min(height, on.step) / 2 - 0.6)
     for index, step in enumerate(steps):
         if step.node:
             _mark(canvas, step, on.x(index + 0.5), TOP + (rows[step.node] + 0.5) * height, radius, str(index))
     if 0 < on.turn < on.count:
-        x = on.x(on.turn)
-        canvas.line([(x, TOP - 6), (x, TOP + height * len(rows) + 6)], line="muted", dash="2 3")
-    _head(canvas, on, plan)
+        x, bottom = on.x(on.turn), TOP + height * len(rows)
+        canvas.line([(x, TOP - 6), (x, bottom + 6)], line="muted", dash="2 3")
+        canvas.text(x - 6, bottom + 18, "forward", anchor="end")
+        canvas.text(x + 6, bottom + 18, "backward")
+    _head(canvas, on, plan, {_sign(step.action) for step in steps if step.node}, lines)
     return canvas.svg()
 
 
@@ -68,18 +72,23 @@ def _mark(canvas: Canvas, step: Instruction, x: float, y: float, radius: float, 
 
 def _lives(
     canvas: Canvas, on: Axis, plan: Plan, steps: Sequence[Instruction], rows: dict[str, int], height: float
-) -> None:
-    """A line for each time that a value spends on the tape, in the row of the node that made it."""
+) -> set[str]:
+    """A line for each time that a value spends on the tape, in the row of the node that made it.
+
+    Returns which kinds of line there are.
+    """
     makers = {name: node.name for node in plan.graph.nodes for name in node.outputs}
     begun: dict[str, tuple[int, bool]] = {}
+    drawn: set[str] = set()
 
     def draw(name: str, end: float) -> None:
         start, stored = begun.pop(name)
         row = rows.get(makers.get(name, ""))
         if row is not None:
             y = TOP + (row + 0.5) * height
-            line, wide = ("stored", 2.4) if stored else ("invert-line", 1.2)
-            canvas.line([(on.x(start + 0.5), y), (on.x(end), y)], line=line, width=wide)
+            line = "stored" if stored else "invert-line"
+            canvas.line([(on.x(start + 0.5), y), (on.x(end), y)], line=line, width=LINES[line][0])
+            drawn.add(line)
 
     for index, step in enumerate(steps):
         for name in step.stores:
@@ -91,6 +100,7 @@ def _lives(
                 draw(name, index + 0.5)
     for name in list(begun):
         draw(name, len(steps))
+    return drawn
 
 
 def _names(canvas: Canvas, on: Axis, rows: dict[str, int], height: float) -> None:
@@ -102,14 +112,28 @@ def _names(canvas: Canvas, on: Axis, rows: dict[str, int], height: float) -> Non
             canvas.text(on.left - 8, y + 3, shorten(name, LONGEST_NAME, SIZE), size=SIZE, anchor="end")
 
 
-def _head(canvas: Canvas, on: Axis, plan: Plan) -> None:
+def _sign(action: str) -> str:
+    """The action in the legend that has the same sign as this one."""
+    if action in RERUNS:
+        return "recompute"
+    if action in ("wire", "invert_wiring"):
+        return "wire"
+    return action if action in SIGNS else "run"
+
+
+def _head(canvas: Canvas, on: Axis, plan: Plan, actions: set[str], lines: set[str]) -> None:
+    """The title, and a legend of the signs and lines that there are."""
     canvas.text(on.left, 18, f"{clean(plan.graph.name)}: the schedule", size=13, role="ink", bold=True)
     x = on.left
     for action, meaning in SIGNS.items():
+        if action not in actions:
+            continue
         _mark(canvas, Instruction(action, ""), x + 5, 37, 4.5, "")  # pyright: ignore[reportArgumentType]
         canvas.text(x + 14, 40.5, meaning)
         x += 30 + width(meaning, 10.0)
-    for line, wide, meaning in (("stored", 2.4, "stored"), ("invert-line", 1.2, "rebuilt, waiting")):
+    for line, (wide, meaning) in LINES.items():
+        if line not in lines:
+            continue
         canvas.line([(x, 37), (x + 16, 37)], line=line, width=wide)
         canvas.text(x + 21, 40.5, meaning)
         x += 38 + width(meaning, 10.0)

@@ -13,6 +13,7 @@ from typing import Any
 
 from revgraph.drawing.axis import axis
 from revgraph.drawing.charts import chart_frontier
+from revgraph.drawing.lettering import TIMES
 from revgraph.drawing.matrix import matrix
 from revgraph.drawing.palette import PAINTS
 from revgraph.drawing.telling import ALGORITHM, lines_of, what, why
@@ -37,29 +38,39 @@ _PAGE = """<!doctype html>
 {style}
 </style>
 </head>
-<body>
+<body{asking}>
 <header>
 <h1>{name}</h1>
-<p>{figures}</p>
+<p id="headline">{headline}</p>
+<p class="muted">{figures}</p>
 </header>
-<nav aria-label="Steps">
+{question}<nav aria-label="Steps">
 <button id="first" title="first step (Home)">first</button>
 <button id="back" title="one step back (left arrow)">back</button>
 <button id="next" title="one step on (right arrow)">next</button>
 <button id="last" title="last step (End)">last</button>
-<button id="peak" title="the step with the most bytes">peak</button>
+<button id="peak" title="the step with the most bytes (P)">peak</button>
 <button id="unfold" aria-pressed="false" hidden title="draw repeated blocks one by one">unfold</button>
 <input id="step" type="range" min="0" max="{last}" value="0" aria-label="step of the schedule">
-<span id="count"></span>
-<input id="search" type="search" list="names" placeholder="find a node" aria-label="find a node">
+<a id="count" title="a link to this step"></a>
+<input id="search" type="search" list="names" placeholder="find a node" aria-label="find a node"
+ title="a node's name (/)">
 <datalist id="names">{options}</datalist>
+<button id="help" aria-haspopup="dialog" title="the keys (?)">?</button>
+<p id="keys" class="muted">{keys}; click a node to read about it</p>
+<section id="found" aria-label="the node that was found" hidden>
+<p id="about" aria-live="polite"></p>
+<p id="goto"></p>
+<button id="close" title="put it away (Escape)">close</button>
+</section>
 </nav>
 <section id="now">
-<div><h2>This step</h2>
+<div id="this"><h2>This step</h2>
 <output aria-live="polite"><p id="what"></p><p id="why"></p></output>
 <p id="live"></p><p id="parts" class="muted"></p></div>
 <div><h2>Algorithm 1</h2><ol id="algorithm">{algorithm}</ol></div>
-<div><h2>On the tape</h2><div id="tape"></div></div>
+<div><h2>On the tape</h2><div id="tape"></div>
+<p id="absent" class="muted">In the plan, a value that is not held at this step has a dashed border.</p></div>
 </section>
 <div id="panes">
 <div id="plan" tabindex="0" role="region" aria-label="the plan">
@@ -70,22 +81,54 @@ _PAGE = """<!doctype html>
 {matrix}
 </div>
 </div>
-<section id="about" aria-live="polite">Click a node, or find it by name, to read about it.</section>
-{frontier}<script type="application/json" id="data">{data}</script>
+{frontier}<dialog id="keylist" aria-label="keys"><h2>Keys</h2><dl>{keylist}</dl>
+<form method="dialog"><button>close</button></form></dialog>
+<script type="application/json" id="data">{data}</script>
 <script>{script}</script>
 </body>
 </html>
 """
 
 
+_QUESTION = """<section id="question" aria-label="a question">
+<h2>Which step is the peak?</h2>
+<p>Step through with the arrow keys or the slider. Stop where the most bytes are live while a step runs.</p>
+<p><button id="answer">It is this step</button> <button id="reveal">Show the answer</button></p>
+<p id="verdict" aria-live="polite"></p>
+</section>
+"""
+KEYS = (
+    (("←", "→"), "step", "one step back, one on"),
+    (("↑", "↓"), "node", "to the node before, to the next one: past all steps of one stage"),
+    (("PgUp", "PgDn"), "", "ten steps back, ten on"),
+    (("Home", "End"), "", "the first step, the last"),
+    (("P",), "peak", "the step with the most bytes"),
+    (("/",), "find", "find a node by name"),
+    (("Esc",), "", "put away what was found"),
+    (("?",), "all keys", "show and hide this list"),
+)
+"""The keys, their word in the short list, if they are in that, and what they do."""
+
+OTHERS = {
+    "input": "an input, which the caller holds",
+    "output": "what the network returns",
+    "wiring": "wiring, which only rearranges values, and is undone or redone where they are asked for",
+}
+"""What is told of nodes on which a plan does not decide."""
+
+
 @dataclass(frozen=True, slots=True)
 class Extras:
-    """What is shown beside a plan: measured bytes by step, a budget in bytes, a frontier and other plans."""
+    """What is shown beside a plan: measured bytes by step, a budget in bytes, a frontier and other plans.
+
+    With `question`, the report asks for the peak before it marks it.
+    """
 
     measured: Sequence[tuple[int, int]] = ()
     budget: int | None = None
     frontier: Sequence[Plan] = ()
     beside: Mapping[str, Plan] = field(default_factory=dict)
+    question: bool = False
 
 
 def report(plan: Plan, drawings: Sequence[str], shown: Mapping[str, str], extras: Extras) -> str:
@@ -106,7 +149,12 @@ def report(plan: Plan, drawings: Sequence[str], shown: Mapping[str, str], extras
         "axis": {"left": on.left, "step": on.step},
         "peak": peaks.index(max(peaks)) if peaks else 0,
         "shown": {name: drawn for name, drawn in shown.items() if name != drawn},
-        "explain": {name: plan.explain(name) for name in plan.decisions},
+        "explain": {
+            node.name: plan.explain(node.name)
+            if node.name in plan.decisions
+            else f"{node.name}: {OTHERS.get(node.kind, node.kind)}"
+            for node in plan.graph.nodes
+        },
         "steps": [
             {
                 "action": each.moment.step.action,
@@ -132,9 +180,14 @@ def report(plan: Plan, drawings: Sequence[str], shown: Mapping[str, str], extras
         title=escape(f"revgraph: plan of {plan.graph.name or 'a network'}"),
         style=_colours() + _asset("report.css"),
         name=escape(plan.graph.name or "a network"),
+        headline=escape(_headline(plan)),
         figures=escape(_figures(plan)),
+        question=_QUESTION if extras.question else "",
+        asking=' class="asking"' if extras.question else "",
+        keys=", ".join(f"{_caps(keys)} {escape(word)}" for keys, word, _ in KEYS if word),
+        keylist="".join(f"<dt>{_caps(keys)}</dt><dd>{escape(does)}</dd>" for keys, _, does in KEYS),
         last=len(composed) - 1,
-        options="".join(f'<option value="{escape(name)}">' for name in plan.decisions),
+        options="".join(f'<option value="{escape(name)}">' for name in plan.graph.node),
         algorithm="".join(f'<li value="{number}">{text}</li>' for number, text in ALGORITHM.items()),
         plan="\n".join(
             f"<div{' hidden' if place else ''}>\n{drawing}</div>" for place, drawing in enumerate(drawings)
@@ -157,13 +210,25 @@ def _frontier(plan: Plan, extras: Extras) -> str:
     return f'<section id="frontier">\n<h2>Other budgets</h2>\n{chart}</section>\n'
 
 
+def _headline(plan: Plan) -> str:
+    """The peak beside that of ordinary training."""
+    peak = f"Peak {human_bytes(plan.peak_bytes)}"
+    if not plan.ordinary_bytes:
+        return peak
+    share = plan.peak_bytes / plan.ordinary_bytes
+    return f"{peak}, {share:.0%} of ordinary training's {human_bytes(plan.ordinary_bytes)}."
+
+
 def _figures(plan: Plan) -> str:
     return (
-        f"Peak {human_bytes(plan.peak_bytes)}, held between forward and backward "
-        f"{human_bytes(plan.held_bytes)}, FLOPs x{plan.flops_ratio:.3f} of ordinary training, "
-        f"estimated time x{plan.time_ratio:.3f} ({plan.profile.name}); ordinary training takes "
-        f"{human_bytes(plan.ordinary_bytes)}."
+        f"Held between forward and backward {human_bytes(plan.held_bytes)}, FLOPs {TIMES}"
+        f"{plan.flops_ratio:.3f} of ordinary training, estimated time {TIMES}{plan.time_ratio:.3f} "
+        f"({plan.profile.name})."
     )
+
+
+def _caps(keys: Sequence[str]) -> str:
+    return " ".join(f"<kbd>{escape(key)}</kbd>" for key in keys)
 
 
 def _colours() -> str:

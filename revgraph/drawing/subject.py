@@ -59,7 +59,8 @@ def subject(drawn: Graph | Plan, fold: bool | None = None) -> Subject:
     stored = frozenset(plan.stored) if plan else frozenset()
     folds: tuple[Fold, ...] = ()
     if fold or (fold is None and len(full.nodes) > FOLD_ABOVE):
-        folds = find_folds(full, plan.decisions if plan else {}, stored)
+        marks = {name: plan.decided(name) for name in plan.decisions} if plan else {}
+        folds = find_folds(full, marks, stored)
     shown = {node.name: node.name for node in full.nodes}
     copies: Counter[str] = Counter(stored)
     entries: dict[tuple[str, str], str] = {}

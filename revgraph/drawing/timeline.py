@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from revgraph.drawing.axis import Axis, axis
 from revgraph.drawing.canvas import Canvas
@@ -15,6 +16,10 @@ HEIGHT, BOTTOM, RIGHT = 240.0, 34.0, 18.0
 LEGEND, ROW = 30.0, 15.0
 TICKS = 4
 DOT = "dot"
+TEXT = 10.0
+PEAK = {"mark": "peak"}
+"""On what points out the peak, which a report may hide at first."""
+
 Sign = tuple[float, float, str, str]
 MEANINGS = {
     "stored": "stored for the backward",
@@ -39,7 +44,7 @@ def timeline(
     most = max([each.moment.peak_bytes for each in composed] + [budget or 0, 1])
     peak = max(range(len(composed)), key=lambda index: composed[index].moment.peak_bytes)
     at = composed[peak].moment
-    signs = _signs(on, bool(measured))
+    signs = _signs(on, [part for part in PARTS if any(each.parts[part] for each in composed)], bool(measured))
     floor = max(row for _, row, _, _ in signs) + ROW + 22 + HEIGHT
     canvas = Canvas(
         on.right + RIGHT,
@@ -63,10 +68,8 @@ def timeline(
     canvas.line(spikes, line="ink", width=1.0)
     for index, count in measured:
         canvas.disc(on.x(index + 0.5), y(count), min(2.6, on.step / 3), fill="ink", line="ground")
-    if budget is not None:
-        canvas.line([(on.left, y(budget)), (on.right, y(budget))], line="peak", width=1.4, dash="6 3")
-        canvas.text(on.left + 4, y(budget) - 4, f"budget {human_bytes(budget)}", role="peak")
-    _peak(canvas, on, y, peak, at.peak_bytes)
+    limit = None if budget is None else (y(budget), f"budget {human_bytes(budget)}")
+    _peak_and_budget(canvas, on, (on.x(peak + 0.5), y(at.peak_bytes)), at.peak_bytes, limit)
     _head(canvas, on, plan, signs)
     return canvas.svg()
 
@@ -93,19 +96,57 @@ def _grid(canvas: Canvas, on: Axis, y: Callable[[float], float], top: float, sca
         canvas.text(x + 6, y(0) + 18, "backward")
 
 
-def _peak(canvas: Canvas, on: Axis, y: Callable[[float], float], index: int, count: int) -> None:
-    x, text = on.x(index + 0.5), f"peak {human_bytes(count)}"
-    canvas.disc(x, y(count), 3.2, fill="peak")
-    beside = x + 8 + width(text, 10.0, bold=True) > on.right
-    canvas.text(
-        x - 8 if beside else x + 8,
-        y(count) - 5,
-        text,
-        role="peak",
-        bold=True,
-        anchor="end" if beside else "start",
-        halo=True,
-    )
+@dataclass(frozen=True, slots=True)
+class _Label:
+    """A line of text that begins, or with the anchor "end" ends, at a point of its baseline."""
+
+    x: float
+    y: float
+    text: str
+    anchor: str = "start"
+    bold: bool = False
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """Its left, top, right and bottom, with a little space around."""
+        wide = width(self.text, TEXT, bold=self.bold)
+        left = self.x - wide if self.anchor == "end" else self.x
+        return left - 3, self.y - TEXT, left + wide + 3, self.y + 3
+
+    def meets(self, other: _Label) -> bool:
+        """Whether the two lie over each other."""
+        left, top, right, bottom = self.box
+        its_left, its_top, its_right, its_bottom = other.box
+        return left < its_right and its_left < right and top < its_bottom and its_top < bottom
+
+    def write(self, canvas: Canvas, data: Mapping[str, str] | None = None) -> None:
+        place = {"anchor": self.anchor, "bold": self.bold, "data": data}
+        canvas.text(self.x, self.y, self.text, size=TEXT, role="peak", halo=True, **place)
+
+
+def _peak_and_budget(
+    canvas: Canvas, on: Axis, peak: tuple[float, float], count: int, limit: tuple[float, str] | None
+) -> None:
+    """The mark of the peak and the line of the budget, with their texts apart from that line and each other.
+
+    A budget that a plan uses up has its line just above the peak, where the peak's text would stand.
+    """
+    x, y = peak
+    text = f"peak {human_bytes(count)}"
+    beside = x + 8 + width(text, TEXT, bold=True) > on.right
+    label = _Label(x - 8 if beside else x + 8, y - 5, text, "end" if beside else "start", bold=True)
+    if limit is not None:
+        line, words = limit
+        _, top, _, bottom = label.box
+        if top - 2 < line < bottom + 3:
+            label = replace(label, y=line - 5)
+        ends = ((on.left + 4, "start"), (on.right - 4, "end"))
+        heights = (line - 5, line - TEXT - 9, line + TEXT + 3)
+        places = [_Label(across, height, words, end) for height in heights for across, end in ends]
+        canvas.line([(on.left, line), (on.right, line)], line="peak", width=1.4, dash="6 3")
+        next((place for place in places if not place.meets(label)), places[-1]).write(canvas)
+    canvas.disc(x, y, 3.2, fill="peak", data=PEAK)
+    label.write(canvas, PEAK)
 
 
 def _head(canvas: Canvas, on: Axis, plan: Plan, signs: Sequence[Sign]) -> None:
@@ -113,7 +154,7 @@ def _head(canvas: Canvas, on: Axis, plan: Plan, signs: Sequence[Sign]) -> None:
     canvas.text(on.left, 18, title, size=13, role="ink", bold=True)
     for x, row, fill, meaning in signs:
         if fill == DOT:
-            canvas.disc(x + 5, row + 5, 2.6, fill="ink")
+            canvas.disc(x + 5, row + 5, 2.6, fill="ink", line="ground")
         elif fill:
             canvas.box(x, row, 10, 10, fill=fill, line="plain-line")
         else:
@@ -121,10 +162,11 @@ def _head(canvas: Canvas, on: Axis, plan: Plan, signs: Sequence[Sign]) -> None:
         canvas.text(x + 14, row + 9, meaning)
 
 
-def _signs(on: Axis, dots: bool) -> list[Sign]:
-    """The legend: where each sign stands, its fill (none for the line and the dots), and what it means."""
+def _signs(on: Axis, parts: Sequence[str], dots: bool) -> list[Sign]:
+    """The legend of these parts: where each sign stands, its fill (none for the line and the dots), and what
+    it means."""
     meanings = [
-        *((f"area-{part}", meaning) for part, meaning in MEANINGS.items()),
+        *((f"area-{part}", MEANINGS[part]) for part in parts),
         ("", "the most during a step"),
     ]
     if dots:

@@ -24,7 +24,8 @@ class Storages:
         self.use(size, size)
         return number
 
-    def use(self, most: int, net: int) -> None:
+    def use(self, most: int, net: int, owner: str = "") -> None:
+        """Memory comes and goes: of a node's own storages, where an `owner` is named."""
         if self.live + most > self.most:
             self.most = self.live + most
         self.live += net

@@ -75,11 +75,14 @@ def courses_of(plan: Plan) -> dict[str, Course]:
 
 
 class Machine:
-    """Takes steps; knows where every value, gradient and tape entry lies."""
+    """Takes steps; knows where every value, gradient and tape entry lies.
 
-    def __init__(self, plan: Plan) -> None:
+    What its `memory` is told, in order, is every storage of the training step.
+    """
+
+    def __init__(self, plan: Plan, memory: Storages | None = None) -> None:
         self.graph: Graph = plan.graph
-        self.memory = Storages()
+        self.memory = Storages() if memory is None else memory
         self.env: dict[str, int] = dict.fromkeys(self.graph.inputs, NOWHERE)
         self.tape: dict[str, int] = dict.fromkeys(self.graph.inputs, NOWHERE)
         self.rebuilt: dict[str, int] = {}
@@ -280,7 +283,7 @@ class Machine:
         for position, event in enumerate(events):
             what = event[0]
             if what == "use":
-                memory.use(event[1], event[2])
+                memory.use(event[1], event[2], node.name)
             elif what == "state":
                 self.states.setdefault(node.name, []).append(memory.born(event[1]))
             elif what == "drop":

@@ -56,7 +56,10 @@ class Page:
         """Load a page, as someone who prefers light or dark sees it."""
         self.requests.clear()
         self.errors.clear()
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        features = [
+            {"name": "prefers-color-scheme", "value": scheme},
+            {"name": "prefers-reduced-motion", "value": "reduce"},  # scrolling is over at once
+        ]
         self.call("Emulation.setEmulatedMedia", features=features)
         width, height = size
         self.call(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,3 +156,19 @@ def test_a_report_has_the_frontier_the_budget_and_measured_bytes(
     assert answer.status == 0
     text = path.read_text()
     assert "Other budgets" in text and "budget 1.0 GiB" in text and ">measured<" in text
+
+
+def test_a_plan_is_written_for_other_tools(revgraph: Run, tiny: Path, tmp_path: Path) -> None:
+    trace, snapshot = tmp_path / "plan.trace.json", tmp_path / "plan.pickle"
+    said = revgraph("plan", tiny, "--measure", "--json", "--out", trace).json
+    counters = [each for each in json.loads(trace.read_text())["traceEvents"] if each["ph"] == "C"]
+    for name in ("live bytes", "measured live bytes"):
+        assert max(each["args"]["bytes"] for each in counters if each["name"] == name) == said["peak_bytes"]
+    assert revgraph("plan", tiny, "--out", snapshot).status == 0
+    assert snapshot.read_bytes().startswith(b"\x80\x04")
+
+
+def test_a_refused_suffix_names_the_exports_too(revgraph: Run) -> None:
+    answer = revgraph("plan", "no such network", "--out", "plan.json")
+    assert answer.status == 2
+    assert ".svg, .png, .html, .trace.json, .pickle" in " ".join(answer.err.replace("│", " ").split())

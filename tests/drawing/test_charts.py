@@ -41,9 +41,10 @@ def test_an_svg_has_a_title_and_a_description(tmp_path: Path) -> None:
     assert root.get("role") == "img"
     assert root.findtext(f"{SVG}title") == "chain: computing again against activation memory"
     assert root.findtext(f"{SVG}desc") == (
-        "A frontier of 3 plans from 10.0 MiB and x1.500 estimated time to 30.0 MiB and x1.000 estimated "
-        "time; its knee at 12.0 MiB and x1.100 estimated time; the plan chosen at 10.0 MiB and x1.500 "
-        "estimated time; ordinary <autograd> at 50.0 MiB and x1.000 estimated time; the budget of 11.0 MiB."
+        "A frontier of 3 plans from 10.0 MiB and \u00d71.500 estimated time to 30.0 MiB and \u00d71.000 "
+        "estimated time; its knee at 12.0 MiB and \u00d71.100 estimated time; the plan chosen at 10.0 MiB "
+        "and \u00d71.500 estimated time; ordinary <autograd> at 50.0 MiB and \u00d71.000 estimated time; the "
+        "budget of 11.0 MiB."
     )
 
 

@@ -40,7 +40,9 @@ def test_each_form_of_a_plan(tmp_path: Path, suffix: str, start: bytes) -> None:
 
 def test_unknown_suffix_names_the_forms(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"cannot draw into '.*net\.pdf': .* Use one of \.dot, \.svg, \.png, \.html\.$"
+        ValueError,
+        match=r"cannot draw into '.*net\.pdf': .* "
+        r"Use one of \.dot, \.svg, \.png, \.html, \.trace\.json, \.pickle\.$",
     ):
         draw(revnet(), tmp_path / "net.pdf")
     with pytest.raises(ValueError, match="its suffix says no form"):
@@ -68,6 +70,13 @@ def test_a_frontier_beside_a_plan_needs_a_report(tmp_path: Path, name: str) -> N
     with pytest.raises(PlanError, match="is no budget"):
         draw(plan, tmp_path / name, budget="much")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_question_is_asked_in_the_report_of_a_plan(tmp_path: Path) -> None:
+    plan = plan_for(revnet())
+    for drawn, name in ((plan, "plan.svg"), (plan, "plan.pickle"), (plan.graph, "graph.html")):
+        with pytest.raises(ValueError, match=r"a question is asked in the report of a plan: .* \.html file"):
+            draw(drawn, tmp_path / name, question=True)
 
 
 def test_a_failed_drawing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 import revgraph as rg
-from revgraph.drawing.matrix import matrix
-from revgraph.drawing.timeline import timeline
+from revgraph.drawing.lettering import width
+from revgraph.drawing.matrix import LINES, SIGNS, matrix
+from revgraph.drawing.timeline import MEANINGS, timeline
 from revgraph.planning.composing import PARTS, compose
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -78,6 +79,76 @@ def test_the_timeline_names_its_peak_and_budget(plans: list[rg.Plan]) -> None:
     description = root.find(f"{SVG}desc")
     assert description is not None
     assert f"{len(composed)} steps" in (description.text or "")
+
+
+def boxes(root: ElementTree.Element) -> dict[str, tuple[float, float, float, float]]:
+    """Left, top, right and bottom of the texts about the peak and the budget, without space around."""
+    found: dict[str, tuple[float, float, float, float]] = {}
+    for text in root.iter(f"{SVG}text"):
+        if "fill-peak" in text.get("class", ""):
+            size, words = float(text.get("font-size", "0")), text.text or ""
+            wide = width(words, size, bold=text.get("font-weight") == "bold")
+            x, y = float(text.get("x", "0")), float(text.get("y", "0"))
+            left = x - wide if text.get("text-anchor") == "end" else x
+            found[words.split()[0]] = left, y - 0.75 * size, left + wide, y + 0.22 * size
+    return found
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.97, 0.99, 1.0, 1.001, 1.01, 1.02, 1.03, 1.05, 1.08, 1.2, 3])
+def test_the_peaks_words_keep_off_the_budgets_line_and_words(plans: list[rg.Plan], share: float) -> None:
+    short = rg.trace(nn.Linear(8, 3), torch.randn(5, 8)).plan
+    for plan in [*plans, short]:
+        budget = round(plan.peak_bytes * share)
+        root = ElementTree.fromstring(timeline(plan, compose(plan), budget))
+        words = boxes(root)
+        assert set(words) == {"peak", "budget"}
+        left, top, right, bottom = words["peak"]
+        its_left, its_top, its_right, its_bottom = words["budget"]
+        assert left >= its_right or its_left >= right or top >= its_bottom or its_top >= bottom
+        (line,) = (each for each in root.iter(f"{SVG}path") if "line-peak" in each.get("class", ""))
+        height = float(line.get("d", "").split("H")[0].split(",")[1])
+        for _, above, _, below in words.values():
+            assert height <= above or below < height
+        size = root.get("viewBox", "").split()
+        if plan is not short:  # which is narrower than the words
+            assert all(box[0] >= 0 and box[2] <= float(size[2]) for box in words.values())
+        assert all(box[1] >= 0 and box[3] <= float(size[3]) for box in words.values())
+
+
+def test_legends_have_what_is_drawn_and_nothing_else(plans: list[rg.Plan]) -> None:
+    seen: set[frozenset[str]] = set()
+    for plan in plans:
+        composed = compose(plan)
+        root = ElementTree.fromstring(timeline(plan, composed))
+        texts = {each.text for each in root.iter(f"{SVG}text")}
+        areas = {
+            word.removeprefix("fill-area-")
+            for each in root.iter(f"{SVG}path")
+            for word in each.get("class", "").split()
+            if word.startswith("fill-area-")
+        }
+        assert {part for part, meaning in MEANINGS.items() if meaning in texts} == areas
+        assert "measured" not in texts and not any(text and text.startswith("budget") for text in texts)
+        steps = [each.moment.step for each in composed]
+        root = ElementTree.fromstring(matrix(plan, steps))
+        texts = {each.text for each in root.iter(f"{SVG}text")}
+        forms = {"run": {"run", "loss"}, "wire": {"wire", "invert_wiring"}, "backward": {"backward"}}
+        forms |= {"invert": {"invert"}}
+        forms["recompute"] = {"recompute", "recompute_and_keep", "rerun", "invert_again"}
+        actions = {step.action for step in steps}
+        told = {sign for sign, meaning in SIGNS.items() if meaning in texts}
+        # The word for the second half of the picture is the same as that of its sign.
+        assert told == {sign for sign, each in forms.items() if each & actions}
+        lines = {
+            line
+            for line in LINES
+            for each in root.iter(f"{SVG}path")
+            if f"line-{line}" in each.get("class", "").split()
+            and each.get("stroke-width") == f"{LINES[line][0]:g}"
+        }
+        assert {line for line, (_, meaning) in LINES.items() if meaning in texts} == lines
+        seen.add(frozenset(told | lines | areas))
+    assert len(seen) > 1  # plans differ, and so do their legends
 
 
 def test_a_thousand_nodes_are_drawn_without_names_over_each_other() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
@@ -11,9 +12,11 @@ from xml.etree.ElementTree import Element
 import pytest
 from drawing.samples import Sketch, chain, plan_for, revnet, three_streams
 
+from revgraph.courses import Course
 from revgraph.drawing import draw
 from revgraph.drawing.palette import PAINTS
 from revgraph.drawing.rendering import find_graphviz
+from revgraph.drawing.subject import subject
 from revgraph.graph import Graph, Node
 from revgraph.planning.plans import Decision, Plan
 
@@ -220,6 +223,90 @@ def test_a_plan_says_its_figures_and_marks_its_peak(tmp_path: Path) -> None:
     (peak,) = (group for group in root.iter(f"{SVG}g") if "peak" in group.get("class", "").split())
     assert peak.get("data-node") == "stage2.unit1.g"
     assert texts(peak) == ["unit1.g", "invert", "peak 200.0 MiB"]
+
+
+def legend(root: Element) -> set[str]:
+    """The words of the legend: texts of groups that are named after nothing."""
+    groups = (group for group in root.iter(f"{SVG}g") if group.get("class") == "node")
+    return {text for group in groups if group.find(f"{SVG}title") is None for text in texts(group)}
+
+
+def drawn_signs(root: Element, plan: bool) -> set[str]:
+    """The words that the legend needs for what is drawn."""
+    found: set[str] = set()
+    meanings = {
+        "keep": "internals kept",
+        "invert": "inverted",
+        "recompute": "recomputed",
+        "peak": "at the peak",
+    }
+    meanings |= {"stream": "stream", "other": "other input", "inversion": "inversion", "wiring": "wiring"}
+    meanings |= {"input": "input or output", "output": "input or output"}
+    meanings |= {"coupling": "coupling", "boundary": "boundary"}
+    for group in root.iter(f"{SVG}g"):
+        words = group.get("class", "").split()
+        if group.find(f"{SVG}title") is None:
+            continue
+        found |= {meanings[word] for word in words if word in meanings}
+        if "value" in words and "node" in words:
+            found.add("value stored" if plan else "value of a new shape")
+        if "cluster" in words and "equal blocks, drawn once" in (group.findtext(f"{SVG}title") or ""):
+            found.add("equal blocks drawn once")
+    return found
+
+
+@pytest.mark.parametrize("name", list(drawings()))
+def test_the_legend_has_what_is_drawn_and_nothing_else(tmp_path: Path, name: str) -> None:
+    drawn = drawings()[name]
+    root = ElementTree.fromstring(draw(drawn, tmp_path / "drawing.svg").read_bytes())
+    assert legend(root) == drawn_signs(root, isinstance(drawn, Plan))
+
+
+def test_kept_results_are_told_in_the_node_with_their_bytes(tmp_path: Path) -> None:
+    kept = Course(forward=(("use", 5000, 5000),), backward=(("replay",), ("done",), ("use", 0, -5000)))
+    bare = Course(backward=(("replay",), ("done",)))
+    courses = {"invert": bare, "invert+0": kept, "invert+0+-1": kept}
+    graph = three_streams()
+    nodes = tuple(
+        replace(node, cost=replace(node.cost, courses=courses, heavy_results=1)) if node.target else node
+        for node in graph.nodes
+    )
+    results = {"enc.f": (0,), "enc.g": (0, -1), "enc.h": (-1,)}
+    plan = plan_for(replace(graph, nodes=nodes), results=results)
+    root = ElementTree.fromstring(draw(plan, tmp_path / "plan.svg").read_bytes())
+    told = {
+        group.get("data-node"): [text for text in texts(group) if text.startswith("+ ")]
+        for group in root.iter(f"{SVG}g")
+        if "coupling" in group.get("class", "").split()
+    }
+    assert told["enc.f"] == ["+ result 4.9 KiB"]
+    assert told["enc.g"] == ["+ 2 results 4.9 KiB"]
+    assert told["enc.h"] == ["+ result"]  # what it takes is not known
+    assert told["dec.f"] == []
+
+
+def test_blocks_that_keep_other_results_are_not_folded_into_one() -> None:
+    graph = chain(40)
+    plan = plan_for(graph, results={"blocks.7.f": (0,)})
+    shown = subject(plan).shown
+    assert shown["blocks.7.f"] == "blocks.7.f"
+    assert shown["blocks.2.f"] != "blocks.2.f"
+
+
+def test_a_plan_is_beside_ordinary_training(tmp_path: Path) -> None:
+    root = ElementTree.fromstring(
+        draw(plan_for(revnet(), ordinary_bytes=3 << 30), tmp_path / "plan.svg").read_bytes()
+    )
+    assert "ordinary training: peak 3.0 GiB" in texts(root)
+
+
+def test_one_sign_for_times(tmp_path: Path) -> None:
+    plans = [plan_for(revnet(), ordinary_bytes=3 << 30), plan_for(chain(40))]
+    for index, plan in enumerate(plans):
+        for name in ("plan.svg", "plan.html"):
+            text = draw(plan, tmp_path / f"{index}-{name}").read_text()
+            assert "\u00d71.250" in text
+            assert not re.search(r"(?<![\w.])x\d+\.\d", text)
 
 
 def test_hostile_names_are_shown_shortened_and_kept_whole_in_titles(tmp_path: Path) -> None:

@@ -25,6 +25,16 @@ def test_tutorial_runs_and_draws(script: Path) -> None:
         assert not re.search(r'(?:href|src)="https?:', svg)
 
 
+def test_reports_ask_their_reader_first() -> None:
+    (script,) = (each for each in scripts() if each.stem == "06_planning")
+    reports = [text for output in run(script) for name, text in output.pictures if name.endswith(".html")]
+    assert reports
+    assert all("Which step is the peak?" in each for each in reports)
+    for other in scripts():
+        drawn = re.findall(r"rg\.draw\([^#]*?\.html\"[^#]*?\n(?=\n|#)", other.read_text(encoding="utf-8"))
+        assert all("question=True" in each for each in drawn), other
+
+
 @SCRIPTS
 def test_tutorial_opens_with_what_the_reader_will_be_able_to_do(script: Path) -> None:
     opening = cells(script.read_text(encoding="utf-8"))[0]

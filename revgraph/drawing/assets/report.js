@@ -3,6 +3,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const slider = byId("step");
 const plan = byId("plan");
+const last = data.steps.length - 1;
 const cursors = [...document.querySelectorAll("#time svg")].map((svg) => {
   const bar = document.createElementNS("http://www.w3.org/2000/svg", "rect");
   const box = svg.viewBox.baseVal;
@@ -20,6 +21,11 @@ const drawings = [...plan.children].map((holder) => ({
   tags: new Map([...holder.querySelectorAll("g.node[data-value]")].map((each) => [each.dataset.value, each])),
 }));
 let drawing = drawings[0];
+// A wide plan is made smaller to fit, as long as its letters can be read.
+for (const { holder } of drawings) {
+  const svg = holder.querySelector("svg");
+  svg.style.minWidth = `${Math.round(svg.viewBox.baseVal.width * 4 / 3 * 0.7)}px`;
+}
 
 // What lies on the tape after each step: stored in the forward, or rebuilt in the backward.
 const tapes = [];
@@ -30,6 +36,13 @@ for (const step of data.steps) {
   if (step.stage || step.action === "free") for (const name of step.frees) tape.delete(name);
   tapes.push(new Map(tape));
 }
+
+// The first step of each node's turn: its forward, or its stage with all that is derived for it.
+const owner = (step) => step.stage || step.node;
+const turns = data.steps.map((_, place) => place)
+  .filter((place) => !place || owner(data.steps[place]) !== owner(data.steps[place - 1]));
+
+const here = () => Number(slider.value);
 
 function bytes(count) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -47,24 +60,37 @@ function mark(group, name) {
   if (group) group.classList.add(name);
 }
 
+// The part of a pane that can be seen: between the bar above, and the step where that is a sheet below.
+function seen(pane) {
+  const frame = pane.getBoundingClientRect();
+  const sheet = byId("this");
+  const below = getComputedStyle(sheet).position === "sticky"
+    ? sheet.getBoundingClientRect().top : window.innerHeight;
+  const top = Math.max(frame.top, document.querySelector("nav").getBoundingClientRect().bottom);
+  return { top, bottom: Math.max(top, Math.min(frame.bottom, below)), left: frame.left, right: frame.right };
+}
+
 function reveal(element, pane) {
   if (!element) return;
   const inside = element.getBoundingClientRect();
   const frame = pane.getBoundingClientRect();
-  if (inside.top < frame.top || inside.bottom > frame.bottom) {
-    pane.scrollTop += inside.top - frame.top - (frame.height - inside.height) / 2;
+  let { top, bottom } = seen(pane);
+  if (bottom - top < inside.height) ({ top, bottom } = frame);
+  if (inside.top < top || inside.bottom > bottom) {
+    pane.scrollTop += inside.top - top - (bottom - top - inside.height) / 2;
   }
   if (inside.left < frame.left || inside.right > frame.right) {
     pane.scrollLeft += inside.left - frame.left - (frame.width - inside.width) / 2;
   }
 }
 
-function show(index) {
-  const place = Math.max(0, Math.min(data.steps.length - 1, index));
+function show(index, link = true) {
+  const place = Math.max(0, Math.min(last, index));
   const step = data.steps[place];
   slider.value = place;
   slider.setAttribute("aria-valuetext", `step ${place + 1}: ${step.what}`);
   byId("count").textContent = `${place + 1} / ${data.steps.length}`;
+  byId("count").href = `#step=${place + 1}`;
   byId("what").textContent = step.what;
   byId("why").textContent = step.why;
   byId("live").textContent = `${bytes(step.live)} live after it, ${bytes(step.peak)} at most while it runs`;
@@ -83,19 +109,51 @@ function show(index) {
   }));
   if (!tapes[place].size) held.textContent = "nothing";
   for (const [name, group] of drawing.tags) group.classList.toggle("gone", !tapes[place].has(name));
+  byId("absent").hidden = !drawing.tags.size;
   for (const bar of cursors) bar.setAttribute("x", data.axis.left + place * data.axis.step);
   const group = drawn(step.node);
   mark(group, "here");
   reveal(group, plan);
   reveal(cursors[0], byId("time"));
+  if (link) remember(place);
 }
+
+// The address follows the step, so that it can be passed on. Some places where pages are shown forbid it.
+function remember(place) {
+  try {
+    history.replaceState(null, "", `#step=${place + 1}`);
+  } catch { /* the step's own link is there nevertheless */ }
+}
+
+function linked() {
+  const found = /^#step=(\d+)$/.exec(location.hash);
+  return found ? Number(found[1]) - 1 : null;
+}
+
+const words = { run: "forward", loss: "loss", invert: "inverted", wire: "redone", invert_wiring: "undone",
+  backward: "backward", invert_again: "inverted again" };
 
 function choose(name) {
   const text = data.explain[name];
+  byId("found").hidden = false;
   byId("about").textContent = text ?? `There is no node ${name}.`;
-  if (!text) return;
-  mark(drawn(name), "chosen");
-  reveal(drawn(name), plan);
+  const links = data.steps.flatMap((step, place) => (text && step.node === name ? [[step, place]] : []))
+    .map(([step, place]) => {
+      const link = document.createElement("a");
+      link.href = `#step=${place + 1}`;
+      link.textContent = `${words[step.action] ?? "run again"} ${place + 1}`;
+      link.addEventListener("click", () => show(place));
+      return link;
+    });
+  byId("goto").replaceChildren(...(links.length ? ["go to its steps: "] : []),
+    ...links.flatMap((link, place) => (place ? [", ", link] : [link])));
+  mark(text ? drawn(name) : null, "chosen");
+  if (text) reveal(drawn(name), plan);
+}
+
+function putAway() {
+  byId("found").hidden = true;
+  mark(null, "chosen");
 }
 
 function unfold(whole) {
@@ -103,20 +161,64 @@ function unfold(whole) {
   drawing = drawings[whole ? drawings.length - 1 : 0];
   drawing.holder.hidden = false;
   byId("unfold").setAttribute("aria-pressed", String(whole));
-  show(Number(slider.value));
+  show(here());
+}
+
+// Steps at which a node's turn begins: the last one before a step, the first one after it.
+const before = (place) => turns.findLast((turn) => turn < place) ?? 0;
+const after = (place) => turns.find((turn) => turn > place) ?? last;
+
+// While a report asks for its peak, nothing points it out.
+const asking = () => document.body.classList.contains("asking");
+
+function tell(text) {
+  byId("verdict").textContent = text;
+}
+
+function answer() {
+  const [step, peak] = [data.steps[here()], data.steps[data.peak]];
+  if (step.peak < peak.peak) {
+    tell(`Not step ${here() + 1}: ${bytes(step.peak)} are live there at most, and elsewhere more.`);
+  } else {
+    document.body.classList.remove("asking");
+    tell(`Yes: step ${here() + 1}, ${step.what}. ${bytes(step.peak)} are live while it runs.`);
+  }
+}
+
+function goToPeak() {
+  if (asking()) {
+    const peak = data.steps[data.peak];
+    document.body.classList.remove("asking");
+    tell(`It is step ${data.peak + 1}, ${peak.what}. ${bytes(peak.peak)} are live while it runs.`);
+  }
+  show(data.peak);
+}
+
+function toggleKeys() {
+  const list = byId("keylist");
+  if (list.open) list.close();
+  else list.showModal();
 }
 
 if (drawings.length > 1) {
   byId("unfold").hidden = false;
   byId("unfold").addEventListener("click", () => unfold(drawing === drawings[0]));
 }
-slider.addEventListener("input", () => show(Number(slider.value)));
-for (const [id, move] of [["first", () => 0], ["back", () => Number(slider.value) - 1],
-  ["next", () => Number(slider.value) + 1], ["last", () => data.steps.length - 1],
-  ["peak", () => data.peak]]) {
+slider.addEventListener("input", () => show(here()));
+for (const [id, move] of [["first", () => 0], ["back", () => here() - 1], ["next", () => here() + 1],
+  ["last", () => last]]) {
   byId(id).addEventListener("click", () => show(move()));
 }
-byId("search").addEventListener("change", (event) => choose(event.target.value));
+byId("peak").addEventListener("click", goToPeak);
+byId("help").addEventListener("click", toggleKeys);
+byId("close").addEventListener("click", putAway);
+if (byId("question")) {
+  byId("answer").addEventListener("click", answer);
+  byId("reveal").addEventListener("click", goToPeak);
+}
+byId("search").addEventListener("change", (event) => {
+  if (event.target.value) choose(event.target.value);
+});
 plan.addEventListener("click", (event) => {
   const group = event.target.closest("g.node[data-node]");
   if (group) choose(group.dataset.node);
@@ -133,13 +235,33 @@ byId("time").addEventListener("click", (event) => {
     show(Math.floor((x - data.axis.left) / data.axis.step));
   }
 });
-const keys = { ArrowRight: 1, ArrowLeft: -1, PageDown: 10, PageUp: -10 };
+const keys = {
+  ArrowRight: () => show(here() + 1),
+  ArrowLeft: () => show(here() - 1),
+  ArrowDown: () => show(after(here())),
+  ArrowUp: () => show(before(here())),
+  PageDown: () => show(here() + 10),
+  PageUp: () => show(here() - 10),
+  Home: () => show(0),
+  End: () => show(last),
+  p: goToPeak,
+  P: goToPeak,
+  "/": () => byId("search").select(),
+  "?": toggleKeys,
+  Escape: putAway,
+};
 document.addEventListener("keydown", (event) => {
-  if (event.target.matches("input[type=search]") || event.altKey || event.ctrlKey || event.metaKey) return;
-  if (event.key in keys) show(Number(slider.value) + keys[event.key]);
-  else if (event.key === "Home") show(0);
-  else if (event.key === "End") show(data.steps.length - 1);
-  else return;
+  if (event.altKey || event.ctrlKey || event.metaKey) return;
+  if (event.target.matches("input[type=search]")) {
+    if (event.key === "Escape") event.target.blur();
+    return;
+  }
+  if (byId("keylist").open && event.key !== "?") return;
+  if (!(event.key in keys)) return;
   event.preventDefault();
+  keys[event.key]();
 });
-show(0);
+window.addEventListener("hashchange", () => {
+  if (linked() !== null) show(linked());
+});
+show(linked() ?? 0, false);
