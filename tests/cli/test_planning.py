@@ -34,9 +34,23 @@ def loaded(graph: rg.Graph, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_plan_prints_the_plan(revgraph: Run, tiny: Path) -> None:
-    answer = revgraph("plan", tiny, "--batch", 3)
+    answer, plan = revgraph("plan", tiny, "--batch", 3), rg.load(tiny, batch=3).plan
     assert answer.status == 0
-    assert answer.out == str(report(rg.load(tiny, batch=3).plan)) + "\n"
+    assert answer.out == f"{plan}\n"
+    assert max(map(len, answer.out.splitlines())) <= 80
+    table = revgraph("plan", tiny, "--batch", 3, "--table").out
+    assert table == f"{plan.summary()}\n\n{plan.table()}\n" == f"{plan.summary()}\n\n{report(plan)}\n"
+
+
+def test_plan_takes_the_width_of_a_terminal(
+    revgraph: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = "x" * 200
+    tiny.write_text(tiny.read_text().replace("name: tiny", f"name: tiny-{long}"))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    first = revgraph("plan", tiny).out.splitlines()[0]
+    assert len(first) == 120 and "\x1b" not in first
 
 
 def test_plan_as_json(revgraph: Run, tiny: Path) -> None:
@@ -97,6 +111,8 @@ def test_frontier_is_a_table(revgraph: Run, loaded: None) -> None:
     assert answer.status == 0
     lines = answer.out[answer.out.index("revnet-38: the frontier, predicted") :].splitlines()
     assert len(lines) > 4 and sum(line.endswith("knee") for line in lines) == 1
+    assert sum("chosen" in line for line in lines) == 1
+    assert max(map(len, lines)) <= 80
 
 
 def test_frontier_as_json(revgraph: Run, loaded: None, graph: rg.Graph) -> None:
