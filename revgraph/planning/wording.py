@@ -176,7 +176,7 @@ def _counts(plan: Plan) -> str:
     count: Counter[str] = Counter(plan.decisions.values())
     said = ", ".join(f"{count[decision]} {word}" for decision, word in DECIDED.items())
     unknown = sum(not node.cost.courses for node in plan.graph.planned)
-    return said + (f"; {unknown} not counted, for nobody knows what they take" if unknown else "")
+    return said + (f"; {unknown} of unknown cost" if unknown else "")
 
 
 def _folded(plan: Plan, held: Sequence[Holding]) -> list[Row]:
