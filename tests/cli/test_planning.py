@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -10,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 import revgraph as rg
+from revgraph.cli.showing import show_plan
 from revgraph.reporting import as_json, report
 
 Run = Callable[..., Any]
@@ -43,14 +45,19 @@ def test_plan_prints_the_plan(revgraph: Run, tiny: Path) -> None:
 
 
 def test_plan_takes_the_width_of_a_terminal(
-    revgraph: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch
+    graph: rg.Graph, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    long = "x" * 200
-    tiny.write_text(tiny.read_text().replace("name: tiny", f"name: tiny-{long}"))
+    plan = rg.decide(replace(graph, name="x" * 200), {})
+    show_plan(plan)
+    assert max(map(len, capsys.readouterr().out.splitlines())) == 80
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
-    first = revgraph("plan", tiny).out.splitlines()[0]
-    assert len(first) == 120 and "\x1b" not in first
+    show_plan(plan)
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()[0]) == 120 and "\x1b" not in shown
+    monkeypatch.setenv("COLUMNS", "20")
+    show_plan(plan)
+    assert len(capsys.readouterr().out.splitlines()[0]) == 80
 
 
 def test_plan_as_json(revgraph: Run, tiny: Path) -> None:
