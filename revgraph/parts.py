@@ -37,7 +37,8 @@ class Cost:
     `saved_bytes`: internals that autograd holds from forward to backward when the node is kept.
     `saved_values`: the values that autograd holds besides.
     `flops`: of one forward evaluation; `backward_flops` of its backward.
-    `heavy_results`: how many heavy operators (matrix products, convolutions) its function runs.
+    `heavy_results`: how many heavy operators (matrix products, convolutions) its function runs, and
+    `heavy_names` what they are called, by the modules whose weights they read.
     `frees`: the values that the forward lets go of after this node.
     `shared`: the node's parameters that other nodes use too.
     `courses`: how its memory runs, by decision.
@@ -55,6 +56,7 @@ class Cost:
     courses: Mapping[str, Course] = field(default_factory=dict, repr=False, hash=False)
     rounding: float = 0.0
     growth: float = 0.0
+    heavy_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,8 @@ class Node:
     is the path of the module that the node calls ("" where it calls none, or several); `expression` is the
     node as a person would write it; `where` is the line of the user's code or spec that made it. An
     `additive` coupling only adds or subtracts, which saves nothing for its backward: to recompute it takes
-    no target. `others` are the inputs that a coupling reads besides its target.
+    no target. `others` are the inputs that a coupling reads besides its target. `law` names how a coupling
+    joins its target and its function's result: "additive", "affine", "rotation".
     """
 
     name: str
@@ -79,6 +82,7 @@ class Node:
     where: str = ""
     cost: Cost = field(default_factory=Cost)
     additive: bool = False
+    law: str = ""
     others: tuple[str, ...] = field(init=False, repr=False, compare=False, default=())
 
     def __post_init__(self) -> None:
@@ -217,6 +221,7 @@ COST_FORMS: dict[str, Callable[[Any], Any]] = {
     "courses": _courses,
     "rounding": _size,
     "growth": _size,
+    "heavy_names": _several(_text),
 }
 VALUE_FORMS: dict[str, Callable[[Any], Any]] = {
     "name": _name,
@@ -237,4 +242,5 @@ NODE_FORMS: dict[str, Callable[[Any], Any]] = {
     "where": _text,
     "cost": lambda value: Cost(**_checked(Cost, value, COST_FORMS)),
     "additive": _flag,
+    "law": _text,
 }

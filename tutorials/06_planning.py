@@ -64,8 +64,11 @@ print(net.plan)
 assert net.plan.peak_bytes <= 800 * 1024
 
 # %% [markdown]
-# It is drawn with the streams in lanes. Stored values are filled labels, and dashed arrows go where values
-# come back.
+# The summary compares the plan with ordinary training. In the table below it, the held bytes add up to what
+# waits between forward and backward.
+#
+# The plan is drawn with the streams in lanes. Stored values are filled labels, and dashed arrows go where
+# values come back.
 
 # %%
 rg.draw(net.plan, picture("plan.svg"))

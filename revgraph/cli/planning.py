@@ -23,7 +23,7 @@ from revgraph.cli.options import (
     parameters_of,
 )
 from revgraph.cli.plan_files import read_plan, save_plan
-from revgraph.cli.showing import messages, show_json, show_table
+from revgraph.cli.showing import messages, show_json, show_plan, show_table
 from revgraph.errors import BudgetError
 
 
@@ -59,6 +59,9 @@ def plan(
     ] = False,
     exact: Exact = False,
     set_: Parameters = None,
+    table: Annotated[
+        bool, typer.Option("--table", help="Show every node, with what it holds and the reason for it.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Plan what a training step keeps, inverts and recomputes.
@@ -67,6 +70,9 @@ def plan(
     "50%"; or the least. Without one it is the cheapest within a tenth of the least peak at which no function
     runs more than once again. Bytes and FLOPs are predicted for the batch size given, and time is estimated.
     Exit status 1 if no plan fits.
+
+    A summary comes first. In the table below it repeated blocks are one row, and the bytes that are held
+    between forward and backward add up; --table shows every node.
 
     With --save the plan is kept in a file, and --plan of this and other commands takes it from there, for the
     same network with the same batch and settings. What the file says is checked.
@@ -109,7 +115,7 @@ def plan(
     if json:
         about["fits"] = True
     else:
-        show_table(report(chosen))
+        show_plan(chosen, table)
     if save is not None:
         save_plan(chosen, save)
         messages().print(f"saved: {save}", soft_wrap=True, markup=False)
@@ -133,7 +139,7 @@ def plan(
             about["frontier"] = as_json(plans)
             about["baselines"] = {name: _point(each) for name, each in baselines.items()}
         elif frontier:
-            show_table(report(plans))
+            show_table(report(plans, chosen))
         if chart is not None:
             marked = {"the plan chosen": chosen, **baselines}
             _say_drawn(rg.draw(plans, chart, budget=limit, beside=marked))

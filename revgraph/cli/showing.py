@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from revgraph.planning import Plan
     from revgraph.reporting import Report
 
 
@@ -29,6 +30,19 @@ def show_json(data: Any) -> None:
     """Write `data` as JSON."""
     json.dump(data, sys.stdout, indent=1, allow_nan=False)
     sys.stdout.write("\n")
+
+
+def show_plan(plan: Plan, every_node: bool = False) -> None:
+    """Write a plan in words, as wide as the terminal, elsewhere in 80 columns; with every node if asked."""
+    from revgraph.planning.wording import WIDTH, summary, text
+
+    console = Console(highlight=False)
+    width = max(WIDTH, console.width) if console.is_terminal else WIDTH
+    if every_node:
+        sys.stdout.write(f"{summary(plan, width)}\n\n")
+        show_table(plan.table())
+    else:
+        sys.stdout.write(f"{text(plan, width)}\n")
 
 
 def show_table(made: Report) -> None:

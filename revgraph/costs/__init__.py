@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from revgraph.costs.alone import Situation
 from revgraph.costs.forms import Form, form_of
 from revgraph.costs.isolating import Recorded, Way
 from revgraph.costs.known import state_now
@@ -134,9 +136,37 @@ def _cost(node: Node, sweep: Sweep, names: Mapping[int, str]) -> Cost:
         flops=keep.forward_work.flops,
         backward_flops=keep.backward_work.flops,
         heavy_results=len(kept.heavy) if kept is not None else 0,
+        heavy_names=_heavy_names(at, kept),
         shared=tuple(names.get(id(tensor), "") for tensor in at.shared),
         courses=courses,
     )
+
+
+def _heavy_names(at: Situation, kept: Recorded | None) -> tuple[str, ...]:
+    """What a node's heavy operators are called, no two alike: by module in the node, or by what they do.
+
+    >>> from types import SimpleNamespace as Fake
+    >>> heavy = [(9, 8, (0, "conv1")), (9, 8, (0, "2 (Conv2d)")), *[(9, 8, (None, "product"))] * 2]
+    >>> run = Fake(module_paths=("stage.unit.f",), attribute_paths=())
+    >>> _heavy_names(Fake(operation=Fake(expression=run)), Fake(heavy=heavy))
+    ('conv1', '2 (Conv2d)', 'product 1', 'product 2')
+    """
+    if kept is None:
+        return ()
+    run = at.operation.expression
+    owners = [*run.module_paths, *run.attribute_paths]
+    names: list[str] = []
+    for _, _, (place, inside) in kept.heavy:
+        outer = "" if place is None or (inside and len(owners) == 1) else owners[place].rpartition(".")[2]
+        name = ".".join(part for part in (outer, inside) if part)
+        names.append("product" if name.isdecimal() else name)
+    count = Counter(names)
+    seen: Counter[str] = Counter()
+    for index, name in enumerate(names):
+        if count[name] > 1:
+            seen[name] += 1
+            names[index] = f"{name} {seen[name]}"
+    return tuple(names)
 
 
 def _decisions(node: Node) -> tuple[Decision, ...]:
@@ -152,7 +182,7 @@ def _kept_results(kept: Recorded | None, node: Node, decision: Decision) -> Iter
     """
     if kept is None or decision == "keep":
         return
-    worth = [index for index, (flops, nbytes) in enumerate(kept.heavy) if flops and nbytes]
+    worth = [index for index, (flops, nbytes, _) in enumerate(kept.heavy) if flops and nbytes]
     worth.sort(key=lambda index: -kept.heavy[index][0] / kept.heavy[index][1])
     if len(worth) <= FEW:
         for size in range(1, len(worth) + 1):

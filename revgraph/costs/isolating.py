@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from revgraph.costs.alone import Situation, backward_of, entered, leave, net_of
 from revgraph.costs.forms import Form, form_of, tensors_of
-from revgraph.costs.recording import Recorder
+from revgraph.costs.recording import HeavyName, Recorder
 from revgraph.courses import Course, Event, Work
 from revgraph.engine.executable import ReplayStep
 from revgraph.engine.forward import Forward
@@ -22,9 +22,11 @@ from revgraph.engine.node_evaluation import NodeEvaluation
 from revgraph.engine.observer import Observer
 from revgraph.engine.replay import BackwardPass, current_pass, laid_out
 from revgraph.engine.tape import Tape
+from revgraph.expressions import attribute_at, module_at
 from revgraph.graph import Graph, Node
 from revgraph.planning.plans import Decision
 from revgraph.planning.sources import needs
+from revgraph.storages import memory_key
 
 Way = Literal["again", "rerun", "hold"]
 
@@ -34,13 +36,14 @@ class Recorded:
     """A node's course, with what else shows while it runs.
 
     That is the forms of its outputs (None for what is no tensor) and of what arrives as gradients at its
-    inputs, with the course's labels for storages, and the FLOPs and bytes of its forward's heavy results.
+    inputs, with the course's labels for storages, and the FLOPs, bytes and names of its forward's heavy
+    results.
     """
 
     course: Course
     outputs: tuple[Form | None, ...] = ()
     arrivals: Mapping[int, Sequence[Form]] = field(default_factory=dict)
-    heavy: tuple[tuple[int, int], ...] = ()
+    heavy: tuple[tuple[int, int, HeavyName], ...] = ()
 
 
 def record(
@@ -48,7 +51,7 @@ def record(
 ) -> Recorded:
     """The course of one node under a decision, with heavy results kept besides."""
     net = net_of(model, at, graph, decision, results)
-    recorder = Recorder(at.tensors)
+    recorder = Recorder(at.tensors, _weights(model, at) if decision == "keep" else None)
     watching = _Watching(recorder, at.node)
     try:
         with _uncollected(), recorder, torch.enable_grad(), net.watched_by(watching):
@@ -56,6 +59,23 @@ def record(
     finally:
         for tensor in at.tensors:
             tensor.grad = None
+
+
+def _weights(model: nn.Module, at: Situation) -> dict[int, HeavyName]:
+    """By memory, which of the weights that a node's expression names a tensor is."""
+    found: dict[int, HeavyName] = {}
+    run = at.operation.expression
+    for place, path in enumerate(run.module_paths):
+        for name, weight in module_at(model, path).named_parameters():
+            owner = name.rpartition(".")[0]
+            kind = type(module_at(module_at(model, path), owner)).__name__ if owner else ""
+            told = f"{owner} ({kind})" if owner.rpartition(".")[2].isdecimal() else owner
+            found.setdefault(memory_key(weight), (place, told))
+    for place, path in enumerate(run.attribute_paths, len(run.module_paths)):
+        weight = attribute_at(model, path)
+        if isinstance(weight, Tensor):
+            found.setdefault(memory_key(weight), (place, ""))
+    return found
 
 
 def record_again(model: nn.Module, at: Situation, graph: Graph, way: Way) -> Recorded:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -40,19 +40,25 @@ CTC_LOSS = (torch.ops.aten._ctc_loss.default, torch.ops.aten._ctc_loss.Tensor)
 # Operators that touch no element, besides those whose schema says that they give a view.
 UNTOUCHING = {"_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 
+# What a heavy operator is called: the place of a module or parameter among those that its node's expression
+# names, and the path from there to the module whose weight is read; or None, and what the operator does.
+HeavyName: TypeAlias = tuple[int | None, str]
+
 
 class Recorder(StorageTracker):
     """A storage tracker that knows storages by labels, sees gradients arrive, and counts work.
 
     Autograd adds the gradients that reach one tensor as `old + new`; with a known first gradient each of
     these sums is recognized. Sums of gradients are no concern of the node, and are left out. `heavy` lists
-    the FLOPs and bytes of the results of heavy operators, in order.
+    the FLOPs and bytes of the results of heavy operators, in order, and what each is called: the first of
+    `weights` that it reads, by memory, or else the operator.
     """
 
-    def __init__(self, ignored: Iterable[Tensor]) -> None:
+    def __init__(self, ignored: Iterable[Tensor], weights: Mapping[int, HeavyName] | None = None) -> None:
         super().__init__(ignored)
         self.work = Work()
-        self.heavy: list[tuple[int, int]] = []
+        self.heavy: list[tuple[int, int, HeavyName]] = []
+        self._weights = weights or {}
         self.arrivals: dict[int, list[Form]] = defaultdict(list)
         self._labels: dict[int, list[str]] = defaultdict(list)
         self._owned = 0
@@ -84,8 +90,16 @@ class Recorder(StorageTracker):
         self.work = self.work.plus(Work(flops, moved, 1))
         if is_heavy(func):
             nbytes = sum(bytes_of(each) for each in leaves(result) if isinstance(each, Tensor))
-            self.heavy.append((flops, nbytes))
+            self.heavy.append((flops, nbytes, self._called(func, args)))
         return result
+
+    def _called(self, func: Any, args: Any) -> HeavyName:
+        tensors = [each for each in leaves(args) if isinstance(each, Tensor)]
+        read = [self._weights[key] for each in tensors if (key := memory_key(each)) in self._weights]
+        if read:
+            return read[0]
+        name = func._schema.name
+        return None, "convolution" if "conv" in name else "attention" if "attention" in name else "product"
 
     def _as_with_memory(self, func: Any, args: Any) -> Any:
         """What to run in an operator's place, so that its results take what they do with memory."""

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from revgraph.drawing.folding import Fold, find_folds, numbers
+from revgraph.folding import Fold, find_folds, up_to_change
 from revgraph.graph import Graph, Node
 from revgraph.planning.plans import Plan
 
@@ -96,17 +96,8 @@ def _rewired(node: Node, entries: Mapping[tuple[str, str], str]) -> Node:
 
 
 def _block(graph: Graph, fold: Fold, kept: tuple[Node, ...]) -> Block:
-    first, last = _up_to_change(graph.nodes[fold.start].name, kept[0].name)
+    first, last = up_to_change(graph.nodes[fold.start].name, kept[0].name)
     return Block(tuple(node.name for node in kept), first, last, fold.count)
-
-
-def _up_to_change(first: str, last: str) -> tuple[str, str]:
-    """Two names that differ in a number, each up to and with that number."""
-    one, two = numbers(first), numbers(last)
-    for place, (left, right) in enumerate(zip(one, two, strict=False)):
-        if left != right:
-            return "".join(one[: place + 1]), "".join(two[: place + 1])
-    return first, last
 
 
 def _peak_names(plan: Plan) -> set[str]:

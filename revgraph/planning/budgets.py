@@ -14,11 +14,12 @@ from revgraph.graph import Graph
 from revgraph.planning.deciding import decide, keep_all
 from revgraph.planning.drifting import anchors_of, check_estimates
 from revgraph.planning.judging import Judge
-from revgraph.planning.plans import CostKind, Decision, Plan, human_bytes
+from revgraph.planning.plans import CostKind, Decision, Made, Plan, human_bytes
 from revgraph.planning.posing import pose
 from revgraph.planning.profiles import DeviceProfile, profile_of
 from revgraph.planning.reasons import reasons_of
 from revgraph.planning.solver import TOLERANCE, Effort, Pool, Solution, search, thinned
+from revgraph.planning.wording import where_peak
 
 UNITS = {
     "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
@@ -226,18 +227,22 @@ class _Plans:
             found = pool.every.least if isinstance(budget, str) else pool.every.within(budget)
         if found is None:
             assert isinstance(budget, int)
-            raise _too_small(budget, self._planned(pool.every.least))
-        return self._planned(found)
+            raise _too_small(budget, self._planned(pool.every.least, "least"))
+        if budget is None:
+            return self._planned(found, "default")
+        if isinstance(budget, str):
+            return self._planned(found, "least")
+        return self._planned(found, "budget").noted(budget_bytes=budget)
 
     def frontier(self, points: int) -> list[Plan]:
         solutions: list[Solution] = []
         for each in self.pool.every:
             if not solutions or each.cost < solutions[-1].cost:
                 solutions.append(each)
-        return [self._planned(each) for each in thinned(solutions, points)]
+        return [self._planned(each, "frontier") for each in thinned(solutions, points)]
 
-    def _planned(self, solution: Solution) -> Plan:
-        found = self.judge.plan(solution).noted(anchors=self.anchors)
+    def _planned(self, solution: Solution, made: Made) -> Plan:
+        found = self.judge.plan(solution).noted(anchors=self.anchors, made=made)
         return found.noted(reasons=reasons_of(found))
 
 
@@ -270,10 +275,12 @@ def _effort(effort: Effort, seconds: float | None) -> Effort:
 
 
 def _too_small(budget: int, least: Plan) -> BudgetError:
-    when, _, node = least.peak_at.partition(" of ")
+    _, _, node = least.peak_at.partition(" of ")
+    ordinary = human_bytes(least.ordinary_bytes)
     return BudgetError(
         f"no plan fits {human_bytes(budget)} ({budget:,} bytes): the least peak found is "
-        f"{human_bytes(least.peak_bytes)} ({least.peak_bytes:,} bytes), at the {when} of {node!r}. "
+        f"{human_bytes(least.peak_bytes)} ({least.peak_bytes:,} bytes), where ordinary training takes "
+        f"{ordinary}. That peak is {where_peak(least.peak_at, repr(node))}. "
         "Raise the budget, lower the batch, or split that node.",
         least_bytes=least.peak_bytes,
         node=node,

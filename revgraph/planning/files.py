@@ -145,6 +145,7 @@ def _plan(data: Any) -> Plan:
         ordinary_bytes=_count(data["ordinary_bytes"]),
         time_ratio=_ratio(data["time_ratio"]),
         cost=cast("CostKind", _word(COSTS)(data["cost"])),
+        made="file",
     )
 
 

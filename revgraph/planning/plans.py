@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from revgraph.courses import Course
 from revgraph.displays import ShownAsPicture
 from revgraph.errors import PlanError
-from revgraph.graph import Graph, Node, clipped, table
+from revgraph.graph import Graph, Node
 from revgraph.planning.profiles import GENERIC, DeviceProfile
+
+if TYPE_CHECKING:
+    from revgraph.reporting import Report
 
 Decision = Literal["keep", "invert", "recompute"]
 DECISIONS: tuple[str, ...] = get_args(Decision)
 CostKind = Literal["time", "flops"]
 How = Literal["stored", "inverted", "rewired", "wired", "recomputed"]
+Made = Literal["by hand", "file", "default", "least", "budget", "frontier"]
 TERM = -1  # among kept results: what a coupling's function returns
 
 
@@ -60,6 +64,9 @@ class Plan(ShownAsPicture):
 
     `anchors` are stored besides, because someone asked for it or to bound the drift.
 
+    `made` says how the plan came about: by hand, from a file, or as the best that a search found, by default,
+    for the least peak, within the budget of `budget_bytes`, or on the frontier. Plans compare without it.
+
     `schedules` are those made of it (`schedule`).
     """
 
@@ -80,6 +87,8 @@ class Plan(ShownAsPicture):
     ordinary_bytes: int = 0
     cost: CostKind = "time"
     profile: DeviceProfile = GENERIC
+    made: Made = field(default="by hand", compare=False)
+    budget_bytes: int | None = field(default=None, compare=False)
     schedules: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def noted(self, **facts: Any) -> Plan:
@@ -149,28 +158,35 @@ class Plan(ShownAsPicture):
             raise PlanError(f"the plan decides on no node {name!r}; it decides on {_some(self.decisions)}")
         return f"{name}: {self.decisions[name]}, {self.reasons[name]}"
 
+    def summary(self) -> str:
+        """The plan in at most ten lines of at most 80 columns.
+
+        They say what ordinary training takes at its peak, what this plan takes and where, what is held
+        between forward and backward, FLOPs and estimated time, and how the plan came about.
+        """
+        from revgraph.planning.wording import summary  # it needs the simulator, which needs this class
+
+        return summary(self)
+
+    def table(self) -> Report:
+        """All of the plan, a row for every node, with what it holds and the reason for its decision.
+
+        Its column of held bytes adds up to `held_bytes`. `print` shows it as text, notebooks as a table.
+        """
+        return import_module("revgraph.reporting").report(self)  # which stands above plans
+
     def __str__(self) -> str:
-        count: Counter[str] = Counter(self.decisions.values())
-        head = (
-            f"{self.graph.name}: "
-            + ", ".join(f"{count[decision]} {decision}" for decision in DECISIONS)
-            + f"; predicted peak {human_bytes(self.peak_bytes)} ({self.peak_at})\n"
-            f"held {human_bytes(self.held_bytes)}; FLOPs x{self.flops_ratio:.3f}, "
-            f"time x{self.time_ratio:.3f} ({self.profile.name}) of ordinary training, "
-            f"whose peak is {human_bytes(self.ordinary_bytes)}"
-        )
-        if self.anchors:
-            head += f"\n{len(self.anchors)} anchors hold {human_bytes(self.anchor_bytes)}"
-        rows = [
-            (
-                clipped(node.name),
-                self.decisions[node.name],
-                human_bytes(node.cost.saved_bytes),
-                clipped(", ".join(name for name in node.inputs if name in self.stored)),
-            )
-            for node in self.graph.planned
-        ]
-        return head + "\n" + table(("node", "decision", "internals", "stored inputs"), rows)
+        from revgraph.planning.wording import text  # as above
+
+        return text(self)
+
+
+def result_name(node: Node, index: int) -> str:
+    """What a kept result of a node's function is called: `output of conv2`."""
+    if index == TERM:
+        return "what its function returns"
+    names = node.cost.heavy_names
+    return f"output of {names[index]}" if index < len(names) else f"heavy result {index}"
 
 
 def human_bytes(count: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from revgraph.courses import Course
 from revgraph.graph import Node
-from revgraph.planning.plans import TERM, Plan, human_bytes
+from revgraph.planning.plans import TERM, Plan, human_bytes, result_name
 from revgraph.planning.simulating import courses_of
 
 
@@ -44,5 +44,6 @@ def _again(node: Node, chosen: Course) -> str:
 
 def _kept(plan: Plan, node: Node) -> str:
     results = plan.results.get(node.name, ())
-    words = [f"heavy result {index}" if index != TERM else "what its function returns" for index in results]
+    words = [result_name(node, index) for index in results]
+    words = [word if index == TERM else f"the {word}" for index, word in zip(results, words, strict=True)]
     return f", for it keeps {' and '.join(words)}" if words else ""

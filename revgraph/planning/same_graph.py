@@ -2,7 +2,8 @@
 
 A plan names nodes and values, and its bytes and FLOPs follow from their shapes and costs. Not part of that
 are the graph's name, the lines of code that made the nodes, the device, and estimates of drift: these differ
-where a plan is made in one place and used in another (another folder, another process with its own GPU).
+where a plan is made in one place and used in another (another folder, another process with its own GPU). Nor
+are the names of laws and operators.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from revgraph.planning.plans import Plan
 
 LEFT_OUT: dict[type[Any], frozenset[str]] = {
     Value: frozenset({"device"}),
-    Node: frozenset({"where", "cost", "others"}),
-    Cost: frozenset({"rounding", "growth"}),
+    Node: frozenset({"where", "cost", "others", "law"}),
+    Cost: frozenset({"rounding", "growth", "heavy_names"}),
 }
 LONGEST = 60
 

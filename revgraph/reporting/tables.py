@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from revgraph.displays import ShownAsTable
-from revgraph.graph import Graph
+from revgraph.graph import Graph, Node
 from revgraph.graph import table as plain_table
 from revgraph.planning import DECISIONS, Moment, Plan, human_bytes, knee
-from revgraph.planning.plans import TERM
+from revgraph.planning.accounting import holdings
+from revgraph.planning.plans import result_name
+from revgraph.planning.wording import kind_of
 from revgraph.reporting.kinds import Compared, Held, Measured, Reportable, all_are, unknown
 
 if TYPE_CHECKING:
@@ -31,11 +33,12 @@ class Report(ShownAsTable):
         return self.title + "\n" + plain_table(head, rows)
 
 
-def report(reportable: Reportable) -> Report:
+def report(reportable: Reportable | Sequence[Plan], chosen: Plan | None = None) -> Report:
     """The table of a graph, a plan, a frontier, a simulation, measurements, gradients or saved tensors.
 
     A frontier is a list of plans, a simulation a list of moments; measurements are one, or several by name;
-    gradients are what `rg.check` returned, and saved tensors what `rg.saved` did.
+    gradients are what `rg.check` returned, and saved tensors what `rg.saved` did. On a frontier the plan
+    `chosen` is marked; it has a row of its own where it is none of the frontier's.
 
     Raises:
         TypeError: it is none of these.
@@ -54,8 +57,8 @@ def report(reportable: Reportable) -> Report:
         return _of_plan(reportable)
     if isinstance(reportable, Mapping):
         return _of_measurements(reportable)
-    if all_are(Plan, reportable):
-        return _of_frontier(cast("Sequence[Plan]", reportable))
+    if all_are(Plan, reportable) or (chosen is not None and reportable == []):
+        return _of_frontier(cast("Sequence[Plan]", reportable), chosen)
     if all_are(Moment, reportable):
         return _of_simulation(cast("Sequence[Moment]", reportable))
     if isinstance(reportable, Measured):
@@ -104,19 +107,18 @@ def _of_graph(graph: Graph) -> Report:
 
 
 def _of_plan(plan: Plan) -> Report:
-    title = (
-        f"{plan.graph.name}: {_counts(plan)}; predicted peak {human_bytes(plan.peak_bytes)} "
-        f"({plan.peak_at}), held {human_bytes(plan.held_bytes)}, FLOPs x{plan.flops_ratio:.3f}, "
-        f"time x{plan.time_ratio:.3f} ({plan.profile.name})"
-    )
-    stored, again = set(plan.stored), _reruns(plan)
-    nodes = plan.graph.planned
+    again = _reruns(plan)
+    held = holdings(plan)
+    nodes = [plan.graph.node[each.node] for each in held[:-1]]
     columns = {
         "node": [node.name for node in nodes],
-        "decision": [plan.decisions[node.name] for node in nodes],
+        "kind": [kind_of(node) for node in nodes],
+        "decision": [str(plan.decisions.get(node.name, "")) for node in nodes],
+        "held bytes": [f"{each.nbytes:,}" for each in held[:-1]],
+        "what is held": [each.what for each in held[:-1]],
         "internals": [human_bytes(node.cost.saved_bytes) for node in nodes],
-        "stored inputs": [", ".join(name for name in node.inputs if name in stored) for node in nodes],
-        "kept results": [_results(plan.results.get(node.name, ())) for node in nodes],
+        "stored inputs": [", ".join(name for name in node.inputs if name in plan.stored) for node in nodes],
+        "kept results": [_results(plan, node) for node in nodes],
         "rerun": [
             f"held from {plan.holds[node.name]}"
             if node.name in plan.holds
@@ -129,27 +131,39 @@ def _of_plan(plan: Plan) -> Report:
     for name in ("kept results", "rerun", "drops after"):
         if not any(columns[name]):
             del columns[name]
-    return Report(title, tuple(columns), tuple(zip(*columns.values(), strict=True)), frozenset({"internals"}))
+    head = tuple(columns)
+    last = {"node": "outputs and loss", "held bytes": f"{held[-1].nbytes:,}", "what is held": held[-1].what}
+    total = {"node": "total", "held bytes": f"{sum(each.nbytes for each in held):,}"}
+    ends = (tuple(row.get(name, "") for name in head) for row in (last, total))
+    title = f"{plan.graph.name}: every node under the plan"
+    rows = (*zip(*columns.values(), strict=True), *ends)
+    return Report(title, head, rows, frozenset({"held bytes", "internals"}))
 
 
-def _of_frontier(plans: Sequence[Plan]) -> Report:
-    turn = knee(plans)
+def _of_frontier(plans: Sequence[Plan], chosen: Plan | None) -> Report:
+    turn = knee(plans) if plans else None
+    place = next((each for each in plans if each is chosen), None)
+    place = place or next((each for each in plans if each == chosen), None)
+    marked = chosen if place is None else place
+    shown = list(plans)
+    if chosen is not None and place is None:
+        shown.insert(sum(each.peak_bytes <= chosen.peak_bytes for each in plans), chosen)
     rows = tuple(
         (
             human_bytes(plan.peak_bytes),
-            f"{plan.flops_ratio:.3f}",
-            f"{plan.time_ratio:.3f}",
-            _counts(plan),
+            f"x{plan.flops_ratio:.3f}",
+            f"x{plan.time_ratio:.3f}",
+            *(f"{sum(each == word for each in plan.decisions.values())}" for word in DECISIONS),
             f"{sum(map(len, plan.results.values()))}",
             f"{len(_reruns(plan))}",
-            "knee" if plan is turn else "",
+            " ".join(["chosen"] * (plan is marked) + ["knee"] * (plan is turn)),
         )
-        for plan in plans
+        for plan in shown
     )
-    head = ("peak", "FLOPs over ordinary", "time over ordinary", "decisions", "kept results", "reruns", "")
-    title = f"{plans[0].graph.name}: the frontier, predicted (time by the profile {plans[0].profile.name!r})"
-    numbers = {"peak", "FLOPs over ordinary", "time over ordinary", "kept results", "reruns"}
-    return Report(title, head, rows, frozenset(numbers))
+    head = ("peak", "FLOPs", "time", *DECISIONS, "results", "rerun", "")
+    first = shown[0]
+    title = f"{first.graph.name}: the frontier, predicted (time by the profile {first.profile.name!r})"
+    return Report(title, head, rows, frozenset(head[:-1]))
 
 
 def _of_simulation(moments: Sequence[Moment]) -> Report:
@@ -169,18 +183,14 @@ def _of_simulation(moments: Sequence[Moment]) -> Report:
     return Report(title, head, rows, frozenset({"live after", "peak", "FLOPs"}))
 
 
-def _counts(plan: Plan) -> str:
-    decided: list[str] = list(plan.decisions.values())
-    return ", ".join(f"{decided.count(word)} {word}" for word in DECISIONS)
-
-
 def _reruns(plan: Plan) -> set[str]:
     """The nodes that run again to give values back."""
     return {source.node for source in plan.sources.values() if source.how == "recomputed"}
 
 
-def _results(indices: Sequence[int]) -> str:
-    return ", ".join("term" if index == TERM else str(index) for index in indices)
+def _results(plan: Plan, node: Node) -> str:
+    """The kept results of a node, as a plan by hand names them, and in words."""
+    return ", ".join(f"{index}: {result_name(node, index)}" for index in plan.results.get(node.name, ()))
 
 
 _QUANTITIES: tuple[tuple[str, Callable[[Any], str]], ...] = (

@@ -58,7 +58,7 @@ def _run(out: Path, console: Console) -> int:
     console.print(
         f"RevNet-38, {weights:,} parameters; digits, {len(data.train):,} images and {len(data.test)} to test"
     )
-    console.print(str(net.plan).splitlines()[0], soft_wrap=True, markup=False)
+    console.print(net.plan.summary(), soft_wrap=True, markup=False)
     with Bar(console) as bar:
         result = fit(net, data, RECIPE, out, overwrite=True, evaluate_every=100, save_every=100, watch=bar)
     if result.interrupted or result.test is None:

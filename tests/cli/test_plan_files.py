@@ -13,7 +13,6 @@ import pytest
 
 import revgraph as rg
 from revgraph.cli import plan_files
-from revgraph.reporting import report
 from revgraph.training import durable
 from revgraph.training.metrics import read_rows
 
@@ -149,4 +148,6 @@ def test_full_disk_leaves_the_old_plan(tiny: Path, saved: Path, monkeypatch: pyt
 
 def test_report_of_a_saved_plan_is_that_of_the_plan(revgraph: Run, tiny: Path, saved: Path) -> None:
     kept = rg.keep_all(rg.load(tiny, batch=8).graph)
-    assert revgraph("plan", tiny, "--batch", 8, "--plan", saved).out == f"{report(kept)}\n"
+    read = rg.Plan.from_json(saved.read_text())
+    assert read == kept and "read from a file" in read.summary()
+    assert revgraph("plan", tiny, "--batch", 8, "--plan", saved).out == f"{read}\n"

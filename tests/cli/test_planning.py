@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 import revgraph as rg
+from revgraph.cli.showing import show_plan
 from revgraph.reporting import as_json, report
 
 Run = Callable[..., Any]
@@ -35,9 +37,28 @@ def loaded(graph: rg.Graph, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_plan_prints_the_plan(revgraph: Run, tiny: Path) -> None:
-    answer = revgraph("plan", tiny, "--batch", 3)
+    answer, plan = revgraph("plan", tiny, "--batch", 3), rg.load(tiny, batch=3).plan
     assert answer.status == 0
-    assert answer.out == str(report(rg.load(tiny, batch=3).plan)) + "\n"
+    assert answer.out == f"{plan}\n"
+    assert max(map(len, answer.out.splitlines())) <= 80
+    table = revgraph("plan", tiny, "--batch", 3, "--table").out
+    assert table == f"{plan.summary()}\n\n{plan.table()}\n" == f"{plan.summary()}\n\n{report(plan)}\n"
+
+
+def test_plan_takes_the_width_of_a_terminal(
+    graph: rg.Graph, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = rg.decide(replace(graph, name="x" * 200), {})
+    show_plan(plan)
+    assert max(map(len, capsys.readouterr().out.splitlines())) == 80
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    show_plan(plan)
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()[0]) == 120 and "\x1b" not in shown
+    monkeypatch.setenv("COLUMNS", "20")
+    show_plan(plan)
+    assert len(capsys.readouterr().out.splitlines()[0]) == 80
 
 
 def test_plan_as_json(revgraph: Run, tiny: Path) -> None:
@@ -98,6 +119,8 @@ def test_frontier_is_a_table(revgraph: Run, loaded: None) -> None:
     assert answer.status == 0
     lines = answer.out[answer.out.index("revnet-38: the frontier, predicted") :].splitlines()
     assert len(lines) > 4 and sum(line.endswith("knee") for line in lines) == 1
+    assert sum("chosen" in line for line in lines) == 1
+    assert max(map(len, lines)) <= 80
 
 
 def test_frontier_as_json(revgraph: Run, loaded: None, graph: rg.Graph) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from drawing.samples import Sketch, chain, plan_for, revnet, three_streams
 
-from revgraph.drawing.folding import Fold, find_folds
 from revgraph.drawing.stages import frames, short_names
 from revgraph.drawing.subject import FOLD_ABOVE, subject
+from revgraph.folding import Fold, find_folds
 from revgraph.graph import Graph, verify
 
 NONE: frozenset[str] = frozenset()

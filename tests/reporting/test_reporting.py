@@ -103,12 +103,13 @@ def test_finer_options_are_in_the_json_of_a_plan() -> None:
 
 def test_finer_options_have_columns_where_there_are_any() -> None:
     made = report(finer())
-    assert made.head[4:7] == ("kept results", "rerun", "drops after")
-    rows = {row[0]: row[4:7] for row in made.rows}
+    assert made.head[7:10] == ("kept results", "rerun", "drops after")
+    rows = {row[0]: row[7:10] for row in made.rows}
     assert rows["blocks.0.f"] == ("", "held from blocks.0.g", "")
-    assert rows["blocks.1.f"] == ("term, 0", "", "")
+    assert rows["blocks.1.f"] == ("-1: what its function returns, 0: heavy result 0", "", "")
     assert rows["blocks.1.g"] == ("", "", "blocks.0.f")
-    assert report(plan_for(chain(3))).head == ("node", "decision", "internals", "stored inputs", "why")
+    usual = ("node", "kind", "decision", "held bytes", "what is held", "internals", "stored inputs", "why")
+    assert report(plan_for(chain(3))).head == usual
 
 
 def frontier() -> list[Plan]:
@@ -121,15 +122,28 @@ def frontier() -> list[Plan]:
 def test_a_frontier_is_a_table_of_its_plans_with_the_knee() -> None:
     made = report(frontier())
     assert [row[:2] for row in made.rows] == [
-        ("10.0 MiB", "1.500"),
-        ("12.0 MiB", "1.100"),
-        ("30.0 MiB", "1.000"),
+        ("10.0 MiB", "x1.500"),
+        ("12.0 MiB", "x1.100"),
+        ("30.0 MiB", "x1.000"),
     ]
-    assert made.rows[0][3:6] == ("1 keep, 5 invert, 0 recompute", "2", "1")
+    assert made.head[3:8] == ("keep", "invert", "recompute", "results", "rerun")
+    assert made.rows[0][3:8] == ("1", "5", "0", "2", "1")
     assert [row[-1] for row in made.rows] == ["", "knee", ""]
     found = as_json(frontier())
     assert [each["knee"] for each in found] == [False, True, False]
     assert {name: value for name, value in found[0].items() if name != "knee"} == as_json(frontier()[0])
+
+
+def test_a_frontier_marks_the_plan_chosen() -> None:
+    plans = frontier()
+    assert [row[-1] for row in report(plans, plans[1]).rows] == ["", "chosen knee", ""]
+    assert [row[-1] for row in report(plans, replace(plans[2])).rows] == ["", "knee", "chosen"]
+    other = replace(plans[0], peak_bytes=20 << 20)
+    made = report(plans, other)
+    assert [(row[0], row[-1]) for row in made.rows][2:] == [("20.0 MiB", "chosen"), ("30.0 MiB", "")]
+    assert [row[-1] for row in report([], other).rows] == ["chosen"]
+    with pytest.raises(TypeError, match="cannot report a list"):
+        report([])
 
 
 def moments() -> list[Moment]:

@@ -81,8 +81,10 @@ class GraphBuilder:
         text: str,
         where: str,
         besides: tuple[str, ...] = (),
+        spoken: str = "",
     ) -> None:
-        """A half-step whose output value bears its name; `besides` are further results of its function."""
-        others, makes = self.only_values(reads), (name, *besides)
-        self.nodes.append(Node(name, "coupling", (target, *others), makes, module, target, text, where))
+        """A half-step whose output value bears its name; `besides` are further results of its function, and
+        `spoken` is what its law is called."""
+        inputs, makes = (target, *self.only_values(reads)), (name, *besides)
+        self.nodes.append(Node(name, "coupling", inputs, makes, module, target, text, where, law=spoken))
         self.operations.append(Operation(name, term, reads, makes, law, target))

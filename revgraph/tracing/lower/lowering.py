@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -14,7 +15,7 @@ from revgraph.couplings import Additive, Coupling
 from revgraph.expressions import Expression, expression, fill, leaves, map_leaves
 from revgraph.graph import Graph, Node, verify
 from revgraph.joint_bijections import Bijection, Packing, flat
-from revgraph.program import Arithmetic, BijectionLaw, CouplingLaw, Law, Named, Operation, Program
+from revgraph.program import Arithmetic, BijectionLaw, CouplingLaw, Difference, Law, Named, Operation, Program
 from revgraph.rearrangements import Rearrangement, WiringModule
 from revgraph.tracing.arguments import signature_of
 from revgraph.tracing.find_couplings.check_inverses import CouplingExample
@@ -184,7 +185,16 @@ class _Lowering:
             self._make(each, f"{name}.{index}") for index, each in enumerate(half_step.extra_results, 1)
         )
         self.builder.add_coupling(
-            name, target, term, reads, half_step.law, module, text, where[node], extra_results
+            name,
+            target,
+            term,
+            reads,
+            half_step.law,
+            module,
+            text,
+            where[node],
+            extra_results,
+            spoken=_spoken(half_step.law),
         )
         if not isinstance(half_step.law, Arithmetic) or half_step.law.is_linear:
             self._mark_additive()
@@ -207,7 +217,10 @@ class _Lowering:
             self.builder.add_value(name, self._fake_like(streams[index]))
             text = f"{place}({', '.join(self.builder.only_values(reads))})"
             text = f"{state[index]} (+) {text}" if function else f"{place}({state[index]})"
-            self.builder.add_coupling(name, state[index], term, reads, law, place, text, where[node])
+            spoken = words_of(type(module).__name__)
+            self.builder.add_coupling(
+                name, state[index], term, reads, law, place, text, where[node], spoken=spoken
+            )
             if type(module) is Additive:
                 self._mark_additive()
             if not type(module).__module__.startswith("revgraph."):
@@ -259,7 +272,8 @@ class _Lowering:
         spoken = (target,) if self.packer.holds(names) else names
         text = f"{path}({', '.join((*spoken, *self.builder.only_values(reads)))})"
         law = BijectionLaw(path, form, before, after)
-        self.builder.add_coupling(name, target, term, reads, law, path, text, where[node])
+        kind = words_of(type(module.module).__name__)
+        self.builder.add_coupling(name, target, term, reads, law, path, text, where[node], spoken=kind)
         self._note_example(name, law, term, target, extras)
         outputs = self.packer.unpack(name, after, node)
         self.done.update(taken)
@@ -356,6 +370,22 @@ class _Lowering:
     def _scoped(self, node: fx.Node, name: str) -> str:
         scope = self.tracer.scope_of.get(node, "")
         return f"{scope}.{name}" if scope else name
+
+
+def _spoken(law: Law) -> str:
+    """What the arithmetic of a half-step that was found in the code is called."""
+    if not isinstance(law, Arithmetic):
+        return "difference" if isinstance(law, Difference) else "additive"
+    return "additive" if all(step.kind in ("add", "sub") for step in law.steps) else "affine"
+
+
+def words_of(kind: str) -> str:
+    """A class's name in words.
+
+    >>> words_of("Affine"), words_of("ActNorm"), words_of("InvertibleConv1x1")
+    ('affine', 'act norm', 'invertible conv1x1')
+    """
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", kind).strip("_").lower()
 
 
 def _items_of(node: fx.Node, fakes: Mapping[fx.Node, Any]) -> tuple[fx.Node, ...]:

@@ -1,4 +1,4 @@
-"""Folding: where a graph repeats the same block, so that the block can be drawn once."""
+"""Folding: where a graph repeats the same block, so that the block can be drawn or listed once."""
 
 from __future__ import annotations
 
@@ -55,6 +55,29 @@ def numbers(name: str) -> list[str]:
     ['stage', '1', '.unit', '12', '.f']
     """
     return _NUMBER.split(name)
+
+
+def up_to_change(first: str, last: str) -> tuple[str, str]:
+    """Two names that differ in a number, each up to and with that number.
+
+    >>> up_to_change("stage1.unit2.f", "stage1.unit12.f")
+    ('stage1.unit2', 'stage1.unit12')
+    """
+    one, two = numbers(first), numbers(last)
+    for place, (left, right) in enumerate(zip(one, two, strict=False)):
+        if left != right:
+            return "".join(one[: place + 1]), "".join(two[: place + 1])
+    return first, last
+
+
+def span(first: str, last: str) -> str:
+    """The names from `first` to `last`, which differ in a number, as one.
+
+    >>> span("stage1.unit2.f", "stage1.unit12.f")
+    'stage1.unit2-12.f'
+    """
+    begin, end = up_to_change(first, last)
+    return begin + "-" + end[len(end.rstrip("0123456789")) :] + first[len(begin) :]
 
 
 def _signs(graph: Graph, marks: Mapping[str, Hashable]) -> list[int]:
