@@ -1,6 +1,7 @@
 """`python -m benchmarks.reading`: what a training step of RevNet-110 holds, for docs/reading.md.
 
-Writes the tables of that page and the report that it opens. All of it is predicted; nothing is run.
+Writes the tables of that page, the report that it opens, and the picture of the README with its line. All of
+it is predicted; nothing is run.
 """
 
 from __future__ import annotations
@@ -41,9 +42,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_text(folder / "reading-inverted.md", _held(inverted))
     write_text(folder / "reading-least.md", _held(least))
     rg.draw(least, folder / "pictures" / f"{NETWORK}.html")
-    for table in ("plans", "inverted", "least"):
+    usual = rg.plan(graph)
+    write_text(folder / "reading-hill.md", _sentence(usual))
+    rg.draw(usual, folder / "pictures" / f"{NETWORK}-hill.svg", show="hill")
+    for table in ("plans", "inverted", "least", "hill"):
         print((folder / f"reading-{table}.md").read_text())
     return 0
+
+
+def _sentence(plan: rg.Plan) -> str:
+    """What the plan comes to, in the words of the README."""
+    return (
+        f"RevNet-110 at a batch of {BATCH}: ordinary training takes {human_bytes(plan.ordinary_bytes)} of "
+        f"activations at its peak, this plan {human_bytes(plan.peak_bytes)}, at {plan.flops_ratio:.2f} times "
+        f"the FLOPs and an estimated {plan.time_ratio:.2f} times the time.\n"
+    )
 
 
 def _comparison(plans: dict[str, rg.Plan]) -> str:

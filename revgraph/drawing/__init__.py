@@ -1,10 +1,10 @@
 """Drawings of graphs, plans and frontiers, and exports of plans to other tools.
 
 `draw` takes what to draw and a file, whose suffix chooses the form. The picture of a graph or a plan goes
-subject, layout, routes, dot, rendering (graphviz), svg; what runs over time (timeline, matrix) and charts are
-drawn on canvases of their own; report puts all of them on one page. traces and snapshots write no pictures:
-they give the simulated step to viewers of traces and of PyTorch's memory. All of them read the plan's
-schedule and its simulation, and nothing else says what happens in a step.
+subject, layout, routes, dot, rendering (graphviz), svg; what runs over time (timeline, hill, matrix) and
+charts are drawn on canvases of their own; report puts all of them on one page. traces and snapshots write no
+pictures: they give the simulated step to viewers of traces and of PyTorch's memory. All of them read the
+plan's schedule and its simulation, and nothing else says what happens in a step.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Literal, get_args
 
 from revgraph.drawing.charts import CHART_SUFFIXES, chart_frontier
 from revgraph.drawing.dot import to_drawing
+from revgraph.drawing.hill import hill
 from revgraph.drawing.matrix import matrix
 from revgraph.drawing.page import page
 from revgraph.drawing.rendering import render
@@ -39,7 +40,7 @@ MOST_UNFOLDED = 400
 
 EXPORTS = (".trace.json", ".pickle")
 SUFFIXES = (".dot", ".svg", ".png", ".html", *EXPORTS)
-Picture = Literal["graph", "memory", "schedule"]
+Picture = Literal["graph", "memory", "hill", "schedule"]
 PICTURES: tuple[str, ...] = get_args(Picture)
 
 
@@ -72,8 +73,9 @@ def draw(
             transparent ground. `.trace.json` and `.pickle` take plans alone and need no graphviz. Missing
             folders are made, and the file appears when it is complete.
         fold: draw repeated equal blocks once, with their number. None folds graphs of more than 32 nodes.
-        show: of a plan, as `.svg`: "memory" is the timeline of live bytes by what holds them, "schedule" the
-            matrix of nodes and steps. Neither needs graphviz.
+        show: of a plan, as `.svg`: "memory" is the timeline of live bytes by what holds them, "hill" the
+            live bytes over estimated time with ordinary training's behind, "schedule" the matrix of nodes and
+            steps. None of these needs graphviz.
         measured: bytes really live, as `rg.track` gives them, drawn as dots over the predicted ones where
             memory is shown; in a `.trace.json` they are a counter of their own.
         budget: bytes, as for `rg.plan`, drawn as a line where memory or a frontier is shown.
@@ -144,6 +146,8 @@ def _content(drawn: Graph | Plan, suffix: str, fold: bool | None, show: Picture,
         return trace(drawn, extras.measured, extras.budget)
     if suffix == ".pickle" and isinstance(drawn, Plan):
         return snapshot(drawn)
+    if show == "hill" and isinstance(drawn, Plan):
+        return hill(drawn).encode()
     if show != "graph" and isinstance(drawn, Plan):
         composed = compose(drawn)
         if show == "memory":
@@ -184,6 +188,8 @@ def _check_fitting(drawn: Graph | Plan, suffix: str, show: str, extras: Extras) 
         )
     if show != "graph" and isinstance(drawn, Graph):
         raise GraphError(f"only a plan has a {show} to show: give net.plan instead of net.graph")
+    if show == "hill" and suffix != ".svg":
+        raise ValueError(f"the hill of a plan is drawn as .svg: not {suffix}")
     if show != "graph" and suffix not in (".svg", ".html"):
         raise ValueError(
             f"the {show} of a plan is drawn as .svg, or with everything else as .html: not {suffix}"

@@ -53,7 +53,7 @@ def timeline(
         f"{len(composed)} steps. The peak of {human_bytes(at.peak_bytes)} is at step {peak + 1}, "
         f"{at.step.action} {at.step.node}; {human_bytes(plan.held_bytes)} are held at the turn.",
     )
-    top, scale = _ceiling(most)
+    top, scale = ceiling(most)
 
     def y(count: float) -> float:
         return floor - HEIGHT * count / top
@@ -182,7 +182,7 @@ def _signs(on: Axis, parts: Sequence[str], dots: bool) -> list[Sign]:
     return signs
 
 
-def _ceiling(most: int) -> tuple[float, float]:
+def ceiling(most: int) -> tuple[float, float]:
     """A round number of bytes from `most` on, and the distance of ticks, in binary units."""
     unit = 2.0 ** (10 * min(4, int(math.log2(most) // 10)))
     rough = most / unit / TICKS

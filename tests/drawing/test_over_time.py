@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
@@ -15,6 +16,7 @@ from revgraph.drawing.lettering import width
 from revgraph.drawing.matrix import LINES, SIGNS, matrix
 from revgraph.drawing.timeline import MEANINGS, timeline
 from revgraph.planning.composing import PARTS, compose
+from revgraph.planning.plans import human_bytes
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -161,7 +163,7 @@ def test_a_thousand_nodes_are_drawn_without_names_over_each_other() -> None:
     assert min(after - before for before, after in pairwise(rows)) >= 9
 
 
-@pytest.mark.parametrize("show", ["memory", "schedule"])
+@pytest.mark.parametrize("show", ["memory", "schedule", "hill"])
 def test_pictures_are_drawn_by_name(plans: list[rg.Plan], tmp_path: Path, show: rg.drawing.Picture) -> None:
     path = rg.draw(plans[0], tmp_path / "picture.svg", show=show)
     root = ElementTree.fromstring(path.read_text())
@@ -171,6 +173,45 @@ def test_pictures_are_drawn_by_name(plans: list[rg.Plan], tmp_path: Path, show: 
         rg.draw(plans[0], tmp_path / "picture.png", show=show)
     with pytest.raises(rg.GraphError, match=f"only a plan has a {show} to show"):
         rg.draw(plans[0].graph, tmp_path / "picture.svg", show=show)
+
+
+def test_hill_stands_before_that_of_ordinary_training(plans: list[rg.Plan], tmp_path: Path) -> None:
+    for plan in plans:
+        root = ElementTree.fromstring(rg.draw(plan, tmp_path / "hill.svg", show="hill").read_text())
+        words = " ".join(each.text or "" for each in root.iter(f"{SVG}text"))
+        assert f"ordinary training, {human_bytes(plan.ordinary_bytes)}" in words
+        assert f"this plan, {human_bytes(plan.peak_bytes)}" in words
+        assert f"\u00d7{plan.time_ratio:.2f}" in words
+        theirs, ours = (
+            _corners(each) for each in root.iter(f"{SVG}path") if each.find(f"{SVG}title") is not None
+        )
+        floor = max(y for _, y in theirs)
+        heights = [floor - min(y for _, y in corners) for corners in (ours, theirs)]
+        assert heights[0] / heights[1] == pytest.approx(plan.peak_bytes / plan.ordinary_bytes, abs=1e-3)
+        lengths = [max(x for x, _ in corners) - min(x for x, _ in corners) for corners in (ours, theirs)]
+        assert lengths[0] / lengths[1] == pytest.approx(plan.time_ratio, abs=1e-3)
+    with pytest.raises(ValueError, match=r"the hill of a plan is drawn as \.svg"):
+        rg.draw(plans[0], tmp_path / "hill.html", show="hill")
+
+
+def test_hill_of_nothing(tmp_path: Path) -> None:
+    plan = rg.keep_all(rg.trace(nn.Identity(), torch.zeros(2)).graph)
+    assert "nan" not in rg.draw(plan, tmp_path / "hill.svg", show="hill").read_text()
+
+
+def _corners(path: ElementTree.Element) -> list[tuple[float, float]]:
+    """The points of a path of level, upright and other pieces."""
+    found, x, y = [], 0.0, 0.0
+    for letter, numbers in re.findall(r"([MLHV])([-0-9.,]+)", path.get("d", "")):
+        values = [float(each) for each in numbers.split(",")]
+        if letter in "ML":
+            x, y = values
+        elif letter == "H":
+            (x,) = values
+        else:
+            (y,) = values
+        found.append((x, y))
+    return found
 
 
 def test_an_unknown_picture_is_refused(plans: list[rg.Plan], tmp_path: Path) -> None:
