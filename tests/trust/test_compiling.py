@@ -25,7 +25,10 @@ from torch import Tensor, nn
 import revgraph as rg
 
 # The compiler uses what is deprecated, and looks at gradients of tensors that it hands on at a graph break.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute"),
+    pytest.mark.usefixtures("device"),
+]
 
 BACKENDS = ["eager", "aot_eager"]
 
