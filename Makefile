@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # Test processes; each runs torch on one thread.
 JOBS ?= 2
+# For `make gpu`: a Python with a CUDA build of torch.
+GPU_PYTHON ?= python3
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +19,7 @@ CLIENTS_READY := $(CLIENTS)/.ready
 export NO_MKDOCS_2_WARNING := 1
 
 .PHONY: demo demo-text test check docs trust fuzz gallery cli-page pictures bench bench-peers bench-step \
-	bench-times bench-frontier bench-quality bench-oracle bench-alike bench-planning bench-flows bench-conversion bench-compile paper bench-complexity bench-angles bench-accuracy bench-limits bench-imagenet clients clean
+	bench-times bench-frontier bench-quality bench-oracle bench-alike bench-planning bench-flows bench-conversion bench-compile paper bench-complexity bench-angles bench-accuracy bench-limits bench-imagenet gpu clients clean
 
 demo: $(READY)
 	$(BIN)/python -m revgraph.training.demo --out runs/demo
@@ -94,6 +96,11 @@ bench-conversion: $(READY)
 # Compiled steps; needs a C++ compiler, and an hour or more of compiling.
 bench-compile: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.compiled_steps
+
+# On a machine with an NVIDIA GPU: promises, steps and limits there; writes docs/gpu.md. The environment is not
+# ours: it has to have a CUDA build of torch, and nothing is downloaded.
+gpu:
+	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.gpu $(GPU_OPTIONS)
 
 bench-peers: $(PEERS_READY)
 	$(PEERS)/bin/python -m benchmarks.peers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -14,6 +14,9 @@ from revgraph.cli.options import Budget, Exact, Json, Net, Parameters, PlanFile,
 from revgraph.cli.plan_files import read_plan
 from revgraph.cli.showing import messages, process, show_json, show_table
 from revgraph.training.recipe import OPTIMIZERS, PRECISIONS
+
+# Of rg.compile; importing it to ask takes seconds, and --help is to answer at once.
+BACKENDS = ("inductor", "aot")
 
 if TYPE_CHECKING:
     from revgraph.engine.module import ReversibleModule
@@ -65,10 +68,19 @@ def train(
         bool,
         typer.Option(
             "--compile",
-            help="Compile forward and backward to one graph each, by torch's compiler. Takes minutes "
-            "at the start, and a C++ compiler.",
+            help="Compile forward and backward to one graph each, under the plan. Takes seconds to minutes "
+            "at the first step, and again at the first test and at each other size of batch; then each step "
+            "runs without Python.",
         ),
     ] = False,
+    backend: Annotated[
+        str,
+        typer.Option(
+            "--backend",
+            help="Of --compile: inductor, torch's compiler, which on a CPU needs a C++ compiler; or aot, "
+            "which runs the graphs operator by operator and needs none.",
+        ),
+    ] = "inductor",
     optimizer: Annotated[
         str | None,
         typer.Option("--optimizer", help="sgd or adamw. (default: sgd for images, adamw for text)"),
@@ -152,6 +164,8 @@ def train(
         raise typer.BadParameter(f"--precision is {', '.join(PRECISIONS)}, not {precision!r}")
     if optimizer is not None and optimizer not in OPTIMIZERS:
         raise typer.BadParameter(f"--optimizer is {' or '.join(OPTIMIZERS)}, not {optimizer!r}")
+    if backend not in BACKENDS:
+        raise typer.BadParameter(f"--backend is {' or '.join(BACKENDS)}, not {backend!r}")
     given = parameters_of(set_)
 
     from revgraph.training.data import load_data
@@ -177,7 +191,7 @@ def train(
     folder = out if out is not None else Path("runs") / f"{Path(net).stem}-{task.name}"
     network = _load(net, task.classes, recipe, exact, given)
     if compiled:
-        network = _compiled(network)
+        network = _compiled(network, backend)
     with Bar(messages(quiet=process() > 0), task.samples) as bar:
         result = fit(
             network,
@@ -240,9 +254,18 @@ def _load(
     return rg.load(net, batch=batch, exact=exact or None, **parameters)
 
 
-def _compiled(network: ReversibleModule) -> ReversibleModule:
-    """The network with compiled steps, each told of when it has been compiled."""
+def _compiled(network: ReversibleModule, backend: str) -> ReversibleModule:
+    """The network with compiled steps, each told of when it has been compiled.
+
+    Raises:
+        PlanError: torch's compiler would need a C++ compiler, and there is none.
+    """
+    import torch
+
     import revgraph as rg
+
+    if backend == "inductor" and not torch.cuda.is_available():
+        _need_compiler()
 
     class Told(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -252,7 +275,24 @@ def _compiled(network: ReversibleModule) -> ReversibleModule:
     if not any(type(each).__name__ == "Told" for each in logger.handlers):
         logger.addHandler(Told())
     logger.setLevel(logging.INFO)
-    return rg.compile(network)
+    return rg.compile(network, cast("Any", backend))
+
+
+def _need_compiler() -> None:
+    """Refuse where torch's compiler would find no C++ compiler, before anything is written."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    from revgraph.errors import PlanError
+
+    try:
+        get_cpp_compiler()
+    except (InvalidCxxCompiler, RuntimeError) as error:
+        raise PlanError(
+            "--compile: torch's compiler needs a C++ compiler on a CPU, and finds none. Install g++, name "
+            "another (such as clang++) in the environment variable CXX, or compile with --backend aot, which "
+            "needs none."
+        ) from error
 
 
 def _planner(path: Path | None, budget: str | None) -> Callable[[Graph], Plan] | None:

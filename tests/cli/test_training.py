@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,6 +72,41 @@ def test_training_within_a_budget(revgraph: Run, tiny: Path, tmp_path: Path) -> 
     assert refused.status == 1 and "no plan fits 100 B" in refused.err
 
 
+def test_compiled_training_to_its_end_and_resumed_bit_for_bit(
+    revgraph: Run, tiny: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    sizes = ("--steps", 4, "--save-every", 2, "--batch", 50, "--no-tensorboard")
+    options = ("--compile", "--backend", "aot", "--out", out, *sizes)
+    answer = revgraph("train", tiny, *options)
+    assert answer.status == 0 and "compiled in" in answer.err and "step 4 of 4" in answer.err
+    whole = figures(out)
+    assert len(whole) == 4
+    shutil.rmtree(out / "checkpoints" / "step-00000004")
+    assert revgraph("train", tiny, *options, "--resume").status == 0
+    assert figures(out) == whole
+    plain = tmp_path / "plain"
+    assert revgraph("train", tiny, "--out", plain, *sizes).status == 0
+    assert [each[0] for each in figures(plain)] == pytest.approx([each[0] for each in whole], rel=1e-5)
+
+
+def figures(out: Path) -> list[list[float | None]]:
+    """What a run's metrics say, but for its times."""
+    return [[row.loss, row.accuracy, row.test_loss, row.test_accuracy] for row in read_rows(out)]
+
+
+def test_compiling_without_a_compiler_is_refused(
+    revgraph: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", (None, "/nowhere/g++"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    answer = revgraph("train", tiny, "--compile", "--steps", 1, "--out", tmp_path / "run")
+    assert answer.status == 2 and "needs a C++ compiler" in answer.err and "--backend aot" in answer.err
+    assert not (tmp_path / "run").exists()
+
+
 def test_seed_decides_the_weights(revgraph: Run, tiny: Path, tmp_path: Path) -> None:
     losses = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -136,6 +172,7 @@ def test_network_and_data_that_do_not_go_together(revgraph: Run, tiny: Path, tmp
         (("--resume", "--overwrite"), "--resume or --overwrite, not both"),
         (("--epochs", 0), "--epochs must be above 0"),
         (("--precision", "fp8"), "--precision is no, bf16, fp16"),
+        (("--compile", "--backend", "tpu"), "--backend is inductor or aot, not 'tpu'"),
         (("--steps", 0), "'--steps'"),
         (("--learning-rate", -1), "learning_rate is -1.0, and must be above 0"),
         (("--warmup", 9, "--steps", 5), "warmup is 9"),

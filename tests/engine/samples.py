@@ -78,8 +78,19 @@ def doubled(model: Callable[[], nn.Module], seed: int = 0) -> tuple[nn.Module, n
 
 
 def batch(*shape: int, seed: int = 1, grad: bool = True) -> Tensor:
+    return drawn(*(shape or (BATCH, 2 * WIDTH)), dtype=DOUBLE, seed=seed).requires_grad_(grad)
+
+
+def drawn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> Tensor:
+    """Normal numbers on the default device, the same on each."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*(shape or (BATCH, 2 * WIDTH)), dtype=DOUBLE, generator=generator).requires_grad_(grad)
+    numbers = torch.randn(shape, dtype=dtype, generator=generator, device="cpu")
+    return numbers.to(torch.get_default_device())
+
+
+def random_streams() -> list[Tensor]:
+    """Where the random numbers of the CPU, and of the GPUs if any is in use, stand."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]
 
 
 def loss_of(outputs: Any) -> Tensor:

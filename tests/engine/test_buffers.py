@@ -23,6 +23,8 @@ from torch.nn.utils import parametrizations
 
 import revgraph as rg
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def pair_of_nets(make: Any, x: Tensor) -> tuple[nn.Module, nn.Module, rg.ReversibleModule]:
     model, plain = doubled(make)

@@ -6,30 +6,40 @@ from functools import cache
 
 import pytest
 import torch
-from engine.samples import Chain, counted, couplings, inverted
+from engine.samples import Chain, counted, couplings, drawn, inverted
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import revgraph as rg
+
+pytestmark = pytest.mark.usefixtures("device")
 
 
 def linear_relu(width: int = 64) -> nn.Module:
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
 
 
-@cache
 def chain(depth: int) -> tuple[Chain, rg.ReversibleModule]:
+    return chain_on(torch.get_default_device(), depth)
+
+
+@cache
+def chain_on(_: torch.device, depth: int) -> tuple[Chain, rg.ReversibleModule]:
     torch.manual_seed(0)
     model = Chain(depth, linear_relu, 64)
     return model, inverted(model, example())
 
 
 def example() -> Tensor:
-    return torch.randn(32, 128, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    return drawn(32, 128, seed=0).requires_grad_()
+
+
+def measured(depth: int) -> rg.Measurement:
+    return measured_on(torch.get_default_device(), depth)
 
 
 @cache
-def measured(depth: int) -> rg.Measurement:
+def measured_on(_: torch.device, depth: int) -> rg.Measurement:
     return rg.measure(chain(depth)[1], example())
 
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 import revgraph as rg
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def test_an_edit_of_the_output_is_refused_by_name() -> None:
     model, _ = doubled(Chain)

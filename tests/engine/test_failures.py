@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
-from engine.samples import Pair, assert_close, assert_same_buffers, batch, doubled, loss_of, mlp, step
+from engine.samples import (
+    Pair,
+    assert_bitwise,
+    assert_close,
+    assert_same_buffers,
+    batch,
+    doubled,
+    loss_of,
+    mlp,
+    random_streams,
+    step,
+)
 from torch import Tensor, nn
 
 import revgraph as rg
+
+pytestmark = pytest.mark.usefixtures("device")
 
 
 class Fuse(rg.Boundary):
@@ -58,12 +71,12 @@ def test_an_exception_in_a_replay(choice: str) -> None:
     model.g.fails_in[0] = 2
     torch.manual_seed(0)
     loss = loss_of(net(x1, x2))
-    stream = torch.get_rng_state()
+    streams = random_streams()
     buffers = [buffer.clone() for buffer in model.buffers()]
     with pytest.raises(ZeroDivisionError, match="the fuse blew") as caught:
         loss.backward()
     assert "replaying node 'g'" in notes(caught)
-    assert torch.equal(stream, torch.get_rng_state())
+    assert_bitwise(streams, random_streams())
     assert all(torch.equal(one, two) for one, two in zip(buffers, model.buffers(), strict=True))
     assert all(module.training for module in model.modules())
     plain(x1, x2)

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 import revgraph as rg
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def check(make: Any, *inputs: Any, **extras: Any) -> rg.ReversibleModule:
     """Invert, keep and recompute all agree with plain autograd; returns the inverted net."""

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 import revgraph as rg
 from revgraph.storages import StorageTracker
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 @pytest.fixture(autouse=True)
 def without_collector() -> Iterator[None]:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 import revgraph as rg
 
+pytestmark = pytest.mark.usefixtures("device")
+
 EXACT = dict(rtol=1e-12, atol=1e-12)
 SETTINGS = settings(
     max_examples=40,

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
-from engine.samples import Chain, assert_close, batch, doubled, dropping, inverted, step
+from engine.samples import (
+    Chain,
+    assert_bitwise,
+    assert_close,
+    batch,
+    doubled,
+    dropping,
+    inverted,
+    random_streams,
+    step,
+)
 from torch import Tensor, nn
 from torch.nn import functional
 
 import revgraph as rg
+
+pytestmark = pytest.mark.usefixtures("device")
 
 
 @pytest.mark.parametrize("choice", ["keep", "invert", "recompute"])
@@ -19,11 +31,11 @@ def test_dropout_replays_the_same_mask(choice: str) -> None:
     net.plan = rg.decide(net.graph, {node.name: choice for node in net.graph.planned})
     torch.manual_seed(5)
     found = step(net, model, x)
-    stream = torch.get_rng_state()
+    streams = random_streams()
     torch.manual_seed(5)
     expected = step(plain, plain, x)
     assert_close(found, expected)
-    assert torch.equal(stream, torch.get_rng_state())
+    assert_bitwise(streams, random_streams())
 
 
 def test_the_random_stream_between_forward_and_backward_is_the_plain_one() -> None:
@@ -34,11 +46,11 @@ def test_the_random_stream_between_forward_and_backward_is_the_plain_one() -> No
     for run in (net, plain):
         torch.manual_seed(5)
         loss = run(x).sum()
-        states.append([torch.get_rng_state()])
+        states.append(random_streams())
         torch.rand(3)
         loss.backward()
-        states[-1].append(torch.get_rng_state())
-    assert all(torch.equal(one, two) for one, two in zip(*states, strict=True))
+        states[-1] += random_streams()
+    assert_bitwise(*states)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -97,7 +109,7 @@ def test_dropout_with_two_forwards_and_backward_twice() -> None:
         grads = []
         for loss in (*losses, losses[0]):
             grads += torch.autograd.grad(loss, [x, *leaves.parameters()], retain_graph=True)
-        results.append([*grads, torch.get_rng_state()])
+        results.append([*grads, *random_streams()])
     assert_close(*results)
 
 
@@ -117,11 +129,11 @@ def test_a_node_that_starts_to_draw_is_noticed() -> None:
 def test_tracing_measuring_and_checking_leave_the_random_stream() -> None:
     x = batch()
     model, _ = doubled(lambda: Chain(f=dropping))
-    before = torch.get_rng_state()
+    before = random_streams()
     net = inverted(model, x)
     rg.measure(net, x)
     rg.check(net, x)
-    assert torch.equal(before, torch.get_rng_state())
+    assert_bitwise(before, random_streams())
 
 
 class ForeignNoise(nn.Module):
@@ -134,5 +146,5 @@ class ForeignNoise(nn.Module):
         self.linear = nn.Linear(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        noise = torch.rand(4, generator=self.generator, dtype=x.dtype)
+        noise = torch.rand(4, generator=self.generator, dtype=x.dtype, device="cpu").to(x.device)
         return torch.tanh(self.linear(x) * noise)

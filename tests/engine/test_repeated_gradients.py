@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from engine.samples import Chain, Pair, assert_close, batch, doubled, dropping, inverted, loss_of, mlp
+from engine.samples import Chain, Pair, assert_close, batch, doubled, drawn, dropping, inverted, loss_of, mlp
 from torch import Tensor, nn
+
+pytestmark = pytest.mark.usefixtures("device")
 
 
 @pytest.mark.parametrize("subset", ["inputs", "first", "last", "middle", "one bias", "reversed"])
@@ -125,8 +127,7 @@ def test_hessian_vector_products() -> None:
     for run, leaves in ((net, model), (plain, plain)):
         wanted = [x, *leaves.parameters()]
         first = torch.autograd.grad(loss_of(run(x)), wanted, create_graph=True)
-        generator = torch.Generator().manual_seed(0)
-        along = sum((g * torch.randn(g.shape, dtype=g.dtype, generator=generator)).sum() for g in first)
+        along = sum((g * drawn(*g.shape, dtype=g.dtype, seed=seed)).sum() for seed, g in enumerate(first))
         results.append(torch.autograd.grad(along, wanted, allow_unused=True))
     assert_close(*results, tolerance=1e-10)
 

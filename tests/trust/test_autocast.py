@@ -47,18 +47,11 @@ def gradients(run: nn.Module, x: Tensor, inside: bool) -> list[Tensor]:
     return list(torch.autograd.grad(loss, leaves))
 
 
-@pytest.mark.parametrize(
-    "device",
-    [
-        "cpu",
-        pytest.param(
-            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
-        ),
-    ],
-)
 @pytest.mark.parametrize("inside", [True, False], ids=["backward inside", "backward outside"])
 @pytest.mark.parametrize("choice", ["keep", "recompute", "invert"])
-def test_a_replay_under_autocast_has_the_forwards_precision(choice: str, inside: bool, device: str) -> None:
+def test_a_replay_under_autocast_has_the_forwards_precision(
+    choice: str, inside: bool, device: torch.device
+) -> None:
     torch.manual_seed(0)
     model = Chain(3, Apart, 16).to(device)
     plain = copy.deepcopy(model)

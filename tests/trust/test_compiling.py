@@ -25,7 +25,10 @@ from torch import Tensor, nn
 import revgraph as rg
 
 # The compiler uses what is deprecated, and looks at gradients of tensors that it hands on at a graph break.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute"),
+    pytest.mark.usefixtures("device"),
+]
 
 BACKENDS = ["eager", "aot_eager"]
 
@@ -102,6 +105,26 @@ def test_a_compiled_training_step(backend: str) -> None:
         optimizer = torch.optim.SGD(run.parameters(), lr=0.1)
         losses.append([way(run, optimizer).clone() for _ in range(4)])
     assert_close(*losses)
+
+
+@pytest.mark.parametrize("choice", ["invert", "recompute", "keep"])
+@pytest.mark.parametrize("f", [mlp, normed])
+def test_a_compiled_step(f: Any, choice: str, device: torch.device) -> None:
+    """On the CPU by operators; what torch's compiler makes there is tested in the folder `compiling`."""
+    for backend in ("aot", "inductor") if device.type == "cuda" else ("aot",):
+        model, plain = doubled(lambda: Chain(2, f))
+        x = batch()
+        net = rg.trace(model, x)
+        decisions: Any = {node.name: choice for node in net.graph.planned if node.kind == "coupling"}
+        net.plan = rg.decide(net.graph, decisions)
+        compiled = rg.compile(net, backend)  # pyright: ignore[reportArgumentType]
+        for _ in range(2):
+            assert_close(step(compiled, model, x), step(plain, plain, x), tolerance=1e-9)
+            assert_same_buffers_nearly(model, plain)
+
+
+def assert_same_buffers_nearly(one: nn.Module, two: nn.Module) -> None:
+    assert_close(list(one.buffers()), list(two.buffers()), tolerance=1e-9)
 
 
 def test_fullgraph_is_refused_and_leaves_the_net_usable() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from engine.samples import drawn
 from torch import Tensor, nn
 
 import revgraph as rg
@@ -13,6 +15,8 @@ from revgraph.engine.observer import Observer
 from revgraph.measuring import activation_bytes
 from revgraph.rounding import largest, rounded
 from revgraph.specs import build, example_inputs
+
+pytestmark = pytest.mark.usefixtures("device")
 
 BLOCKS = 1000  # of two half-steps each
 
@@ -59,7 +63,7 @@ class Watching(Observer):
 
 def gradients(net: nn.Module, x: Tensor, **autocast: Any) -> list[Tensor]:
     net.zero_grad()
-    with torch.autocast("cpu", **autocast) if autocast else torch.enable_grad():
+    with torch.autocast(x.device.type, **autocast) if autocast else torch.enable_grad():
         loss = net(x).float().square().mean()
     loss.backward()
     return [weight.grad.clone() for weight in net.parameters() if weight.grad is not None]
@@ -86,9 +90,14 @@ def agree_bitwise(net: rg.ReversibleModule, x: Tensor, **autocast: Any) -> int:
     return len(watching.rebuilt_values)
 
 
-@pytest.fixture(scope="module")
-def deep() -> tuple[rg.ReversibleModule, Tensor]:
-    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
+@pytest.fixture
+def deep(device: torch.device) -> tuple[rg.ReversibleModule, Tensor]:
+    return deep_on(device)
+
+
+@cache
+def deep_on(_: torch.device) -> tuple[rg.ReversibleModule, Tensor]:
+    x = drawn(4, 8)
     return inverted(Chain(2 * BLOCKS, gain=0.5), x), x
 
 
@@ -106,13 +115,13 @@ def test_exact_mode_is_bitwise_with_functions_in_bfloat16(deep: tuple[rg.Reversi
 
 
 def test_exact_mode_is_bitwise_where_floating_point_returns_garbage() -> None:
-    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
+    x = drawn(4, 8)
     assert rg.check(inverted(Chain(64, gain=4), x, exact=False), x).max_relative_error > 1e-2
     assert agree_bitwise(inverted(Chain(64, gain=4), x), x) == 63
 
 
 def test_exact_mode_with_batchnorm_and_any_plan() -> None:
-    x = torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
+    x = drawn(6, 8)
     net = rg.trace(Chain(6, norm=True), x, exact=True)
     for plan in [*rg.frontier(net.graph, points=5), rg.decide(net.graph, {})]:
         net.plan = plan
@@ -124,7 +133,7 @@ def test_exact_mode_with_batchnorm_and_any_plan() -> None:
 def test_exact_mode_is_bitwise_on_convolutions_with_batchnorm() -> None:
     """RevNet-38: convolutions round otherwise on other layouts, and streams are halves of one tensor."""
     net = rg.load("revnet-38", batch=4, exact=True)
-    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    x = drawn(4, 3, 32, 32)
     for plan in (rg.decide(net.graph, {}), rg.plan(net.graph)):
         net.plan = plan
         assert agree_bitwise(net, x) > 0
@@ -152,7 +161,7 @@ def test_exact_mode_in_float64_and_on_inputs() -> None:
 
 def test_exact_mode_stays_within_its_resolution_of_the_plain_model() -> None:
     """Rounding moves the outputs no further than its own size times the depth allows."""
-    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
+    x = drawn(4, 8)
     model = Chain(8)
     plain = model(x)
     errors = [
@@ -176,7 +185,7 @@ def test_rounding_lets_gradients_straight_through() -> None:
 
 @pytest.mark.parametrize("scale", [1e4, float("nan"), float("inf")])
 def test_numbers_beyond_the_range_name_their_node(scale: float) -> None:
-    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
+    x = drawn(4, 8)
     model = Chain(6)
     net = inverted(model, x)
     with torch.no_grad():

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 import revgraph as rg
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 class Notes:
     """What hooks on every module inside the blocks' functions, and on every parameter, were given."""

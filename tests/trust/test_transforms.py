@@ -25,7 +25,10 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp,
 import revgraph as rg
 
 # Forward-mode derivatives load decompositions by what torch itself calls deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),
+    pytest.mark.usefixtures("device"),
+]
 
 
 @pytest.fixture(params=["invert", "recompute", "keep"])
