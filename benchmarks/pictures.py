@@ -1,7 +1,8 @@
 """`python -m benchmarks.pictures`: the pictures and reports that docs/pictures.md and docs/concepts.md show.
 
 RevNet-38 and a net of three streams with a skip, each as drawing, memory timeline, schedule, frontier and
-report; and a small net with all kinds of nodes and decisions.
+report; the report of the paper's block, for the start page; and a small net with all kinds of nodes and
+decisions.
 """
 
 from __future__ import annotations
@@ -55,6 +56,16 @@ CONCEPTS: dict[str, Any] = {
         {"head": {"Head": {"channels": 16, "classes": 10}}},
     ],
 }
+HIDDEN = {"DenseFunction": [64, 64, 128]}
+# The block of the paper: two half-steps on two streams.
+BLOCK: dict[str, Any] = {
+    "name": "the paper's block",
+    "batch": 32,
+    "inputs": {"x1": [64], "x2": [64]},
+    "layers": [
+        {"block": {"Additive": {"f": HIDDEN, "g": HIDDEN}, "in": ["x1", "x2"]}},
+    ],
+}
 DECISIONS: dict[str, Any] = {"stem": "keep", "block1.g": "recompute", "head": "keep"}
 
 
@@ -80,6 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         marked = {"the plan above": net.plan, **beside}
         rg.draw(plans, chosen.out / f"{name}-frontier.svg", budget=budget, beside=marked)
         print(rg.draw(net.plan, chosen.out / f"{name}.html", frontier=plans, beside=beside, **shown))
+    block = rg.load(BLOCK).graph
+    print(rg.draw(rg.decide(block, {}), chosen.out / "block.html", question=True))
     graph = rg.load(CONCEPTS).graph
     print(rg.draw(rg.decide(graph, DECISIONS), chosen.out / "concepts.svg"))
     return 0

@@ -66,6 +66,13 @@ def test_readme_opens_with_an_example_of_about_ten_lines() -> None:
     assert len([line for line in example.text.splitlines() if line.strip()]) <= 12
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_first_figures_are_those_that_were_printed(page: str) -> None:
+    """`make pictures` prints them."""
+    printed = (ROOT / "benchmarks/results/reading-hill.md").read_text(encoding="utf-8")
+    assert " ".join(printed.split()) in " ".join((ROOT / page).read_text(encoding="utf-8").split())
+
+
 @pytest.fixture(autouse=True)
 def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty folder; what torchrun sets for a single process; and no Accelerator that another test made."""
