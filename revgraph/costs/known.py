@@ -22,6 +22,7 @@ from revgraph import looks
 from revgraph.costs.isolating import Recorded
 from revgraph.expressions import Call, Register, leaves
 from revgraph.program import Operation
+from revgraph.storages import memory_key
 from revgraph.tracing.guards.torch_state import GETTERS, TORCH_STATE, call_text
 
 MOST = 10_000
@@ -69,7 +70,10 @@ def content_of(operation: Operation, modules: Sequence[nn.Module], values: Seque
     if any(type(each).__module__.partition(".")[0] != "revgraph" for each in (law, undo) if each is not None):
         return None
     forwards = tuple([type(module).forward for module in modules])
-    return forwards, tuple(values), operation.expression.outputs, len(operation.makes), repr(law), repr(undo)
+    numbers: dict[int, int] = {}
+    tied = tuple([numbers.setdefault(memory_key(each), len(numbers)) for each in _tensors_of(modules)])
+    made = operation.expression.outputs, len(operation.makes)
+    return forwards, tuple(values), tied, made, repr(law), repr(undo)
 
 
 def find(key: Hashable) -> Recorded | None:
@@ -106,6 +110,11 @@ def _is_own(module: nn.Module) -> bool:
         and all([_is_own_tensor(each) for table in TENSORS for each in held[table].values()])
         and all([name in looks.TABLES or _is_value(value) for name, value in held.items()])
     )
+
+
+def _tensors_of(modules: Sequence[nn.Module]) -> list[Tensor]:
+    tables = [module.__dict__[name] for module in modules for name in TENSORS]
+    return [each for table in tables for each in table.values() if each is not None]
 
 
 def _is_own_tensor(tensor: Tensor | None) -> bool:

@@ -54,6 +54,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "frozen": frozen,
     "hooked": hooked,
     "shared": lambda: nn.Sequential(*[nn.Linear(8, 8)] * 2),
+    "not shared": lambda: nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)),
     "recurrent": lambda: nn.Sequential(nn.Linear(8, 8), nn.Unflatten(1, (1, 8)), nn.Flatten()),
     "user's": Wide,
 }
