@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -17,7 +16,7 @@ from revgraph.costs.isolating import Recorded, Way
 from revgraph.costs.sweeping import Sweep
 from revgraph.courses import Course
 from revgraph.graph import Cost, Graph, Node, Value
-from revgraph.isolation import untouched
+from revgraph.isolation import tensors_replaced, untouched
 from revgraph.planning.plans import TERM, Decision
 from revgraph.program import Program
 from revgraph.storages import PARTS
@@ -72,7 +71,7 @@ def _costed(
     """The graph with its costs; None where they are not to be found without memory."""
     with (
         untouched(model, mode),
-        mode or _parameters_replaced(model),
+        mode or tensors_replaced(model, {id(each): _replacement(each) for each in model.parameters()}),
         torch.enable_grad(),
     ):
         sweep = Sweep(program, model, sparse)
@@ -182,26 +181,6 @@ def _frees(program: Program) -> dict[str, tuple[str, ...]]:
         if name in graph.value and name not in graph.outputs and node:
             frees[node].append(name)
     return {node: tuple(names) for node, names in frees.items()}
-
-
-@contextmanager
-def _parameters_replaced(model: nn.Module) -> Iterator[None]:
-    """Run with parameters in the place of the model's that have gradients of their own."""
-    held: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
-    others: dict[int, Tensor] = {}
-    try:
-        for module in model.modules():
-            table = module.__dict__["_parameters"]
-            for name, parameter in table.items():
-                if parameter is not None:
-                    if id(parameter) not in others:
-                        others[id(parameter)] = _replacement(parameter)
-                    held.append((table, name, parameter))
-                    table[name] = others[id(parameter)]
-        yield
-    finally:
-        for table, name, parameter in held:
-            table[name] = parameter
 
 
 def _replacement(parameter: Tensor) -> nn.Parameter:
