@@ -12,6 +12,8 @@ In comes a net, out comes its other face, which runs compiled steps. From the to
         replays   what brings values back: operators once more, and inverses (`inverses`)
         gradients each node's backward
       inductor    the partition as torch's own compiler takes it
+      refusals    what cannot be compiled, and what is said of it; the eager engine runs it
+      progress    a line on the terminal meanwhile
 
 A step: `CompiledModule._ran` finds the `CompiledForm` of the executable; torch's guards find what it has
 compiled, or it calls the backend, AOTAutograd traces, and `partition` lowers. What the engine does by hand

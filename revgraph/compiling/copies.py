@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from revgraph.compiling.choices import is_cheap
 from revgraph.compiling.marking import MARK
+from revgraph.compiling.refusals import CannotCompile
 from revgraph.compiling.regions import Reading, is_saved, value_of
 from revgraph.errors import PlanError
 
@@ -117,7 +118,7 @@ class Copies:
     def _repeated(self, node: fx.Node, context: Context) -> fx.Node:
         """An operator of a node's forward once more, without what it would write."""
         if node.is_impure():
-            raise PlanError(
+            raise CannotCompile(
                 f"{context.node!r} runs {node.target}, which has side effects, so that it cannot be run "
                 f"again in a compiled backward. Keep the node: decisions {{{context.node!r}: 'keep'}}."
             )

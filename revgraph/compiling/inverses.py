@@ -7,8 +7,8 @@ among them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -17,8 +17,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from revgraph.compiling.copies import Context, Copies
 from revgraph.compiling.marking import Marked, filled, owned_by
+from revgraph.compiling.refusals import CannotCompile
 from revgraph.compiling.regions import Reading, is_dense, value_of, writes
-from revgraph.errors import PlanError
 from revgraph.expressions import attribute_at
 from revgraph.graph import Graph
 from revgraph.isolation import tensors_replaced
@@ -111,12 +111,8 @@ class Inverses:
             node = reading.made.get(name)
             given.append(node.meta["val"] if node is not None else None)
         mode = next(each.fake_mode for each in given if isinstance(each, Tensor))  # pyright: ignore
-        before, mode.allow_non_fake_inputs = mode.allow_non_fake_inputs, True
-        try:
-            with mode, torch.no_grad():
-                return self.marked.functions[operation.node](*given)[0]
-        finally:
-            mode.allow_non_fake_inputs = before
+        with _takes_real_tensors(mode), mode, torch.no_grad():
+            return self.marked.functions[operation.node](*given)[0]
 
     def _owned(self, operation: Operation, mark: fx.Node | None) -> dict[str, fx.Node]:
         """The parameters and buffers that undo an operation, by their paths."""
@@ -156,7 +152,7 @@ class Inverses:
             elif node.op == "output":
                 results = node.args[0]
             elif node.op == "get_attr":
-                raise PlanError(
+                raise CannotCompile(
                     "an inverse uses a tensor that is neither an input nor a parameter or buffer of its "
                     "module, which a compiled graph cannot take in. Register it as a buffer."
                 )
@@ -164,6 +160,16 @@ class Inverses:
                 copies[node] = self.copies.copied(node, copies.__getitem__)
         found = results if isinstance(results, (tuple, list)) else (results,)
         return [copies[each] for each in found]
+
+
+@contextmanager
+def _takes_real_tensors(mode: Any) -> Iterator[None]:
+    """A block in which a mode of fake tensors takes others, such as constants of a module, as well."""
+    before, mode.allow_non_fake_inputs = mode.allow_non_fake_inputs, True
+    try:
+        yield
+    finally:
+        mode.allow_non_fake_inputs = before
 
 
 def _functional(
@@ -176,7 +182,7 @@ def _functional(
             return function(*given)
 
     table = dict(decompositions or {})
-    with mode:
+    with _takes_real_tensors(mode), mode:
         traced = make_fx(run, decomposition_table=table, tracing_mode="real")(*values)
         if any(writes(node) for node in traced.graph.nodes):
             pure = torch.func.functionalize(traced, remove="mutations")

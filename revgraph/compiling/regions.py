@@ -53,6 +53,8 @@ class Reading:
         for node in self.nodes:
             if node not in self.backward and writes(node):
                 self.forward |= ancestors(node.all_input_nodes)
+            elif node not in self.backward and has_effect(node):
+                self.forward |= ancestors([node])
         self._claim_forward()
         self._claim_backward()
 
@@ -213,6 +215,11 @@ def read_by(node: fx.Node) -> list[fx.Node]:
             each for place, each in enumerate(node.args) if isinstance(each, fx.Node) and place not in (3, 4)
         ]
     return node.all_input_nodes
+
+
+def has_effect(node: fx.Node) -> bool:
+    """Whether an operator does something besides what it gives, as assertions do."""
+    return node.op == "call_function" and not draws(node) and node.is_impure()
 
 
 def writes(node: fx.Node) -> bool:
