@@ -48,12 +48,13 @@ logger = logging.getLogger(__name__)
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
 
-def compile(net: ReversibleModule, backend: Backend = "inductor") -> ReversibleModule:
+def compile(net: ReversibleModule, backend: Backend = "inductor", dynamic: bool = False) -> ReversibleModule:
     """The net's other face: a module whose forward and backward are one compiled graph each.
 
     It has the net's parameters, plan, attributes and signature, and whatever changes on one changes on the
     other. Each form of call, plan, shape and mode is compiled when it first comes. "inductor" compiles with
-    torch's compiler, "aot" runs the same graphs operator by operator and needs none.
+    torch's compiler, "aot" runs the same graphs operator by operator and needs none. A `dynamic` step is
+    compiled once for all sizes that its inputs may have, such as another batch, as `torch.compile` has it.
 
     Raises:
         PlanError: there is no such backend.
@@ -70,7 +71,7 @@ def compile(net: ReversibleModule, backend: Backend = "inductor") -> ReversibleM
         raise PlanError(
             f"there is no backend {backend!r}: rg.compile knows {' and '.join(map(repr, BACKENDS))}"
         )
-    face = object.__new__(class_for(CLASSES[backend], type(net.__dict__["_model"])))
+    face = object.__new__(class_for(CLASSES[backend, bool(dynamic)], type(net.__dict__["_model"])))
     object.__setattr__(face, "__dict__", net.__dict__)
     return face
 
@@ -79,6 +80,7 @@ class CompiledModule(ReversibleModule):
     """A net whose steps are compiled; see `compile`."""
 
     backend: Backend = "inductor"
+    dynamic = False
     steps_as_watched = False
 
     def _ran(self, form: TracedForm, env: dict[str, Any], log_dets: LogDets | None) -> Any:
@@ -94,9 +96,10 @@ class CompiledModule(ReversibleModule):
             return super()._ran(form, env, log_dets)
         executable = self._executable_of(form)
         compiled = _compiled.setdefault(executable, {})
-        step = compiled.get(self.backend)
+        key = (self.backend, self.dynamic)
+        step = compiled.get(key)
         if step is None:
-            step = compiled[self.backend] = CompiledForm(executable, self.__dict__["_model"], self.backend)
+            step = compiled[key] = CompiledForm(executable, self.__dict__["_model"], *key)
         results = step(env)
         if results is None:
             return super()._ran(form, env, log_dets)
@@ -116,7 +119,11 @@ class CompiledModule(ReversibleModule):
         return bool(modules)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return blank, (CLASSES[self.backend], type(self.__dict__["_model"])), self.__getstate__()
+        return (
+            blank,
+            (CLASSES[self.backend, self.dynamic], type(self.__dict__["_model"])),
+            self.__getstate__(),
+        )
 
 
 def _is_observed() -> bool:
@@ -133,10 +140,25 @@ class _Aot(CompiledModule):
     backend = "aot"
 
 
+class _DynamicInductor(_Inductor):
+    dynamic = True
+
+
+class _DynamicAot(_Aot):
+    dynamic = True
+
+
 # Whether a backend computes pointwise work where it is read.
 FUSES: dict[str, bool] = {"inductor": True, "aot": False}
-CLASSES: dict[str, type[CompiledModule]] = {"inductor": _Inductor, "aot": _Aot}
-_compiled: weakref.WeakKeyDictionary[Executable, dict[str, CompiledForm]] = weakref.WeakKeyDictionary()
+CLASSES: dict[tuple[Backend, bool], type[CompiledModule]] = {
+    ("inductor", False): _Inductor,
+    ("aot", False): _Aot,
+    ("inductor", True): _DynamicInductor,
+    ("aot", True): _DynamicAot,
+}
+_compiled: weakref.WeakKeyDictionary[Executable, dict[tuple[str, bool], CompiledForm]] = (
+    weakref.WeakKeyDictionary()
+)
 _running = threading.local()
 # A function that was compiled on so many calls in a row would be on every one.
 MOST_IN_A_ROW = 4
@@ -158,14 +180,20 @@ class Function:
 
 
 class CompiledForm:
-    """A form of call under its plan, compiled for every shape and mode that comes."""
+    """A form of call under its plan, compiled for every mode that comes, and every shape if not `dynamic`.
 
-    def __init__(self, executable: Executable, model: torch.nn.Module, backend: Backend) -> None:
+    Where that fails for all sizes at once, it is dynamic no longer.
+    """
+
+    def __init__(
+        self, executable: Executable, model: torch.nn.Module, backend: Backend, dynamic: bool
+    ) -> None:
         self.plan = executable.plan
         self.executable = executable
         self.model = model
         self.backend = backend
-        self.key = f"{backend} {key_of(executable, model)}"
+        self.dynamic = dynamic
+        self.key = f"{backend} {dynamic} {key_of(executable, model)}"
         self.fuses = FUSES[backend]
         self.partitions: list[Partition] = []
         self._told: set[str] = set()
@@ -178,7 +206,6 @@ class CompiledForm:
             return None
         marked = function.marked
         given = [env.get(name) for name in marked.inputs]
-        del env
         refuse_unrestorable()
         outer = getattr(_running, "step", None)
         _running.step = self, function
@@ -187,7 +214,12 @@ class CompiledForm:
             results = self._called(function, given)
             check_noted()
         except Exception as error:
-            self._refuse(function, refusal(error, marked), not _is_for_once(error))
+            text = refusal(error, marked)
+            if text and self.dynamic:  # other sizes may be what is not to be compiled
+                self.dynamic = False
+                self._warn(f"not for all sizes at once, so each shape is compiled by itself: {text}")
+                return self(env)
+            self._refuse(function, text, not _is_for_once(error))
             return None
         finally:
             _running.step = outer
@@ -223,7 +255,11 @@ class CompiledForm:
     def _refuse(self, function: Function, text: str, for_good: bool) -> None:
         """Have the engine run such calls from now on, and say so."""
         function.is_refused = for_good and bool(text)
-        if text and text not in self._told:  # of each shape, mode and call once
+        self._warn(text)
+
+    def _warn(self, text: str) -> None:
+        """Tell the user once."""
+        if text and text not in self._told:
             self._told.add(text)
             warnings.warn(text, CompileWarning, stacklevel=2)
 
@@ -234,13 +270,13 @@ class CompiledForm:
         more than a few.
         """
         records = self._records(env)
-        looks = [_look(each) for each in env.values()]
+        looks = [_look(each, self.dynamic) for each in env.values()]
         look = (records, self.model.training, torch.is_grad_enabled(), autocast_state(), *looks)
         found = self._functions.get(look)
         if found is None:
             program = marked(self.executable, self.model, f"{self.key} {look}", records)
             backend = _backend_of(self.backend)
-            run = torch.compile(program.run, backend=backend, fullgraph=True, dynamic=False)
+            run = torch.compile(program.run, backend=backend, fullgraph=True, dynamic=self.dynamic)
             found = self._functions[look] = Function(program, run)
         return found
 
@@ -276,11 +312,12 @@ def told(phase: str) -> None:
         progress.phase = phase
 
 
-def _look(value: Any) -> Any:
+def _look(value: Any, dynamic: bool) -> Any:
     """What code is compiled for anew: of numbers their type alone, for torch looks at them by itself."""
     if not isinstance(value, Tensor):
         return type(value).__name__
-    return tuple(value.shape), str(value.dtype), str(value.device), value.requires_grad
+    shape = value.dim() if dynamic else tuple(value.shape)
+    return shape, str(value.dtype), str(value.device), value.requires_grad
 
 
 def key_of(executable: Executable, model: torch.nn.Module) -> str:

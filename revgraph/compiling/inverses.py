@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from revgraph.compiling.copies import Context, Copies
 from revgraph.compiling.marking import Marked, filled, owned_by
 from revgraph.compiling.refusals import CannotCompile
-from revgraph.compiling.regions import Reading, is_dense, value_of, writes
+from revgraph.compiling.regions import Reading, is_dense, numbers, value_of, writes
 from revgraph.expressions import attribute_at
 from revgraph.graph import Graph
 from revgraph.isolation import tensors_replaced
@@ -129,7 +129,8 @@ class Inverses:
         if value.stride() == like.stride() or value.shape != like.shape or not is_dense(like):
             return node
 
-        order = sorted(range(like.dim()), key=lambda dim: like.stride()[dim], reverse=True)
+        strides = numbers(like.stride())
+        order = sorted(range(like.dim()), key=strides.__getitem__, reverse=True)
         back = sorted(range(like.dim()), key=order.__getitem__)
 
         def lay_out(value: Tensor) -> Tensor:

@@ -101,7 +101,8 @@ def _write_forward(copies: Copies, demands: Demands, written: Collection[fx.Node
     taken = demands.taken()
     for node in reading.nodes:  # in order: a result of several tensors lives until the last is taken out
         is_operator = node.op == "call_function" and node not in reading.backward
-        needed = node in reading.forward or node in taken or is_saved(node)
+        is_number = isinstance(value_of(node), (int, float, torch.SymInt, torch.SymFloat, torch.SymBool))
+        needed = node in reading.forward or node in taken or is_saved(node) or is_number
         if is_operator and needed and not writes(node):
             copies.original(node)
     results = [

@@ -13,7 +13,7 @@ from revgraph.compiling import backend, compile
 
 
 def compilations(step: rg.ReversibleModule) -> int:
-    return len(backend._compiled[step._executable]["aot"].partitions)
+    return len(backend._compiled[step._executable]["aot", False].partitions)
 
 
 def test_a_second_net_of_the_structure_compiles_nothing() -> None:

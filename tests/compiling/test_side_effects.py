@@ -226,4 +226,4 @@ def test_sharded_nets_run_on_the_engine() -> None:
 
 
 def partitions(step: rg.ReversibleModule) -> int:
-    return len(backend._compiled[step._executable]["aot"].partitions)
+    return len(backend._compiled[step._executable]["aot", False].partitions)
