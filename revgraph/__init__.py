@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from revgraph.engine.module import ReversibleModule
     from revgraph.errors import (
         BudgetError,
+        CompileWarning,
         CouplingError,
         DataError,
         DriftError,
@@ -80,6 +81,7 @@ __all__ = [
     "Bijection",
     "Boundary",
     "BudgetError",
+    "CompileWarning",
     "Concatenate",
     "Coupling",
     "CouplingError",
@@ -154,8 +156,8 @@ _MODULES = {
     "drawing": "draw",
     "dynamics": "DualResidual Leapfrog Midpoint Momentum",
     "engine.module": "ReversibleModule",
-    "errors": "BudgetError CouplingError DataError DriftError DriftWarning GraphError PlanError ReplayError "
-    "RevgraphError SpecError TraceError TraceWarning",
+    "errors": "BudgetError CompileWarning CouplingError DataError DriftError DriftWarning GraphError "
+    "PlanError ReplayError RevgraphError SpecError TraceError TraceWarning",
     "estimating": "estimate_drift",
     "graph": "Graph Node Value verify",
     "initializing": "initialize",

@@ -59,6 +59,10 @@ class TraceWarning(UserWarning):
     """What a trace understands in another way than the code says it."""
 
 
+class CompileWarning(UserWarning):
+    """What a compiled net runs without being compiled, and why."""
+
+
 class DriftWarning(UserWarning):
     """A value that was rebuilt while training has drifted further than it should."""
 

@@ -6,7 +6,7 @@ import copy
 import random
 import sys
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache, partial
 from operator import is_
@@ -63,6 +63,23 @@ def untouched(model: nn.Module, fake_mode: FakeTensorMode | None = None) -> Iter
                 module.__dict__.clear()
                 module.__dict__.update(saved)
             tables.put_back()
+
+
+@contextmanager
+def tensors_replaced(model: nn.Module, others: Mapping[int, Tensor]) -> Iterator[None]:
+    """Run with other tensors in the place of the model's parameters and buffers that have these ids."""
+    held: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
+    try:
+        for module in model.modules():
+            for table in (module.__dict__["_parameters"], module.__dict__["_buffers"]):
+                for name, tensor in table.items():
+                    if id(tensor) in others:
+                        held.append((table, name, tensor))
+                        table[name] = others[id(tensor)]
+        yield
+    finally:
+        for table, name, tensor in held:
+            table[name] = tensor
 
 
 @contextmanager

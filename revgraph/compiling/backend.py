@@ -17,21 +17,26 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, distributed, fx
 
 from revgraph.compiling.marking import Marked, marked
+from revgraph.compiling.progress import Progress
+from revgraph.compiling.refusals import recompiled, refusal
 from revgraph.engine.executable import Executable
 from revgraph.engine.facade import blank, class_for
 from revgraph.engine.log_det import LogDets
 from revgraph.engine.module import FACES, ReversibleModule, TracedForm
+from revgraph.engine.sharding import sharded_modules
 from revgraph.engine.state import autocast_state, dispatch_modes, is_transformed, refuse_unrestorable
-from revgraph.errors import PlanError, TraceError, add_note
+from revgraph.errors import CompileWarning, PlanError
 from revgraph.rounding import check_noted
 from revgraph.tracing.arguments import fill_form
 
@@ -40,16 +45,16 @@ if TYPE_CHECKING:
 
 Backend = Literal["inductor", "aot"]
 logger = logging.getLogger(__name__)
-NEW_LINE = "\n"
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
 
-def compile(net: ReversibleModule, backend: Backend = "inductor") -> ReversibleModule:
+def compile(net: ReversibleModule, backend: Backend = "inductor", dynamic: bool = False) -> ReversibleModule:
     """The net's other face: a module whose forward and backward are one compiled graph each.
 
     It has the net's parameters, plan, attributes and signature, and whatever changes on one changes on the
     other. Each form of call, plan, shape and mode is compiled when it first comes. "inductor" compiles with
-    torch's compiler, "aot" runs the same graphs operator by operator and needs none.
+    torch's compiler, "aot" runs the same graphs operator by operator and needs none. A `dynamic` step is
+    compiled once for all sizes that its inputs may have, such as another batch, as `torch.compile` has it.
 
     Raises:
         PlanError: there is no such backend.
@@ -66,7 +71,7 @@ def compile(net: ReversibleModule, backend: Backend = "inductor") -> ReversibleM
         raise PlanError(
             f"there is no backend {backend!r}: rg.compile knows {' and '.join(map(repr, BACKENDS))}"
         )
-    face = object.__new__(class_for(CLASSES[backend], type(net.__dict__["_model"])))
+    face = object.__new__(class_for(CLASSES[backend, bool(dynamic)], type(net.__dict__["_model"])))
     object.__setattr__(face, "__dict__", net.__dict__)
     return face
 
@@ -75,6 +80,7 @@ class CompiledModule(ReversibleModule):
     """A net whose steps are compiled; see `compile`."""
 
     backend: Backend = "inductor"
+    dynamic = False
     steps_as_watched = False
 
     def _ran(self, form: TracedForm, env: dict[str, Any], log_dets: LogDets | None) -> Any:
@@ -86,17 +92,38 @@ class CompiledModule(ReversibleModule):
             with self.watched_by(watch):
                 return super()._ran(form, env, log_dets)
         is_watched = self._observer is not None or _is_observed()
-        if log_dets is not None or is_transformed() or is_watched or is_first:
+        if log_dets is not None or is_transformed() or is_watched or is_first or self._is_sharded():
             return super()._ran(form, env, log_dets)
         executable = self._executable_of(form)
         compiled = _compiled.setdefault(executable, {})
-        step = compiled.get(self.backend)
+        key = (self.backend, self.dynamic)
+        step = compiled.get(key)
         if step is None:
-            step = compiled[self.backend] = CompiledForm(executable, self.__dict__["_model"], self.backend)
-        return fill_form(form.program.results, step(env))
+            step = compiled[key] = CompiledForm(executable, self.__dict__["_model"], *key)
+        results = step(env)
+        if results is None:
+            return super()._ran(form, env, log_dets)
+        return fill_form(form.program.results, results)
+
+    def _is_sharded(self) -> bool:
+        """Whether modules gather their parameters before they run, which no graph does; it is told once."""
+        modules = sharded_modules(self.modules())
+        if modules and not getattr(self, "_told_of_shards", False):
+            self._told_of_shards = True
+            warnings.warn(
+                "a net with fully_shard applied to it is not compiled: its modules gather their parameters "
+                "when they run, which a compiled graph does not do. It runs on the eager engine instead.",
+                CompileWarning,
+                stacklevel=2,
+            )
+        return bool(modules)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return blank, (CLASSES[self.backend], type(self.__dict__["_model"])), self.__getstate__()
+        return (
+            blank,
+            (CLASSES[self.backend, self.dynamic], type(self.__dict__["_model"])),
+            self.__getstate__(),
+        )
 
 
 def _is_observed() -> bool:
@@ -113,60 +140,145 @@ class _Aot(CompiledModule):
     backend = "aot"
 
 
+class _DynamicInductor(_Inductor):
+    dynamic = True
+
+
+class _DynamicAot(_Aot):
+    dynamic = True
+
+
 # Whether a backend computes pointwise work where it is read.
 FUSES: dict[str, bool] = {"inductor": True, "aot": False}
-CLASSES: dict[str, type[CompiledModule]] = {"inductor": _Inductor, "aot": _Aot}
-_compiled: weakref.WeakKeyDictionary[Executable, dict[str, CompiledForm]] = weakref.WeakKeyDictionary()
+CLASSES: dict[tuple[Backend, bool], type[CompiledModule]] = {
+    ("inductor", False): _Inductor,
+    ("aot", False): _Aot,
+    ("inductor", True): _DynamicInductor,
+    ("aot", True): _DynamicAot,
+}
+_compiled: weakref.WeakKeyDictionary[Executable, dict[tuple[str, bool], CompiledForm]] = (
+    weakref.WeakKeyDictionary()
+)
 _running = threading.local()
+# A function that was compiled on so many calls in a row would be on every one.
+MOST_IN_A_ROW = 4
+
+
+@dataclass(slots=True, eq=False)
+class Function:
+    """The function of one shape and mode: whether it is refused, and how often it was compiled.
+
+    `in_a_row` are the last calls that compiled, all with these `flags` of parameters.
+    """
+
+    marked: Marked
+    run: Callable[..., tuple[Any, ...]]
+    is_refused: bool = False
+    compilations: int = 0
+    in_a_row: int = 0
+    flags: tuple[bool, ...] = ()
 
 
 class CompiledForm:
-    """A form of call under its plan, compiled for every shape and mode that comes."""
+    """A form of call under its plan, compiled for every mode that comes, and every shape if not `dynamic`.
 
-    def __init__(self, executable: Executable, model: torch.nn.Module, backend: Backend) -> None:
+    Where that fails for all sizes at once, it is dynamic no longer.
+    """
+
+    def __init__(
+        self, executable: Executable, model: torch.nn.Module, backend: Backend, dynamic: bool
+    ) -> None:
         self.plan = executable.plan
         self.executable = executable
         self.model = model
         self.backend = backend
-        self.key = f"{backend} {key_of(executable, model)}"
+        self.dynamic = dynamic
+        self.key = f"{backend} {dynamic} {key_of(executable, model)}"
         self.fuses = FUSES[backend]
         self.partitions: list[Partition] = []
-        self._functions: dict[Any, tuple[Marked, Callable[..., tuple[Any, ...]]]] = {}
+        self._told: set[str] = set()
+        self._functions: dict[Any, Function] = {}
 
-    def __call__(self, env: dict[str, Any]) -> dict[str, Any]:
-        """The results by their names, for inputs by theirs."""
-        marked, run, is_new = self._function(env)
+    def __call__(self, env: dict[str, Any]) -> dict[str, Any] | None:
+        """The results by their names, for inputs by theirs; None where the engine is to run the call."""
+        function = self._function(env)
+        if function.is_refused:
+            return None
+        marked = function.marked
         given = [env.get(name) for name in marked.inputs]
-        del env
         refuse_unrestorable()
-        before = getattr(_running, "step", None)
-        _running.step = self, marked
+        outer = getattr(_running, "step", None)
+        _running.step = self, function
+        before = function.compilations
         try:
-            results = _first_run(run, given) if is_new else run(*given)
+            results = self._called(function, given)
             check_noted()
         except Exception as error:
-            raise _told(error, marked) from None
+            text = refusal(error, marked)
+            if text and self.dynamic:  # other sizes may be what is not to be compiled
+                self.dynamic = False
+                self._warn(f"not for all sizes at once, so each shape is compiled by itself: {text}")
+                return self(env)
+            self._refuse(function, text, not _is_for_once(error))
+            return None
         finally:
-            _running.step = before
+            _running.step = outer
+        if self._compiles_always(function, before):
+            self._refuse(function, recompiled(marked, "on every call"), True)
         return dict(zip(marked.outputs, results, strict=True))
 
-    def _function(self, env: dict[str, Any]) -> tuple[Marked, Callable[..., tuple[Any, ...]], bool]:
-        """The function for inputs like these, what it is of, and whether it has been called.
+    def _called(self, function: Function, given: list[Any]) -> tuple[Any, ...]:
+        if function.compilations:
+            with _in_one_graph():
+                return function.run(*given)
+        begun = time.perf_counter()
+        with _in_one_graph(), warnings.catch_warnings(), Progress("reading the functions") as progress:
+            warnings.simplefilter("ignore")  # what torch warns of while it looks at things
+            _running.progress = progress
+            try:
+                results = function.run(*given)
+            finally:
+                _running.progress = None
+        logger.info("compiled in %.1f seconds", time.perf_counter() - begun)
+        return results
+
+    def _compiles_always(self, function: Function, before: int) -> bool:
+        """Whether one call after another compiles, and not for parameters that are frozen or thawed."""
+        if function.compilations == before:
+            function.in_a_row = 0
+            return False
+        flags = tuple([each.requires_grad for each in self.model.parameters()])
+        function.in_a_row = function.in_a_row + 1 if flags == function.flags else 1
+        function.flags = flags
+        return function.in_a_row == MOST_IN_A_ROW
+
+    def _refuse(self, function: Function, text: str, for_good: bool) -> None:
+        """Have the engine run such calls from now on, and say so."""
+        function.is_refused = for_good and bool(text)
+        self._warn(text)
+
+    def _warn(self, text: str) -> None:
+        """Tell the user once."""
+        if text and text not in self._told:
+            self._told.add(text)
+            warnings.warn(text, CompileWarning, stacklevel=2)
+
+    def _function(self, env: dict[str, Any]) -> Function:
+        """The function for inputs like these.
 
         Each shape and mode has one of its own. Torch would keep them all with one function, and compile no
         more than a few.
         """
         records = self._records(env)
-        looks = [_look(each) for each in env.values()]
+        looks = [_look(each, self.dynamic) for each in env.values()]
         look = (records, self.model.training, torch.is_grad_enabled(), autocast_state(), *looks)
         found = self._functions.get(look)
-        is_new = found is None
         if found is None:
             program = marked(self.executable, self.model, f"{self.key} {look}", records)
             backend = _backend_of(self.backend)
-            run = torch.compile(program.run, backend=backend, fullgraph=True, dynamic=False)
-            found = self._functions[look] = program, run
-        return *found, is_new
+            run = torch.compile(program.run, backend=backend, fullgraph=True, dynamic=self.dynamic)
+            found = self._functions[look] = Function(program, run)
+        return found
 
     def _records(self, env: dict[str, Any]) -> bool:
         """Whether a gradient may be asked for."""
@@ -176,21 +288,36 @@ class CompiledForm:
         return any(each.requires_grad for each in chain(given, self.model.parameters()))
 
 
-def _first_run(run: Callable[..., Any], given: list[Any]) -> Any:
-    """The results of a function that compiles, without what torch warns of while it looks at things."""
-    begun = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        results = run(*given)
-    logger.info("compiled in %.1f seconds", time.perf_counter() - begun)
-    return results
+def _in_one_graph() -> AbstractContextManager[Any]:
+    """A block in which DistributedDataParallel around the net does not have its graph cut at its buckets.
+
+    A backward would come in parts then, none of which has the whole schedule.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return nullcontext()
+    from torch._dynamo import config
+
+    return config.patch(optimize_ddp=False)
 
 
-def _look(value: Any) -> Any:
+def _is_for_once(error: Exception) -> bool:
+    """Whether calls of the same look may do: some were compiled, and then no more."""
+    return type(error).__name__ == "FailOnRecompileLimitHit"
+
+
+def told(phase: str) -> None:
+    """Tell what compiling is at."""
+    progress = getattr(_running, "progress", None)
+    if progress is not None:
+        progress.phase = phase
+
+
+def _look(value: Any, dynamic: bool) -> Any:
     """What code is compiled for anew: of numbers their type alone, for torch looks at them by itself."""
     if not isinstance(value, Tensor):
         return type(value).__name__
-    return tuple(value.shape), str(value.dtype), str(value.device), value.requires_grad
+    shape = value.dim() if dynamic else tuple(value.shape)
+    return shape, str(value.dtype), str(value.device), value.requires_grad
 
 
 def key_of(executable: Executable, model: torch.nn.Module) -> str:
@@ -207,27 +334,6 @@ def key_of(executable: Executable, model: torch.nn.Module) -> str:
         sorted(plan.drops.items()),
     )
     return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
-
-
-def _told(error: Exception, marked: Marked) -> Exception:
-    """What a user is told of an error in compiling or in a compiled step."""
-    from torch._dynamo import exc
-
-    if isinstance(error, exc.BackendCompilerFailed):
-        inner = error.inner_exception
-        return inner if isinstance(inner, Exception) else error
-    if not isinstance(error, exc.TorchDynamoException):
-        return error
-    text = str(error).strip()
-    node = marked.node_in(text)
-    where = f"node {node!r}" if node else "the net"
-    refused = TraceError(
-        f"{where} cannot be compiled: {text.partition(NEW_LINE)[0]}. What runs beside the tensors (prints, "
-        "counters, data-dependent branches) does not go into a graph. Take it out of the forward, or use "
-        "the net as it is, without rg.compile."
-    )
-    add_note(refused, text)
-    return refused
 
 
 # Backends of torch.compile
@@ -266,8 +372,9 @@ def partition(
 
     from revgraph.compiling.partition import partitioned  # what traces takes a second to import
 
-    step, marked = _running.step
-    found = partitioned(joint, num_fwd_outputs, marked, step.plan, decompositions, step.fuses)
+    told("lowering the plan")
+    step, function = _running.step
+    found = partitioned(joint, num_fwd_outputs, function.marked, step.plan, decompositions, step.fuses)
     step.partitions.append(found)
     return _extract_fwd_bwd_modules(
         found.joint, list(found.saved), list(found.saved_numbers), num_fwd_outputs=num_fwd_outputs
@@ -277,6 +384,8 @@ def partition(
 def _aot(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
     from torch._dynamo.backends.common import aot_autograd
 
+    _running.step[1].compilations += 1
+    told("tracing forward and backward")
     return aot_autograd(fw_compiler=_boxed, partition_fn=partition)(graph, inputs)
 
 
@@ -300,9 +409,23 @@ def _inductor(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any
 
     from revgraph.compiling.inductor import Partitioner
 
-    step, _ = _running.step
+    step, function = _running.step
+    function.compilations += 1
     partitioner = Partitioner(f"revgraph {step.key} {code_version()}")
-    return compile_fx(graph, inputs, config_patches={"custom_partitioner_fn": partitioner})  # pyright: ignore
+    told("tracing forward and backward")
+    run: Any = compile_fx(
+        graph, inputs, inner_compile=_generated, config_patches={"custom_partitioner_fn": partitioner}
+    )
+    return run
+
+
+def _generated(graph: fx.GraphModule, inputs: Sequence[Any], **options: Any) -> Any:
+    """What torch's compiler makes of the graph of a forward or a backward."""
+    from torch._inductor.compile_fx import compile_fx_inner
+
+    part = "backward" if options.get("is_backward") else "forward"
+    told(f"generating code for the {part}, {len(graph.graph.nodes)} operators")
+    return compile_fx_inner(graph, inputs, **options)
 
 
 @lru_cache

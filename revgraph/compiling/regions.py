@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable
 from typing import Any
@@ -53,6 +54,8 @@ class Reading:
         for node in self.nodes:
             if node not in self.backward and writes(node):
                 self.forward |= ancestors(node.all_input_nodes)
+            elif node not in self.backward and has_effect(node):
+                self.forward |= ancestors([node])
         self._claim_forward()
         self._claim_backward()
 
@@ -192,7 +195,7 @@ def is_small(node: fx.Node) -> bool:
 def is_dense(value: Tensor) -> bool:
     """Whether a tensor's elements lie side by side, in some order of its dimensions."""
     count = 1
-    for stride, size in sorted(zip(value.stride(), value.shape, strict=True)):
+    for stride, size in sorted(zip(numbers(value.stride()), numbers(value.shape), strict=True)):
         if size != 1 and stride != count:
             return False
         count *= size
@@ -203,7 +206,14 @@ def bytes_of(node: fx.Node) -> int:
     """The bytes of what a node gives."""
     value = value_of(node)
     given = value if isinstance(value, (tuple, list)) else [value]
-    return sum(each.numel() * each.element_size() for each in given if isinstance(each, Tensor))
+    return sum(
+        math.prod(numbers(each.shape)) * each.element_size() for each in given if isinstance(each, Tensor)
+    )
+
+
+def numbers(sizes: Iterable[int | torch.SymInt]) -> list[int]:
+    """Sizes as they are in the call that is compiled, so that nothing is compiled for these alone."""
+    return [each if isinstance(each, int) else each.node.hint for each in sizes]
 
 
 def read_by(node: fx.Node) -> list[fx.Node]:
@@ -213,6 +223,11 @@ def read_by(node: fx.Node) -> list[fx.Node]:
             each for place, each in enumerate(node.args) if isinstance(each, fx.Node) and place not in (3, 4)
         ]
     return node.all_input_nodes
+
+
+def has_effect(node: fx.Node) -> bool:
+    """Whether an operator does something besides what it gives, as assertions do."""
+    return node.op == "call_function" and not draws(node) and node.is_impure()
 
 
 def writes(node: fx.Node) -> bool:

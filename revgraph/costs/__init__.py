@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -20,7 +19,7 @@ from revgraph.costs.known import state_now
 from revgraph.costs.sweeping import Sweep
 from revgraph.courses import Course
 from revgraph.graph import Cost, Graph, Node, Value
-from revgraph.isolation import untouched
+from revgraph.isolation import tensors_replaced, untouched
 from revgraph.planning.plans import TERM, Decision
 from revgraph.program import Program
 from revgraph.storages import PARTS
@@ -76,7 +75,7 @@ def _costed(
     state = state_now()
     with (
         untouched(model, mode),
-        mode or _parameters_replaced(model),
+        mode or tensors_replaced(model, {id(each): _replacement(each) for each in model.parameters()}),
         torch.enable_grad(),
     ):
         sweep = Sweep(program, model, sparse, None if state is None else (state, mode is None))
@@ -214,26 +213,6 @@ def _frees(program: Program) -> dict[str, tuple[str, ...]]:
         if name in graph.value and name not in graph.outputs and node:
             frees[node].append(name)
     return {node: tuple(names) for node, names in frees.items()}
-
-
-@contextmanager
-def _parameters_replaced(model: nn.Module) -> Iterator[None]:
-    """Run with parameters in the place of the model's that have gradients of their own."""
-    held: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
-    others: dict[int, Tensor] = {}
-    try:
-        for module in model.modules():
-            table = module.__dict__["_parameters"]
-            for name, parameter in table.items():
-                if parameter is not None:
-                    if id(parameter) not in others:
-                        others[id(parameter)] = _replacement(parameter)
-                    held.append((table, name, parameter))
-                    table[name] = others[id(parameter)]
-        yield
-    finally:
-        for table, name, parameter in held:
-            table[name] = parameter
 
 
 def _replacement(parameter: Tensor) -> nn.Parameter:

@@ -1,6 +1,6 @@
 """Compiled steps of random nets under random plans against plain autograd, in float64.
 
-    PYTHONPATH=tests python -m compiling.random_steps 500 [aot | inductor]
+    PYTHONPATH=tests python -m compiling.random_steps 500 [aot | inductor [FIRST [dynamic]]]
 
 is the long run: it tells the worst error, and every seed that fails.
 """
@@ -48,29 +48,36 @@ def gradients(run: Any, inputs: list[Tensor], leaves: list[Tensor]) -> list[Tens
     return [loss, *(torch.zeros_like(leaf) if each is None else each for leaf, each in pairs)]
 
 
-def worst_error(seed: int, backend: Any) -> float:
-    """The largest error of loss and gradients, over the largest element of each where that is above 1."""
+def worst_error(seed: int, backend: Any, dynamic: bool = False) -> float:
+    """The largest error of loss and gradients, over the largest element of each where that is above 1.
+
+    That of a dynamic step is over two batches.
+    """
     pick = random.Random(seed)
     torch.manual_seed(seed)
     model, inputs = random_net(pick)
     net = rg.trace(model, *inputs)
     net.plan = random_plan(pick, net.graph, heavy_operators(net, inputs))
-    leaves = [leaf for leaf in (*model.parameters(), *inputs) if leaf.requires_grad]
-    found = gradients(compile(net, backend), inputs, leaves)
-    expected = gradients(model, inputs, leaves)
-    errors = [
-        ((one - two).abs().max() / two.abs().max().clamp(min=1)).item()
-        for one, two in zip(found, expected, strict=True)
-    ]
+    step = compile(net, backend, dynamic=dynamic)
+    errors: list[float] = []
+    for given in [inputs, [larger(each) for each in inputs]] if dynamic else [inputs]:
+        leaves = [leaf for leaf in (*model.parameters(), *given) if leaf.requires_grad]
+        pairs = zip(gradients(step, given, leaves), gradients(model, given, leaves), strict=True)
+        errors += [((one - two).abs().max() / two.abs().max().clamp(min=1)).item() for one, two in pairs]
     return max(errors)
 
 
-def main(count: int, backend: str = "aot", first: int = 0) -> None:
+def larger(x: Tensor) -> Tensor:
+    """An input of a batch of three more."""
+    return torch.randn(BATCH + 3, WIDTH, dtype=torch.double).requires_grad_(x.requires_grad)
+
+
+def main(count: int, backend: str = "aot", first: int = 0, dynamic: bool = False) -> None:
     warnings.simplefilter("ignore")
     worst, failed = 0.0, 0
     for seed in range(first, first + count):
         try:
-            worst = max(worst, worst_error(seed, backend))
+            worst = max(worst, worst_error(seed, backend, dynamic))
         except Exception as error:
             failed += 1
             print(f"seed {seed}: {type(error).__name__}: {str(error)[:200]}", flush=True)
@@ -79,4 +86,9 @@ def main(count: int, backend: str = "aot", first: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), *sys.argv[2:3], *map(int, sys.argv[3:4]))
+    main(
+        int(sys.argv[1]),
+        *sys.argv[2:3],
+        *map(int, sys.argv[3:4]),
+        *("dynamic" in each for each in sys.argv[4:]),
+    )

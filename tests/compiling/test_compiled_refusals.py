@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from compiling.nets import Chain, chain, compiled, half_step, inputs, step
-from torch import Tensor, nn
+from compiling.nets import chain, compiled, inputs, step
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import revgraph as rg
@@ -25,24 +24,6 @@ def test_streams_in_half_precision() -> None:
     model.half()
     with pytest.raises(rg.TraceError, match=r"is to give back .* which is float16 in this call"):
         found(inputs().half())
-
-
-class Opaque(nn.Module):
-    """Looks at a number of its input."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(8, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x) if float(x.sum()) > 0 else self.linear(-x)
-
-
-def test_a_function_that_decides_by_numbers_is_refused_with_its_node() -> None:
-    model = Chain(lambda: rg.Additive(Opaque(), half_step()), depth=1).double()
-    found = compiled(model, inputs())
-    with pytest.raises(rg.TraceError, match=r"node 'blocks.0.f' cannot be compiled"):
-        found(inputs())
 
 
 class Seen(TorchDispatchMode):

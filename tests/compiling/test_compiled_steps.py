@@ -134,6 +134,29 @@ def test_frozen_and_shared_parameters() -> None:
     assert_same_step(found, plain, inputs())
 
 
+@pytest.mark.parametrize("plan", PLANS)
+def test_tied_weights(plan: str) -> None:
+    model, plain = twice(chain())
+    for each in (model, plain):
+        f, g = each.blocks[0].f, each.blocks[1].g  # pyright: ignore
+        f[2].weight, g[0].bias = g[2].weight, f[0].bias
+    assert_same_step(compiled(model, inputs(), plan=plan), plain, inputs())
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_frozen_blocks(plan: str) -> None:
+    model, plain = twice(chain(lambda: nn.BatchNorm1d(8), depth=3))
+    found = compiled(model, inputs(), plan=plan)
+    for frozen in ([0], [0, 1], [0, 1, 2], [2], []):
+        for each in (model, plain):
+            each.requires_grad_(True)
+            for place in frozen:
+                each.blocks[place].requires_grad_(False)  # pyright: ignore
+        assert_same_step(found, plain, inputs())
+    model.requires_grad_(False)
+    assert not found(inputs().detach()).requires_grad
+
+
 def test_evaluation_training_and_no_grad_take_turns() -> None:
     model, plain = twice(chain(lambda: nn.BatchNorm1d(8), lambda: nn.Dropout(0.4)))
     found = compiled(model, inputs())

@@ -13,7 +13,7 @@ from revgraph.compiling import backend, compile
 
 
 def compilations(step: rg.ReversibleModule) -> int:
-    return len(backend._compiled[step._executable]["aot"].partitions)
+    return len(backend._compiled[step._executable]["aot", False].partitions)
 
 
 def test_a_second_net_of_the_structure_compiles_nothing() -> None:
@@ -94,6 +94,15 @@ def test_plans_with_bounded_drift_keep_their_anchors() -> None:
     assert_same_step(compile(net, "aot"), plain, inputs())
 
 
+def test_a_plan_with_max_drift_keeps_what_it_says() -> None:
+    model, plain = twice(chain(depth=4))
+    net = rg.trace(model, inputs())
+    net.plan = rg.plan(rg.estimate_drift(net, inputs()), max_drift=1e-15)
+    step = compile(net, "aot")
+    assert_same_step(step, plain, inputs())
+    assert all(each <= 1e-15 for each in rg.check(step, inputs()).drift.values())
+
+
 def test_torch_compile_with_the_backend_of_this_name(monkeypatch: pytest.MonkeyPatch) -> None:
     backend.register()
     monkeypatch.setitem(backend.FACES, "revgraph", lambda net: compile(net, "aot"))
@@ -103,14 +112,17 @@ def test_torch_compile_with_the_backend_of_this_name(monkeypatch: pytest.MonkeyP
     assert compilations(net) == 1
 
 
-def test_inside_of_distributed_data_parallel() -> None:
+def test_inside_of_distributed_data_parallel_with_buckets() -> None:
+    """Torch cuts what it compiles there at the borders of the buckets; a step is one graph nevertheless."""
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     try:
-        model, plain = twice(chain())
-        parallel = DistributedDataParallel(compiled(model, inputs()))
+        model, plain = twice(chain(depth=3))
+        step = compiled(model, inputs())
+        parallel = DistributedDataParallel(step, bucket_cap_mb=2e-3)
         for run in (parallel, plain):
             run(inputs()).square().sum().backward()
         for one, two in zip(model.parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(one.grad, two.grad, rtol=0, atol=1e-12)
+        assert compilations(step) == 1
     finally:
         distributed.destroy_process_group()

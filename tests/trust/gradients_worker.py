@@ -79,6 +79,7 @@ def trained(
     decision: Any = "invert",
     whole: bool = True,
     options: dict[str, Any] | None = None,
+    compiles: bool = False,
 ) -> float:
     model, x = made
     plain = copy.deepcopy(model)
@@ -90,7 +91,7 @@ def trained(
     net.plan = rg.decide(
         net.graph, decisions if options is None else options.pop("decisions"), **options or {}
     )
-    wrapped = wrap(net)
+    wrapped = wrap(rg.compile(net, "aot") if compiles else net)
     one, several = (torch.optim.SGD(each.parameters(), lr=0.1) for each in (plain, wrapped))
     worst = 0.0
     for _ in range(2):
@@ -198,6 +199,11 @@ def loaded_from_one(folder: Path) -> list[str]:
     return [*missing, *(name for name in found if not torch.equal(found[name], expected[name]))]
 
 
+def in_small_buckets(net: rg.ReversibleModule) -> nn.Module:
+    """Several buckets, at whose borders torch would cut a graph that is compiled inside."""
+    return DistributedDataParallel(net, bucket_cap_mb=WIDTH * WIDTH * 8 / 2**20)
+
+
 def batch_norm() -> nn.Module:
     return nn.BatchNorm1d(WIDTH)
 
@@ -211,6 +217,10 @@ CASES: dict[str, Callable[[], float]] = {
     "data-parallel, affine": lambda: trained(make(AFFINE), DistributedDataParallel),
     "data-parallel, batch norm": lambda: trained(make(NORMALIZED), DistributedDataParallel, whole=False),
     "data-parallel, synchronized norm": lambda: trained(make(SYNCHRONIZED), DistributedDataParallel),
+    "data-parallel, compiled": lambda: trained(make(PLAIN), in_small_buckets, compiles=True),
+    "data-parallel, compiled, batch norm": lambda: trained(
+        make(NORMALIZED), in_small_buckets, whole=False, compiles=True
+    ),
     "data-parallel, unused": lambda: trained(
         make(PLAIN, spare=True), lambda net: DistributedDataParallel(net, find_unused_parameters=True)
     ),

@@ -46,7 +46,18 @@ def trained() -> tuple[rg.ReversibleModule, torch.optim.Optimizer]:
     return net, optimizer
 
 
-@pytest.mark.parametrize("case", ["", ", recompute", ", affine", ", batch norm", ", synchronized norm"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "",
+        ", recompute",
+        ", affine",
+        ", batch norm",
+        ", synchronized norm",
+        ", compiled",
+        ", compiled, batch norm",
+    ],
+)
 def test_distributed_data_parallel_gives_the_gradients_of_one_process(
     found: list[dict[str, Any]], case: str
 ) -> None:
