@@ -191,7 +191,7 @@ def page(networks: dict[str, dict[str, Any]]) -> str:
 
 def section(found: dict[str, Any]) -> str:
     """A network's table, with what its plan foretells, what failed, and the conditions."""
-    plain = next((each["seconds"] for each in found["ways"] if each["way"] == "plain, eager"), None)
+    plain = next((each.get("seconds") for each in found["ways"] if each["way"] == "plain, eager"), None)
     rows = [_row(each, plain) for each in found["ways"]]
     head = ("step", "ms", "of plain", "held, MB", "peak, MB", "first step, s")
     parts = [f"### {found['title']}", markdown_table(head, rows) if rows else ""]

@@ -94,7 +94,7 @@ def _steps(found: dict[str, dict[str, Any]]) -> str:
 
 
 def _step_table(found: dict[str, Any]) -> str:
-    plain = next((row["seconds"] for row in found["rows"] if "seconds" in row), None)
+    plain = next((row.get("seconds") for row in found["rows"] if row["way"] == "plain, eager"), None)
     rows = [_step_row(row, plain) for row in found["rows"]]
     head = [
         "step",
@@ -112,13 +112,13 @@ def _step_table(found: dict[str, Any]) -> str:
 
 
 def _step_row(row: dict[str, Any], plain: float | None) -> Sequence[str]:
-    if "problem" in row or plain is None:
+    if "problem" in row:
         return [row["way"], *["failed"] * 6]
     predicted = row["predicted_bytes"]
     return [
         row["way"],
         f"{row['seconds'] * 1e3:.1f}",
-        f"{row['seconds'] / plain:.2f}",
+        f"{row['seconds'] / plain:.2f}" if plain else "-",
         f"{predicted / 1e6:.1f}" if predicted else "-",
         f"{row['peak_bytes'] / 1e6:.1f}",
         f"{row['peak_bytes'] / predicted:.3f}" if predicted else "-",

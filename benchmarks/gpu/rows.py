@@ -83,13 +83,12 @@ def limits(name: str, of: str, way: str, limit: int, tell: Tell) -> None:
     tried: dict[int, dict[str, Any]] = {}
 
     def fits(size: int) -> bool:
+        gc.collect()  # what the last one left; here, where no error holds its frames any more
+        torch.cuda.empty_cache()
         try:
             tried[size] = taken(subject, *sized(subject, of, size), way, "cuda")
         except torch.cuda.OutOfMemoryError:
             return False
-        finally:
-            gc.collect()
-            torch.cuda.empty_cache()
         return True
 
     found = most(fits, subject, of)

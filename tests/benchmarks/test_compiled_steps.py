@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,9 @@ def test_ways_are_timed_and_weighed_and_one_that_fails_says_why(monkeypatch: pyt
         assert each.keys() == {"way", "compile_seconds", "seconds", "held_bytes", "peak_bytes"}
     assert aot["held_bytes"] == pytest.approx(net.plan.held_bytes, rel=0.03)
     assert aot["held_bytes"] < plain["held_bytes"]
+    stopped = section({**gathered(told[:3]), **CONDITIONS, "problem": "stopped after 9 s"})  # before timing
+    assert "ended early: stopped after 9 s" in stopped
+    assert re.search(r"\| plain, eager +\| +- \|", stopped)
     text = section({**found, **CONDITIONS})
     assert "### A chain" in text and "memory budget 0.5: ValueError: no compiler" in text
     assert "load average 0.5 to 2.2; medians of 3 steps" in text

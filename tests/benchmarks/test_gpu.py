@@ -26,7 +26,13 @@ MACHINE = {
 STEPS = {
     "title": "A network, batch 2",
     "rows": [
-        {"way": "plain", "seconds": 0.2, "first_step_seconds": 1, "predicted_bytes": 4e9, "peak_bytes": 5e9},
+        {
+            "way": "plain, eager",
+            "seconds": 0.2,
+            "first_step_seconds": 1,
+            "predicted_bytes": 4e9,
+            "peak_bytes": 5e9,
+        },
         {
             "way": "torch.compile",
             "seconds": 0.1,
@@ -147,7 +153,7 @@ def test_the_page_has_every_figure_and_every_failure(tmp_path: Path) -> None:
     for each in (
         "Some GPU, 80.0 GiB, driver 580.1, CUDA 13.0", "torch 2.13.0+cu130", "1 failed, 7 passed in all",
         "`engine/test_x.py::test_y`", "hypothesis is not installed: `engine/test_random_graphs.py`",
-        "| plain         |  200.0 |     1.00 |        4000.0 |       5000.0 |                1.250 |",
+        "| plain, eager  |  200.0 |     1.00 |        4000.0 |       5000.0 |                1.250 |",
         "inductor: RuntimeError: no compiler", "net, depth (blocks)", "1,234",
         "net, batch, ordinary autograd: stopped after 9 s", "fit in 16 GiB",
     ):  # fmt: skip
