@@ -67,7 +67,7 @@ def _weights(model: nn.Module, at: Situation) -> dict[int, HeavyName]:
     run = at.operation.expression
     for place, path in enumerate(run.module_paths):
         for name, weight in module_at(model, path).named_parameters():
-            owner = name.rpartition(".")[0]
+            owner = name.rpartition(".")[0].partition("parametrizations")[0].rstrip(".")
             kind = type(module_at(module_at(model, path), owner)).__name__ if owner else ""
             told = f"{owner} ({kind})" if owner.rpartition(".")[2].isdecimal() else owner
             found.setdefault(memory_key(weight), (place, told))

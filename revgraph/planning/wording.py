@@ -21,8 +21,7 @@ ROWS = 26
 """Rows of the folded table; of longer ones, those that hold least are summed up in one."""
 HEAD = ("node", "", "kind", "decision", "held bytes", "what is held")
 KIND = 12
-"""Columns of a node's kind; `WHAT` are those of what it holds, where its name leaves no more."""
-WHAT = 21
+"""The most columns of a node's kind."""
 DECIDED = dict(zip(DECISIONS, ("kept", "inverted", "recomputed"), strict=True))
 MADE = {
     "by hand": "made by hand",
@@ -261,7 +260,7 @@ def _table(rows: list[tuple[str, ...]], width: int) -> str:
     widths = [max(map(len, column)) for column in columns]
     widths[2] = min(widths[2], KIND)
     room = width - sum(widths[1:5]) - 2 * (len(HEAD) - 1)
-    widths[0] = min(widths[0], room - min(widths[5], WHAT))
+    widths[0] = min(widths[0], max(room // 2, room - widths[5]))
     widths[5] = min(widths[5], room - widths[0])
     cells = [
         (clipped(row[0], widths[0]), row[1], _cut(row[2], widths[2]), *row[3:5], _cut(row[5], widths[5]))
