@@ -186,6 +186,11 @@ def test_a_click_and_a_search_explain_a_node(page: Page, url: str, plan: rg.Plan
     assert "an input, which the caller holds" in shown(page, "about")
     page.press("Escape")
     assert not in_view(page, "#found")
+    page.press("/")
+    page.press("Enter")  # the same name once more
+    assert in_view(page, "#found")
+    page.click("#close")
+    assert not in_view(page, "#found")
 
 
 @pytest.mark.parametrize("size", [(390, 800), (1280, 900)])

@@ -254,6 +254,7 @@ document.addEventListener("keydown", (event) => {
   if (event.altKey || event.ctrlKey || event.metaKey) return;
   if (event.target.matches("input[type=search]")) {
     if (event.key === "Escape") event.target.blur();
+    if (event.key === "Enter" && event.target.value) choose(event.target.value);
     return;
   }
   if (byId("keylist").open && event.key !== "?") return;
