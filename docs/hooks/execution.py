@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CACHE = ROOT / ".cache" / "tutorials"
 LIBRARIES = ("torch", "matplotlib", "scikit-learn")
-LONGEST = 300.0
+LONGEST = 900.0
 
 
 class TutorialError(Exception):
