@@ -28,7 +28,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from revgraph.isolation import HEAP_TYPE
 from revgraph.tracing.guards.attribute_reads import AttributeReads
 from revgraph.tracing.guards.fixed_values import CONTAINERS, ENVIRONMENT, MISSING, Cell, same, snapshot
-from revgraph.tracing.guards.random_sources import is_clock
+from revgraph.tracing.guards.random_sources import CLOCKS, DATES, is_clock
 from revgraph.tracing.guards.torch_state import ASKS_AUTOCAST, GETTERS
 from revgraph.tracing.proxies import AsksIdentity, FakeProxy, Untraceable, is_proxy, is_tensor
 from revgraph.tracing.user_code import Chain, CodeFacts, facts_of, is_users, may_compare
@@ -49,6 +49,8 @@ NEEDED = {
 }
 NOT_OPENED = LIBRARY | NEEDED | {"torch", "revgraph", "numpy", "optree", "sympy", "yaml"}
 # What stands for tensors where code runs without memory, or in `torch.export`.
+# Names of the functions of C's that `_called_builtin` has to do with.
+TELLING = DATES.union(each.__name__ for each in (*ASKS_AUTOCAST, *GETTERS, *CLOCKS))
 INSTEAD = (FakeTensor, FunctionalTensor)
 METHODS = (classmethod, staticmethod, FunctionType)
 
@@ -64,6 +66,7 @@ class CallWatch:
         self._distinct = distinct
         self._start: FrameType | None = None
         self._aside: FrameType | None = None
+        self._passed: dict[int, CodeType] = {}
         self._entered: dict[CodeType, dict[str, tuple[Any, Any]]] = {}
         self._cells: dict[int, Cell] = {}
         self._replaced: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
@@ -105,16 +108,25 @@ class CallWatch:
         self.resume()
 
     def _saw(self, frame: FrameType, event: str, arg: Any) -> None:
-        if self._aside is not None:
-            if event == "return" and frame is self._aside:
-                self._aside = None
-        elif event == "call" and _is_by_chance(frame.f_code):
+        # For every call while a model is traced, those inside torch included: most end at the first look.
+        if event == "call":
+            if self._aside is None and id(frame.f_code) not in self._passed:
+                self._looked_at(frame)
+        elif event == "c_call":
+            if self._aside is None and arg.__name__ in TELLING and not self.reads.is_paused():
+                self._called_builtin(frame, arg)
+        elif self._aside is not None and event == "return" and frame is self._aside:
+            self._aside = None
+
+    def _looked_at(self, frame: FrameType) -> None:
+        """Take a call for one of the user's code, or pass its code by from now on."""
+        code = frame.f_code
+        if _is_by_chance(code):
             self._aside = frame
-        elif event == "call":
-            if not self.reads.is_paused():
-                self._called(frame)
-        elif event == "c_call" and not self.reads.is_paused():
-            self._called_builtin(frame, arg)
+        elif code is not ENVIRON_CODE and not is_opened(frame.f_globals.get("__name__", "")):
+            self._passed[id(code)] = code
+        elif not self.reads.is_paused():
+            self._called(frame)
 
     def _called_builtin(self, frame: FrameType, arg: Any) -> None:
         """A function of C's is about to run: refuse clocks, and note what is asked of torch's state."""
@@ -140,8 +152,6 @@ class CallWatch:
                 name = frame.f_locals["key"]
                 value = dict(ENVIRONMENT.place).get(name, MISSING)
                 self.reads.read_outside(ENVIRONMENT, name, value, f"os.environ[{name!r}]")
-            return
-        if not is_opened(frame.f_globals.get("__name__", "")):
             return
         facts = facts_of(code)
         for chain in facts.chains:

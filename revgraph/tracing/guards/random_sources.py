@@ -65,6 +65,7 @@ class RandomSources:
 # What tells something else each time it is called.
 BUILTIN = type(time.time)
 SILENT = frozenset((time.sleep, time.mktime, time.strptime, time.get_clock_info))
+DATES = frozenset(("now", "utcnow", "today"))
 CLOCKS = frozenset(each for each in vars(time).values() if type(each) is BUILTIN) - SILENT | {os.urandom}
 
 
@@ -74,7 +75,7 @@ def is_clock(thing: Any) -> bool:
         return False
     owner = thing.__self__
     if isinstance(owner, type) and issubclass(owner, datetime.date):
-        return thing.__name__ in ("now", "utcnow", "today")
+        return thing.__name__ in DATES
     return thing in CLOCKS
 
 
