@@ -50,7 +50,7 @@ class Look:
         return tuple([self.values.get(place) for place in places])
 
 
-NO_MODULES = Look(LOSS, (), {}, content=LOSS)
+NO_MODULES = Look(LOSS, (), {})
 
 
 @dataclass
@@ -158,9 +158,8 @@ class Sweep:
         for places, found in alike.items():
             if (read := look.read(places)) in found:
                 return found[read]
-        whole = None
-        if self.state is not None and look.content is not None:
-            whole = self.state, look.content, surroundings
+        content = _loss_content(at) if look is NO_MODULES and self.state is not None else look.content
+        whole = None if content is None else (self.state, content, surroundings)
         if whole is not None and (before := known.find(whole)) is not None:
             recorded, places = before, tuple(look.values)
         elif len(self._variants.get(look.signature, ())) > 1:
@@ -270,6 +269,11 @@ def is_own(error: Exception) -> bool:
         return True
     place = Path(trace.tb_frame.f_code.co_filename)
     return PACKAGE in place.parents and place.relative_to(PACKAGE).parts[0] in MACHINERY
+
+
+def _loss_content(at: Situation) -> Hashable:
+    """What the loss is made of: which of its inputs count how often."""
+    return LOSS, tuple([repr(call.args) for call in at.operation.expression.calls])
 
 
 def _placed(form: Form, name: str, at: Situation) -> Form:

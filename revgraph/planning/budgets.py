@@ -24,8 +24,12 @@ from revgraph.planning.wording import where_peak
 UNITS = {
     "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+    "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40,
 }  # fmt: skip
 LEAST = "least"
+SIZE = re.compile(r"\s*((?:\d+(?:\.\d+)?|\.\d+)(?:e[+]?\d\d?)?)\s*([a-z]*)\s*")
+# Text below this without a unit was meant in some.
+BARE = 10_000
 SHARE = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*%\s*")
 EFFORTS: tuple[Effort, ...] = get_args(Effort)
 POINTS = 16
@@ -128,19 +132,25 @@ def knee(plans: Sequence[Plan]) -> Plan:
 
 
 def parse_bytes(budget: SupportsIndex | str) -> int:
-    """Bytes from a number or from text such as "300 MiB"; KiB is 1,024 bytes and KB is 1,000.
+    """Bytes from a number or from text such as "300 MiB"; KiB and K are 1,024 bytes and KB is 1,000.
 
     Raises:
-        PlanError: it is neither, or not above 0.
+        PlanError: it is neither, or not above 0; or it is text of a small number without a unit.
     """
     count: float | None = None
     if not isinstance(budget, (bool, str)):
         with suppress(TypeError):
             count = operator.index(budget)  # of numpy's whole numbers, too
     elif isinstance(budget, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([a-z]*)\s*", budget.replace(",", "").lower())
+        match = SIZE.fullmatch(budget.replace(",", "").lower())
         if match is not None and (match[2] or "b") in UNITS:
             count = float(match[1]) * UNITS[match[2] or "b"]
+            if 1 <= count < BARE and not match[2]:
+                number = match[1]
+                raise PlanError(
+                    f"{budget!r} would be {number} bytes: did you mean '{number} MiB'? Give the unit, "
+                    f"'{number} B' if it is bytes."
+                )
     if count is None or count < 1:
         raise PlanError(
             f"{budget!r} is no budget: give bytes as a whole number above 0, or text such as '300 MiB', "

@@ -100,6 +100,11 @@ def test_budget_that_cannot_be_read_is_status_2(revgraph: Run, budget: str) -> N
     assert answer.status == 2 and answer.out == "" and "is no budget" in answer.err
 
 
+def test_budget_without_a_unit_is_asked_back_before_anything_is_loaded(revgraph: Run) -> None:
+    answer = revgraph("plan", "revnet-38", "--budget", "120")
+    assert answer.status == 2 and answer.out == "" and "did you mean '120 MiB'?" in answer.err
+
+
 def test_a_budget_may_be_a_share_or_the_least(revgraph: Run, loaded: None, graph: rg.Graph) -> None:
     half = revgraph("plan", "revnet-38", "--budget", "50%", "--json").json
     assert half["peak_bytes"] <= half["budget_bytes"] == rg.keep_all(graph).peak_bytes // 2

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from engine.random_nets import BATCH, WIDTH, RandomNet, recipes
+from hypothesis import Phase, given, seed, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import revgraph as rg
 from revgraph.costs import known, sweeping
 
-WIDTH = 1
+TIMES = 1
 
 
 class Wide(nn.Module):
     """Code of the user's, whose work depends on a global."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x] * WIDTH, -1).tanh()[..., : x.shape[-1]]
+        return torch.cat([x] * TIMES, -1).tanh()[..., : x.shape[-1]]
 
 
 class Streams(nn.Module):
@@ -117,7 +121,7 @@ def test_what_runs_the_users_code_is_recorded_each_time(name: str, recordings: l
 
 def test_costs_follow_what_the_users_code_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     before = costs(Streams(Wide))
-    monkeypatch.setitem(globals(), "WIDTH", 5)
+    monkeypatch.setitem(globals(), "TIMES", 5)
     assert costs(Streams(Wide)) != before
 
 
@@ -136,3 +140,42 @@ def test_no_more_is_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(known, "MOST", 5)
     costs(Streams(MODELS["sequence"]))
     assert len(known._known) == 5
+
+
+def test_a_loss_that_counts_an_output_twice_is_another() -> None:
+    class Twice(nn.Module):
+        def __init__(self, times: int) -> None:
+            super().__init__()
+            self.times, self.layer = times, nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return (self.layer(x),) * self.times
+
+    def loss(times: int) -> Any:
+        graph = rg.trace(Twice(times), torch.randn(4, 8)).graph
+        assert graph.loss is not None
+        return graph.loss.cost
+
+    first, second = loss(1), loss(2)
+    known.forget()
+    assert (loss(2), loss(1)) == (second, first) and first != second
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_known_costs_of_random_nets_are_those_recorded_anew(number: int) -> None:
+    found: list[tuple[Any, Any]] = []
+
+    @seed(number)
+    @settings(max_examples=20, deadline=None, database=None, phases=(Phase.generate,))
+    @given(recipes(), st.integers(0, 10**6))
+    def run(recipe: Any, drawn: int) -> None:
+        pick = random.Random(drawn)
+        model, inputs = RandomNet(*recipe), [torch.randn(BATCH, WIDTH) for _ in range(recipe[0])]
+        for tensor in (*inputs, *model.parameters()):
+            tensor.requires_grad_(pick.random() < 0.9)
+        found.append((rg.trace(model, *inputs).graph, (model, inputs)))
+
+    run()
+    for graph, (model, inputs) in found:
+        known.forget()
+        assert rg.trace(model, *inputs).graph == graph

@@ -6,6 +6,7 @@ import copy
 import gc
 import itertools
 import pickle
+import re
 import weakref
 from typing import Any
 
@@ -104,7 +105,8 @@ def test_impossible_budget_names_the_least_bytes_and_the_node(graph: rg.Graph) -
 @pytest.mark.parametrize(
     ("text", "count"),
     [
-        (1, 1), ("1", 1), ("300 MiB", 300 * MIB), ("1.5 GB", 1_500_000_000), ("2kb", 2000),
+        (1, 1), ("1 B", 1), ("1e8", 10**8), ("1.5e+9", 1_500_000_000), ("120M", 120 * MIB),
+        ("300 MiB", 300 * MIB), ("1.5 GB", 1_500_000_000), ("2kb", 2000),
         (" 4 KiB ", 4096), ("1,024 B", 1024), (".5 gib", 2**29), (np.int64(5000), 5000),
     ],
 )  # fmt: skip
@@ -119,6 +121,13 @@ def test_bytes_are_read(text: int | str, count: int) -> None:
 def test_wrong_budget_is_an_error(wrong: Any) -> None:
     with pytest.raises(rg.PlanError, match="is no budget: give bytes as a whole number above 0"):
         parse_bytes(wrong)
+
+
+@pytest.mark.parametrize("text", ["120", " 1.5 ", "9,999", "1e3"])
+def test_small_number_without_a_unit_is_asked_back(text: str) -> None:
+    number = text.strip().replace(",", "")
+    with pytest.raises(rg.PlanError, match=re.escape(f"did you mean '{number} MiB'?")):
+        parse_bytes(text)
 
 
 def test_anchors_are_stored(graph: rg.Graph) -> None:
