@@ -19,7 +19,7 @@ def compilations(step: rg.ReversibleModule) -> int:
 def test_a_second_net_of_the_structure_compiles_nothing() -> None:
     counted: list[int] = []
     for seed in range(3):
-        model, plain = twice(chain(lambda: nn.BatchNorm1d(8), depth=3))
+        model, plain = twice(chain(lambda: nn.BatchNorm1d(8, momentum=0.37), depth=3))  # no other test's
         step = compiled(model, inputs())
         assert_same_step(step, plain, inputs(seed=seed))
         counted.append(compilations(step))
