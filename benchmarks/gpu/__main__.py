@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,15 +136,10 @@ def gpu() -> dict[str, Any]:
     """The GPU's name and bytes, its driver, and the versions that torch has been built for."""
     import torch
 
-    asked: Callable[[], str] = lambda: subprocess.run(  # noqa: E731
-        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    ).stdout.splitlines()[0]
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        driver = asked().strip()
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        driver = told.splitlines()[0].strip()
     except (OSError, subprocess.SubprocessError, IndexError):
         driver = "unknown"
     found = torch.cuda.get_device_properties(0)

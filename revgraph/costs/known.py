@@ -42,13 +42,8 @@ def state_now() -> Hashable | None:
     """Torch's global state, as far as courses may hang on it; None while someone watches what torch does."""
     if _get_current_dispatch_mode_stack() or torch._C._len_torch_function_stack():
         return None
-    if any(
-        [
-            value
-            for name, value in vars(nn.modules.module).items()
-            if name.startswith("_global_") and "hooks" in name
-        ]
-    ):
+    tables = vars(nn.modules.module).items()
+    if any([table for name, table in tables if name.startswith("_global_") and "hooks" in name]):
         return None
     asked = sorted(set(GETTERS.values()))
     asked += [

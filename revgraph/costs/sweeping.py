@@ -84,7 +84,7 @@ class Sweep:
                 content = None
                 if self.state is not None:
                     law = operation.law.modules(self.model) if operation.law is not None else ()
-                    content = known.content_of(operation, [*modules, *law], [*values.values()])
+                    content = known.content_of(operation, [*modules, *looks.family(law)], [*values.values()])
                 look = Look(_signature(self.model, operation), modules, values, content)
                 self._looks[operation.node] = look
                 self._variants.setdefault(look.signature, set()).add(tuple(values.values()))
