@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -192,7 +193,7 @@ def train(
     network = _load(net, task.classes, recipe, exact, given)
     if compiled:
         network = _compiled(network, backend)
-    with Bar(messages(quiet=process() > 0), task.samples) as bar:
+    with _compilations_told(), Bar(messages(quiet=process() > 0), task.samples) as bar:
         result = fit(
             network,
             task,
@@ -255,7 +256,7 @@ def _load(
 
 
 def _compiled(network: ReversibleModule, backend: str) -> ReversibleModule:
-    """The network with compiled steps, each told of when it has been compiled.
+    """The network with compiled steps.
 
     Raises:
         PlanError: torch's compiler would need a C++ compiler, and there is none.
@@ -266,16 +267,26 @@ def _compiled(network: ReversibleModule, backend: str) -> ReversibleModule:
 
     if backend == "inductor" and not torch.cuda.is_available():
         _need_compiler()
+    return rg.compile(network, cast("Any", backend))
+
+
+@contextmanager
+def _compilations_told() -> Iterator[None]:
+    """A block in which each step that has been compiled is told of, by the main process."""
 
     class Told(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             messages(quiet=process() > 0).print(record.getMessage())
 
     logger = logging.getLogger("revgraph.compiling")
-    if not any(type(each).__name__ == "Told" for each in logger.handlers):
-        logger.addHandler(Told())
+    told, level = Told(), logger.level
+    logger.addHandler(told)
     logger.setLevel(logging.INFO)
-    return rg.compile(network, cast("Any", backend))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(told)
 
 
 def _need_compiler() -> None:

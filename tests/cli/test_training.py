@@ -100,9 +100,10 @@ def test_compiling_without_a_compiler_is_refused(
 ) -> None:
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", (None, "/nowhere/g++"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    answer = revgraph("train", tiny, "--compile", "--steps", 1, "--out", tmp_path / "run")
+    # Not by `monkeypatch`, which would leave the option deleted.
+    with config.patch({"cpp.cxx": (None, "/nowhere/g++")}):
+        answer = revgraph("train", tiny, "--compile", "--steps", 1, "--out", tmp_path / "run")
     assert answer.status == 2 and "needs a C++ compiler" in answer.err and "--backend aot" in answer.err
     assert not (tmp_path / "run").exists()
 

@@ -16,7 +16,7 @@ from engine.random_nets import BATCH, WIDTH, RandomNet, decisions, recipes
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from trust.file_checks import broken_graphs
+from trust.file_checks import breakages, broken
 from trust.fuzzing import fuzzed
 from trust.weighing import Outcome, timed
 
@@ -349,7 +349,10 @@ def read(text: str) -> Outcome:
 
 def test_broken_plans_are_refused_or_are_plans(segment: rg.Plan, net: rg.ReversibleModule) -> None:
     for start, plan in enumerate((segment, rg.decide(net.graph, {}))):
-        tally = fuzzed(read, broken_graphs(plan.to_json()), 120, start=start)
+        text = plan.to_json()
+        tally = fuzzed(
+            lambda breakage, text=text: read(broken(text, breakage)), breakages(text), 120, start=start
+        )
         assert tally.kinds["PlanError"] >= 60
 
 

@@ -149,8 +149,11 @@ def graph_text() -> str:
     return rg.load(EXAMPLE).graph.to_json()
 
 
-def broken_graphs(text: str) -> st.SearchStrategy[str]:
-    """The graph's JSON with one or two places changed, or with its text damaged."""
+Changes = list[tuple[tuple[Any, ...], Any]]
+
+
+def breakages(text: str) -> st.SearchStrategy[Damage | Changes]:
+    """What can become of the graph's JSON: one or two places changed, or its text damaged."""
     tree = json.loads(text)
     places = list(paths_of(tree))
     values = st.one_of(
@@ -158,10 +161,13 @@ def broken_graphs(text: str) -> st.SearchStrategy[str]:
         st.sampled_from([2**48 - 1, 2**48, 10**400, "\ud800", "n" * 10_000, [], [[]], {}, "in0", "out9"]),
     )
     changed = st.lists(st.tuples(st.sampled_from(places), values), min_size=1, max_size=2)
-    return st.one_of(
-        changed.map(lambda changes: _changed(tree, changes)),
-        DAMAGES.map(lambda damage: damage.of(text.encode()).decode("utf-8", "surrogateescape")),
-    )
+    return st.one_of(changed, DAMAGES)
+
+
+def broken(text: str, breakage: Damage | Changes) -> str:
+    if isinstance(breakage, Damage):
+        return breakage.of(text.encode()).decode("utf-8", "surrogateescape")
+    return _changed(json.loads(text), breakage)
 
 
 def graph_read(text: str) -> Outcome:
@@ -179,7 +185,7 @@ def _used(text: str) -> None:
     rg.plan(graph)
 
 
-def _changed(tree: Any, changes: list[tuple[tuple[Any, ...], Any]]) -> str:
+def _changed(tree: Any, changes: Changes) -> str:
     for path, value in changes:
         try:
             tree = replaced(tree, path, value)

@@ -27,7 +27,7 @@ from trust.disk_checks import (
     saved_in_vain,
     until_spared,
 )
-from trust.file_checks import DAMAGES, FILES, Checkpoints, Cifar, broken_graphs, graph_read, graph_text
+from trust.file_checks import DAMAGES, FILES, Checkpoints, Cifar, breakages, broken, graph_read, graph_text
 from trust.fuzzing import fuzzed
 from trust.hostile_files import FILES as SPEC_FILES
 from trust.random_specs import MAPPINGS, misspelt, spoilt, valid
@@ -112,7 +112,11 @@ def files(folder: Path) -> Iterator[tuple[str, Tally]]:
         yield f"{name}, damaged and given right checksums", fuzzed(forged, DAMAGES, 500)
     (folder / "cifar").mkdir()
     yield "a CIFAR-10 file, damaged", fuzzed(Cifar(folder / "cifar").damaged, DAMAGES, 1_000)
-    yield "a graph's JSON, changed or damaged", fuzzed(graph_read, broken_graphs(graph_text()), 1_000)
+    text = graph_text()
+    yield (
+        "a graph's JSON, changed or damaged",
+        fuzzed(lambda breakage: graph_read(broken(text, breakage)), breakages(text), 1_000),
+    )
 
 
 def faults(folder: Path) -> Iterator[tuple[str, Tally]]:

@@ -17,7 +17,8 @@ from trust.file_checks import (
     LAYOUT,
     Checkpoints,
     Cifar,
-    broken_graphs,
+    breakages,
+    broken,
     graph_read,
     graph_text,
 )
@@ -144,7 +145,7 @@ def test_giant_cifar_file_takes_no_memory(tmp_path: Path) -> None:
 
 def test_broken_graphs_are_refused_or_can_be_planned() -> None:
     text = graph_text()
-    tally = fuzzed(graph_read, broken_graphs(text), 120)
+    tally = fuzzed(lambda breakage: graph_read(broken(text, breakage)), breakages(text), 120)
     assert tally.kinds["GraphError"] >= 60
     assert rg.plan(rg.Graph.from_json(text)).decisions
 
