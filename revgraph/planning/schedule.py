@@ -28,8 +28,7 @@ values are at hand, however it got there.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, overload
+from typing import Literal, NamedTuple, overload
 
 from revgraph.errors import PlanError
 from revgraph.graph import Graph, Node
@@ -64,8 +63,7 @@ REPLAYING: tuple[Action, ...] = (*EVALUATING[1:], "invert_wiring", "wire")
 """Actions that are carried out again in the backward pass."""
 
 
-@dataclass(frozen=True, slots=True)
-class Instruction:
+class Instruction(NamedTuple):
     """One thing that happens in a training step.
 
     `run` is a node's forward, `free` lets go of what was stored for nothing, `loss` is the loss and the turn,
@@ -380,7 +378,7 @@ def _with_lifetimes(plan: Plan, found: list[Instruction]) -> list[Instruction]:
             live.difference_update(makes)
             live.update(each.reads)
             if makes != each.makes or frees:
-                each = replace(each, makes=makes, frees=frees)
+                each = each._replace(makes=makes, frees=frees)
         done.append(each)
     done.reverse()
     if unread := tuple(name for name in _held(plan) if name not in live):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from revgraph.courses import NOTHING, Course, Event, Work
 from revgraph.errors import PlanError
@@ -23,8 +23,7 @@ COURSES = {
 UNKNOWN = Course()
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
+class Moment(NamedTuple):
     """An instruction; the activation bytes live after it, the most while it ran, its FLOPs and its time.
 
     The nanoseconds are those of the plan's device profile.
