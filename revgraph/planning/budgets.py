@@ -14,11 +14,12 @@ from revgraph.graph import Graph
 from revgraph.planning.deciding import decide, keep_all
 from revgraph.planning.drifting import anchors_of, check_estimates
 from revgraph.planning.judging import Judge
+from revgraph.planning.known_pools import known, note
 from revgraph.planning.plans import CostKind, Decision, Made, Plan, human_bytes
 from revgraph.planning.posing import pose
 from revgraph.planning.profiles import DeviceProfile, profile_of
 from revgraph.planning.reasons import reasons_of
-from revgraph.planning.solver import TOLERANCE, Effort, Pool, Solution, search, thinned
+from revgraph.planning.solver import TOLERANCE, Effort, Solution, search, thinned
 from revgraph.planning.wording import where_peak
 
 UNITS = {
@@ -200,10 +201,14 @@ class _Plans:
     def __init__(
         self, graph: Graph, anchors: tuple[str, ...], effort: Effort, cost: CostKind, profile: DeviceProfile
     ) -> None:
+        key = anchors, effort, cost, profile
         posed = pose(graph, cost, profile)
         self.anchors = anchors
         self.judge = Judge(posed, anchors)
-        self.pool: Pool = search(posed.problem, self.judge, effort, self._by_hand(graph))
+        fronts = known(graph, key)
+        if fronts is None:
+            fronts = note(graph, key, search(posed.problem, self.judge, effort, self._by_hand(graph)))
+        self.pool = fronts
 
     def _by_hand(self, graph: Graph) -> Iterator[Solution]:
         """All inverted, all recomputed, and inverted with boundaries recomputed."""

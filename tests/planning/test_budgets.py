@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 import itertools
 import pickle
@@ -18,7 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import revgraph as rg
-from revgraph.planning import parse_bytes
+from revgraph.planning import budgets, known_pools, parse_bytes
+from revgraph.planning.solver import search
 from revgraph.storages import StorageTracker
 
 MIB = 2**20
@@ -197,12 +199,44 @@ def test_seconds_are_out_of_use_and_become_an_effort(graph: rg.Graph, seconds: f
 def test_plans_hang_on_the_graph_alone_not_on_calls_before(graph: rg.Graph) -> None:
     """Another graph of the same content, asked for other budgets first, has the same plans."""
     other = rg.Graph.from_json(graph.to_json())
+    known_pools.forget()
     whole = rg.keep_all(graph).peak_bytes
     budgets = [whole * share // 100 for share in (35, 90, 50, 70)]
     first = {budget: rg.plan(graph, budget=budget) for budget in budgets}
     for budget in reversed(budgets):
         assert rg.plan(other, budget=budget) == first[budget]
     assert rg.frontier(other) == rg.frontier(graph)
+
+
+def test_a_graph_that_is_the_same_to_plans_is_not_searched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    searches: list[int] = []
+
+    def counted(problem: Any, *rest: Any) -> Any:
+        searches.append(len(problem.items))
+        return search(problem, *rest)
+
+    def graph_of(depth: int, batch: int = 4) -> rg.Graph:
+        return rg.trace(Net(depth, 4), torch.randn(batch, 4)).graph
+
+    def planned(graph: rg.Graph, **options: Any) -> rg.Plan:
+        return rg.plan(graph, **{"effort": "quick", **options})
+
+    known_pools.forget()
+    monkeypatch.setattr(budgets, "search", counted)
+    once, again = graph_of(1), graph_of(1)
+    renamed = dataclasses.replace(again, name="another")
+    assert planned(once).decisions == planned(again).decisions == planned(renamed).decisions
+    assert rg.frontier(renamed, effort="quick")[0].graph is renamed
+    assert len(searches) == 1
+    for other in ({"cost": "flops"}, {"effort": "normal"}, {"anchors": once.outputs}, {"cost": "t4"}):
+        planned(again, **other)
+    planned(graph_of(1, batch=5))
+    planned(graph_of(1))
+    assert len(searches) == 6
+    for depth in range(2, known_pools.MOST + 2):
+        planned(graph_of(depth))
+    planned(graph_of(1))  # that was too long ago
+    assert len(searches) == 6 + known_pools.MOST + 1 and searches[0] == searches[-1]
 
 
 def test_a_graph_lets_go_of_its_plans_and_does_not_hand_them_on() -> None:
