@@ -90,6 +90,11 @@ def edits_undone(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def own_attributes(module: nn.Module) -> dict[str, Any]:
+    """A module's `__dict__`, by no way that a trace watches."""
+    return object.__getattribute__(module, "__dict__")
+
+
 class _Tables:
     """What is in modules' own tables: parameters, buffers, modules, hooks."""
 
@@ -98,7 +103,7 @@ class _Tables:
             (table, dict(table))
             for module in modules
             for name in names
-            if (table := module.__dict__.get(name)) is not None
+            if (table := own_attributes(module).get(name)) is not None
         ]
 
     def put_back(self) -> None:
@@ -282,7 +287,7 @@ def _contents_kept(attributes: list[dict[str, Any]]) -> Iterator[list[Tensor]]:
 def putting_back(module: nn.Module) -> Callable[[], None]:
     """What puts a module's own attributes, their contents, and the tables in it back to what they are now."""
     tables = _Tables(module.modules(), TABLES)
-    own = {name: value for name, value in vars(module).items() if name not in MODULE_TABLES}
+    own = {name: value for name, value in own_attributes(module).items() if name not in MODULE_TABLES}
     held = _Held()
     for value in own.values():
         held.hold(value)

@@ -268,7 +268,7 @@ class Tracer(fx.Tracer):
                 f"it calls {path} with something else in place of {place}, which is not its own"
             )
         if is_leaf:
-            return self._called(path, args, kwargs)
+            return self._called(m, path, args, kwargs)
         self.random.check()  # here, or a draw of the code around it would be taken for the module's
         args, kwargs = self.unpacked(args), self.unpacked(kwargs)
         objects = holds_objects((args, kwargs))
@@ -302,7 +302,7 @@ class Tracer(fx.Tracer):
                 raise  # what has set it is farther out
             if objects:  # as a call of its own it would put results into them that nothing tells of
                 raise
-            return self._called(path, args, kwargs)
+            return self._called(m, path, args, kwargs)
         finally:
             self.open_scopes.pop()
         self.scopes.append(scope)
@@ -354,10 +354,10 @@ class Tracer(fx.Tracer):
                 self.open_scopes.remove(scope)
                 self.scopes.append(scope)
 
-    def _called(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _called(self, m: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of a module as one call; None where it gave None, which code asks for with `is`."""
         proxy = self.create_proxy("call_module", path, args, kwargs)
-        self.own_state.renew(self.root.get_submodule(path))
+        self.own_state.renew(m)
         if path in self.steps:
             proxy.items[1] = 0.0  # nothing is to read the log-determinant, which the net adds up itself
         return proxy if proxy.fake is not None else proxy.guarded_none()

@@ -51,6 +51,8 @@ from revgraph.tracing.proxies import Untraceable, is_proxy
 from revgraph.tracing.user_code import is_users
 
 HOLDERS = (*CONTAINERS, weakref.ref)
+# Whose code may ask for all attributes of a module and sees nothing that a graph would hold.
+NOT_ASKING = frozenset((*sys.stdlib_module_names, "revgraph"))
 # Packages whose objects are no settings of a model's: they are held to their identity alone.
 NOT_LOOKED_INTO = frozenset(
     ("torch", "revgraph", "builtins", "functools", "enum", "logging", "io", "_io", "threading", "warnings")
@@ -245,7 +247,7 @@ class AttributeReads:
         if self.is_paused() or (id(owner) not in self._objects and id(owner) not in self.paths):
             return False
         name = sys._getframe(2).f_globals.get("__name__", "")
-        return is_users(name) and name.partition(".")[0] not in (*sys.stdlib_module_names, "revgraph")
+        return is_users(name) and name.partition(".")[0] not in NOT_ASKING
 
     def _saw_whole(self, owner: Any, attributes: dict[str, Any]) -> None:
         names = self._whole.setdefault(id(owner), AttributeNames(owner))

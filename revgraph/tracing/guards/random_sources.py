@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import os
 import random
@@ -62,6 +63,8 @@ class RandomSources:
         return states
 
 
+# Numbers of 32 bits, and the place of the next one among them.
+MERSENNE_BYTES = 625 * 4
 # What tells something else each time it is called.
 BUILTIN = type(time.time)
 SILENT = frozenset((time.sleep, time.mktime, time.strptime, time.get_clock_info))
@@ -93,13 +96,8 @@ def _state_of(source: Any) -> Any:
     if isinstance(source, random.Random):
         return source.getstate()
     bits = getattr(source, "bit_generator", None) or getattr(source, "_bit_generator", source)
-    state = bits.state  # made anew each time it is asked for
-    return repr(state) if not _is_mersenne(state) else _mersenne(state)
-
-
-def _is_mersenne(state: Any) -> bool:
-    return hasattr(state.get("state"), "keys") and "key" in state["state"]
-
-
-def _mersenne(state: Any) -> Any:
-    return state["state"]["key"].tobytes(), state["state"]["pos"]
+    if isinstance(
+        bits, sys.modules["numpy.random"].MT19937
+    ):  # numpy's global one, which is looked at before and after each call
+        return ctypes.string_at(bits.ctypes.state_address, MERSENNE_BYTES)
+    return repr(bits.state)
