@@ -130,6 +130,8 @@ def fill(tree: Any, registers: Sequence[Any]) -> Any:
 def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
     """The tree of tuples, lists, dictionaries and slices with `function` applied to its leaves."""
     kind = type(tree)  # not isinstance: a proxy answers that for what it stands for
+    if kind is tuple:  # as most are
+        return tuple([map_leaves(function, item) for item in tree])
     if issubclass(kind, tuple):
         items = [map_leaves(function, item) for item in tree]
         if hasattr(kind, "_fields"):

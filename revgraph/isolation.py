@@ -27,6 +27,7 @@ CONTAINERS = (OrderedDict, dict, list, set, deque)
 HEAP_TYPE = 1 << 9  # the flag of classes that Python code defines
 MOST_HELD = 100_000  # a model that holds a whole data set is not gone through to its end
 MODULE_TABLES = frozenset(nn.Module().__dict__)
+EMPTY: Mapping[str, Any] = {}
 TABLES = tuple(name for name, value in nn.Module().__dict__.items() if isinstance(value, dict))
 
 
@@ -100,10 +101,10 @@ class _Tables:
 
     def __init__(self, modules: Iterable[nn.Module], names: Iterable[str]) -> None:
         self._contents = [
-            (table, dict(table))
-            for module in modules
+            (table, dict(table) if table else EMPTY)  # most are
+            for own in map(own_attributes, modules)
             for name in names
-            if (table := own_attributes(module).get(name)) is not None
+            if (table := own.get(name)) is not None
         ]
 
     def put_back(self) -> None:

@@ -2,80 +2,107 @@
 
 from __future__ import annotations
 
-import builtins
-import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from types import BuiltinFunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from revgraph.expressions import attribute_at, leaves, map_leaves
 from revgraph.isolation import WriteWatch
-from revgraph.looks import form_of, look_of
+from revgraph.looks import PLAIN, form_of, look_of
 from revgraph.storages import bytes_of, faked, memory_key
 from revgraph.tracing.proxies import is_proxy
-
-ISINSTANCE = builtins.isinstance
+from revgraph.tracing.user_code import OwnCode
 
 
 class Evaluator:
     """Runs calls for their shapes: without memory under a fake mode, for real where that is None.
 
-    Modules that look the same are run once for each form of their arguments. `writes` hears of parameters
-    that a call writes into.
+    Modules that look the same, and torch's own functions, are run once for each form of their arguments:
+    `ran` says whether the last call was. `writes` hears of parameters that a call writes into.
     """
 
     def __init__(self, root: nn.Module, fake_mode: FakeTensorMode | None) -> None:
         self.root = root
         self.fake_mode = fake_mode
         self.running = False
+        self.ran = False
         self.writes = WriteWatch(root.parameters())
         self._known: dict[Any, Any] = {}
 
     def evaluate(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         args, kwargs = map_leaves(_fake_of, args), map_leaves(_fake_of, kwargs)
         self.running = True
-        asked, builtins.isinstance = builtins.isinstance, ISINSTANCE  # no proxy is left to ask about
-        watch = sys.getprofile()
-        if callable(watch):
-            sys.setprofile(None)  # nor code of the user's to watch
         try:
-            with self._mode():
-                if kind == "call_module":
-                    return self._module(self.root.get_submodule(target), args, kwargs)
-                if kind == "call_method":
-                    return getattr(args[0], target)(*args[1:], **kwargs)
-                if kind == "get_attr":
-                    return self._faked(attribute_at(self.root, target))
-                return target(*args, **kwargs)
+            with OwnCode():  # no proxy is left to ask about, nor code of the user's to watch
+                return self._evaluated(kind, target, args, kwargs)
         finally:
-            if callable(watch):
-                sys.setprofile(watch)
-            builtins.isinstance = asked
             self.running = False
 
-    def _module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.fake_mode is None:
-            return module(*args, **kwargs)
+    def _evaluated(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self.root.get_submodule(target) if kind == "call_module" else None
         given = leaves((args, kwargs))
-        key = (look_of(module), repr(sorted(kwargs)), tuple(form_of(leaf) for leaf in given))
-        if key in self._known:
-            return map_leaves(_fresh, self._known[key])
+        key = self._key(kind, target, module, args, kwargs, given)
+        self.ran = key not in self._known
+        if not self.ran:
+            return map_leaves(self._fresh, self._known[key])
         tensors = [leaf for leaf in given if isinstance(leaf, Tensor)]
 
         def state() -> tuple[Any, ...]:
-            own = [memory_key(parameter) for parameter in module.parameters()]
+            own = [] if module is None else [memory_key(parameter) for parameter in module.parameters()]
             return [tensor._version for tensor in tensors], own, len(self.writes.heard)
 
-        before = state()
-        result = module(*args, **kwargs)
-        if state() == before and _is_simple(result, {memory_key(tensor) for tensor in tensors}):
-            self._known[key] = map_leaves(_recipe, result)
+        before = None if key is None else state()
+        with self._mode():
+            if module is not None:
+                result = module(*args, **kwargs)
+            elif kind == "call_method":
+                result = getattr(args[0], target)(*args[1:], **kwargs)
+            elif kind == "get_attr":
+                result = self._faked(attribute_at(self.root, target))
+            else:
+                result = target(*args, **kwargs)
+            if (
+                before is not None
+                and state() == before
+                and _is_simple(result, {memory_key(tensor) for tensor in tensors})
+            ):
+                self._known[key] = map_leaves(_form_of_result, result)
         return result
+
+    def _key(
+        self,
+        kind: str,
+        target: Any,
+        module: nn.Module | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        given: list[Any],
+    ) -> Hashable | None:
+        """What the shapes of a call's results hang on; None where that is not known."""
+        if self.fake_mode is None:
+            return None
+        if module is not None:
+            return look_of(module), repr(sorted(kwargs)), tuple([form_of(leaf) for leaf in given])
+        if kind == "call_method":
+            if not (args and type(args[0]) is FakeTensor):
+                return None
+        elif kind != "call_function" or type(target) is not BuiltinFunctionType:
+            return None
+        for leaf in given:  # a number that is known is known of what is computed of it, too
+            if leaf.constant is not None if type(leaf) is FakeTensor else not isinstance(leaf, PLAIN):
+                return None
+        return kind, target, _form(args), _form(kwargs)
+
+    def _fresh(self, form: _ResultForm) -> Tensor:
+        empty = torch.empty_strided(form.shape, form.stride, dtype=form.dtype, device="meta")
+        return FakeTensor(self.fake_mode, empty, form.device)
 
     @contextmanager
     def _mode(self) -> Iterator[None]:
@@ -104,9 +131,26 @@ def _is_simple(result: Any, inputs: set[int]) -> bool:
     return dense and len(keys) == len(found) and not keys & inputs
 
 
-def _recipe(leaf: Tensor) -> Callable[[], Tensor]:
-    return lambda: torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device=leaf.device)
+@dataclass(frozen=True, slots=True)
+class _ResultForm:
+    """A new tensor among the results of a call."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
 
 
-def _fresh(make: Callable[[], Tensor]) -> Tensor:
-    return make()
+def _form_of_result(leaf: Tensor) -> _ResultForm:
+    return _ResultForm(leaf.shape, leaf.stride(), leaf.dtype, leaf.device)
+
+
+def _form(tree: Any) -> Hashable:
+    """What a tree of arguments looks like."""
+    if isinstance(tree, (tuple, list)):
+        return type(tree), tuple([_form(item) for item in tree])
+    if isinstance(tree, dict):
+        return tuple([(key, _form(item)) for key, item in tree.items()])
+    if isinstance(tree, slice):
+        return slice, repr(tree)
+    return form_of(tree)

@@ -65,7 +65,7 @@ from revgraph.tracing.proxies import (
 )
 from revgraph.tracing.results import ResultForms
 from revgraph.tracing.scopes import Attempt, ModuleScope
-from revgraph.tracing.user_code import caller
+from revgraph.tracing.user_code import OwnCode, caller
 from revgraph.wiring import Wiring
 
 
@@ -444,6 +444,12 @@ class Tracer(fx.Tracer):
         type_expr: Any | None = None,
         proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
     ) -> FakeProxy:
+        with OwnCode():
+            return self._created(kind, target, args, kwargs, name)
+
+    def _created(
+        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None
+    ) -> FakeProxy:
         if modes() != self.mode:
             raise Untraceable("the gradient mode or autocast is changed inside the forward")
         if kind == "placeholder":
@@ -485,7 +491,8 @@ class Tracer(fx.Tracer):
         try:
             return self.evaluator.evaluate(kind, target, args, kwargs)
         finally:
-            self.random.settle()
+            if self.evaluator.ran:
+                self.random.settle()
 
     def _record(
         self,

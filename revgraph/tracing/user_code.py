@@ -6,6 +6,7 @@ variables, attributes of classes) stands in its instructions, and so does what i
 
 from __future__ import annotations
 
+import builtins
 import dis
 import sys
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch.fx import Proxy
 
+ISINSTANCE = builtins.isinstance  # a trace puts another one in its place
 SKIPPED = frozenset(("CACHE", "EXTENDED_ARG", "NOP", "PRECALL", "PUSH_NULL", "COPY_FREE_VARS", "RESUME"))
 ATTRIBUTES = frozenset(("LOAD_ATTR", "LOAD_METHOD"))
 GLOBALS = frozenset(("LOAD_GLOBAL", "LOAD_NAME"))
@@ -161,6 +163,26 @@ def place_of(error: BaseException) -> str:
             place = " at " + _place(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
         trace = trace.tb_next
     return place
+
+
+class OwnCode:
+    """A block of the tracer's own code: its calls are not watched, and `isinstance` is Python's own.
+
+    Not a generator, for it is entered at every operation of a trace.
+    """
+
+    __slots__ = ("asked", "watch")
+
+    def __enter__(self) -> None:
+        self.asked, self.watch = builtins.isinstance, sys.getprofile()
+        builtins.isinstance = ISINSTANCE
+        if callable(self.watch):
+            sys.setprofile(None)
+
+    def __exit__(self, *_: object) -> None:
+        if callable(self.watch):
+            sys.setprofile(self.watch)
+        builtins.isinstance = self.asked
 
 
 def is_users(module: str) -> bool:
