@@ -284,6 +284,8 @@ class Tracer(fx.Tracer):
                 self._call_hooks(call_pre_hooks, path, m, args, kwargs)
             if path in self.exports:
                 result = self.export_call(m, path, args, kwargs)
+            elif type(m).__module__.startswith("torch."):  # a container, which asks for no flag
+                result = forward(*args, **kwargs)
             else:
                 with self._training_as_value(m, path):
                     result = forward(*args, **kwargs)
