@@ -26,7 +26,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import revgraph as rg
-from pictures import BLUE, ORANGE, chart, picture
+from pictures import BLUE, ORANGE, chart, picture, show
 
 
 class Mix(nn.Module):
@@ -115,7 +115,7 @@ print("the same scores, to the last bit")
 # One lane for each stream. Solid lines run from a stream to itself; who reads whom is thin.
 
 # %%
-rg.draw(net.graph, picture("three.svg"))
+show(rg.draw(net.graph, picture("three.svg")))
 
 # %% [markdown]
 # ## Plan it
