@@ -1,4 +1,4 @@
-"""Tutorials as notebooks. That each runs alone, in an empty folder, is tested where its page is: by its output."""
+"""Tutorials as notebooks. That each runs alone, in an empty folder, is tested where its output is."""
 
 from __future__ import annotations
 
