@@ -16,7 +16,7 @@
 # directly. The chain rule adds up what comes through each:
 #
 # $$\bar{v}_i = \sum_{j \,\in\, \mathrm{children}(i)}
-# \left(\frac{\partial f_j}{\partial v_i}\right)^{\top} \bar{v}_j$$
+# (\partial f_j / \partial v_i)^{\top}\, \bar{v}_j$$
 #
 # The two signs of a derivative are no matter of taste. The round $\partial f_j / \partial v_i$ belongs to one
 # function alone: its other arguments are held fixed, even those that depend on $v_i$ themselves. It is a

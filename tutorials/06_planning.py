@@ -17,9 +17,13 @@
 #   are done with, forward and backward. Then the slot is free, the input is still there, and the $k$ layers
 #   are a stretch of their own: $k$ runs too many.
 #
-# So the fewest $T(n, m)$ follow from those of shorter stretches. This is a *dynamic programme*:
+# So the fewest $T(n, m)$ follow from those of shorter stretches, by the better one of the two ways. This is a
+# *dynamic programme*:
 #
-# $$T(n, m) = \min\left(T(n - 1, m - 1),\ \min_{0 < k < n}\ k + T(n - k, m - 1) + T(k, m)\right)$$
+# $$T(n, m) = \min\,(\,\mathrm{keep},\ \mathrm{rerun}\,)$$
+#
+# $$\mathrm{keep} = T(n - 1, m - 1) \qquad
+# \mathrm{rerun} = \min_{0 < k < n} k + T(n - k, m - 1) + T(k, m)$$
 #
 # with $T(1, m) = 0$ for $m \ge 1$, and $T(n, 0) = \infty$: without a slot nothing can be differentiated.
 # Take three layers and two slots. To keep the first leaves $T(2, 1)$, which is infinite, for the second

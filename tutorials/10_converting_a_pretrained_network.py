@@ -244,10 +244,10 @@ print(
 )
 
 # %% [markdown] tags=["answer"]
-# Two numbers, the coefficients. The ordinary model is another network, and yet about as good here. A block of
-# the converted one gives $F(x') + \alpha x' + \beta x$, where $x$ is what the block before it was given. Where
-# states change little from block to block, that is near $F(x') + 1.2\, x'$; and a factor is not seen by the
-# normalization that each block, and the head, begins with.
+# Two numbers, the coefficients. The ordinary model is another network, and yet about as good here. A block
+# of the converted one gives $F(x') + \alpha x' + \beta x$, where $x$ is what the block before it was given.
+# Where states change little from block to block, that is near $F(x') + 1.2\, x'$; and a factor is not seen
+# by the normalization that each block, and the head, begins with.
 
 # %% [markdown]
 # **5.** Instead of moving $\beta$, store some states: plan the net at $\alpha = 1$, $\beta = 0.1$ with

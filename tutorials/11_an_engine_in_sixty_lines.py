@@ -74,9 +74,8 @@ class Tape:
     def __init__(self, functions):
         self.functions = functions
         self.weights = {w.untyped_storage().data_ptr() for w in functions.parameters()}
-        self.outputs = self.streams = (
-            None  # the two streams: at the end, and before `place`
-        )
+        self.outputs = None  # both streams, at the end
+        self.streams = None  # both streams, before the half-step `place`
         self.place, self.collected = len(functions), []
 
     def dropping(self, number):
@@ -247,7 +246,6 @@ assert len(calls) == 32
 # | everything is inverted | a plan: keep, invert or recompute, node by node |
 # | a second evaluation finds things as they are then | random state, buffers, modes as they were |
 # | weights that change before `backward` go unnoticed | they are noticed, and refused |
-# | a part of the gradients asked for out of order rewinds anew | what is missing is found in the schedule |
 #
 # The exercises go through some of these.
 #

@@ -152,6 +152,10 @@ def test_equations_become_mathml() -> None:
     assert block.startswith("<math") and 'display="block"' in block
 
 
+def test_a_letter_in_roman_is_upright() -> None:
+    assert "<mtext>d</mtext>" in set_(r'<span class="arithmatex">\(\mathrm{d} C\)</span>')
+
+
 def test_equation_that_cannot_be_set_is_named_with_its_page() -> None:
     with pytest.raises(PluginError, match=r"a\.md: the equation .*nosuchcommand"):
         set_(r'<span class="arithmatex">\(\nosuchcommand{x}\)</span>')
