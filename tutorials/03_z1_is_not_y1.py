@@ -299,11 +299,11 @@ nav { position: sticky; top: 0; display: flex; gap: .5rem; align-items: center; 
 button { font: inherit; color: inherit; background: var(--soft); border: 1px solid var(--edge);
   border-radius: 6px; }
 #step { flex: 1; min-width: 0; accent-color: var(--accent); }
-section { display: grid; grid-template-columns: 10.2rem minmax(0, 1fr) 12.4rem; gap: .6rem;
+section { display: grid; grid-template-columns: 11rem minmax(0, 1fr) 12rem; gap: .5rem;
   padding: .4rem .6rem;  border-left: 4px solid transparent; border-bottom: 1px solid var(--edge); }
 section.now { border-left-color: var(--accent); background: var(--soft); }
 section.later > :nth-child(n+2) { visibility: hidden; }
-p { margin: 0; white-space: pre-line; font-family: "STIX Two Text", "DejaVu Serif", serif; }
+p { margin: 0; white-space: pre-line; font: .93rem/1.4 "STIX Two Text", "DejaVu Serif", serif; }
 pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .72rem; }
 small { display: block; color: var(--muted); }
 b, s { display: inline-block; margin: .1rem 0; padding: 0 .4rem; border: 1px solid var(--edge);

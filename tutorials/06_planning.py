@@ -22,8 +22,9 @@
 #
 # $$T(n, m) = \min\,(\,\mathrm{keep},\ \mathrm{rerun}\,)$$
 #
-# $$\mathrm{keep} = T(n - 1, m - 1) \qquad
-# \mathrm{rerun} = \min_{0 < k < n} k + T(n - k, m - 1) + T(k, m)$$
+# $$\mathrm{keep} = T(n - 1, m - 1)$$
+#
+# $$\mathrm{rerun} = \min_{0 < k < n} k + T(n - k, m - 1) + T(k, m)$$
 #
 # with $T(1, m) = 0$ for $m \ge 1$, and $T(n, 0) = \infty$: without a slot nothing can be differentiated.
 # Take three layers and two slots. To keep the first leaves $T(2, 1)$, which is infinite, for the second
