@@ -113,11 +113,11 @@ print(Path(rg.__file__).with_name("models").joinpath("revnet-38.yaml").read_text
 # The names of the weights are the same, so they can go from one to the other. So are the numbers:
 
 # %%
-spec = rg.load("revnet-38", batch=16)
+spec = rg.load("revnet-38", batch=8)
 spec.load_state_dict(plain.state_dict())
 boundaries = [node.name for node in spec.graph.nodes if node.kind == "boundary"]
 spec.plan = rg.decide(spec.graph, dict.fromkeys(boundaries, "keep"))
-images, labels = torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
+images, labels = torch.randn(8, 3, 32, 32), torch.randint(10, (8,))
 scores, bars, peaks = {}, {}, {}
 for name, net in (("plain", plain), ("forgetful", forgetful), ("spec", spec)):
     with StorageTracker([images, *net.parameters(), *net.buffers()]) as tracker:
@@ -146,7 +146,7 @@ assert peaks["forgetful"] < 0.7 * peaks["plain"]
 
 # %% tags=["drawing"]
 with chart(
-    "peaks.svg", "Activation memory at the peak of a step of RevNet-38, batch 16", height=3
+    "peaks.svg", "Activation memory at the peak of a step of RevNet-38, batch 8", height=3
 ) as axes:
     axes.bar(
         peaks.keys(),
