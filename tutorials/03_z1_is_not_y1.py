@@ -212,6 +212,7 @@ STEPS = [  # lines, equations and code
     ),
     ("line 6", "x̄₁ = z̄₁", "bar_x1 = bar_z1"),
 ]
+COMPUTED_WITH = {"internals of F": "F_x2", "internals of G": "G_z1"}
 RESULTS = {"x1", "x2", "bar_x1", "bar_x2", "bar_wF", "bar_wG"}
 tools = {"F": F, "G": G, "wF": [*F.parameters()], "wG": [*G.parameters()]}
 weights = {weight.data_ptr() for weight in tools["wF"] + tools["wG"]}
@@ -249,10 +250,7 @@ def carry_out(steps):
         # Nobody will ask again for what no later code reads. Internals go with what was computed with them.
         read = RESULTS.union(*(re.findall(r"\w+", code) for _, _, code in steps[number:]))
         for name in there.keys() - read:
-            if (
-                "internals" not in name
-                or not read & {"G": {"G_z1"}, "F": {"F_x2"}}[name[-1]]
-            ):
+            if COMPUTED_WITH.get(name) not in read:
                 del there[name]
         tapes.append(bytes_of(there))
     return there, tapes
