@@ -6,11 +6,11 @@
 #
 # ## The rule
 #
-# A computation is a graph without cycles. Its nodes are values $v_1, \dots, v_K$, in an order in which
-# every value comes after those that it is computed from, by $v_j = f_j(\dots)$. The last one, $v_K$, is the
-# cost $C$. Write $\bar{v}$ for the derivative of the cost by $v$:
+# A computation is a graph without cycles. Its nodes are values $v_1, \dots, v_K$, in an order in which every
+# value comes after those that it is computed from, by $v_j = f_j(\dots)$. The last one, $v_K$, is the cost
+# $C$. Write $\bar{v}$ for the *total* derivative of the cost by $v$, in all ways in which $v$ acts on it:
 #
-# $$\bar{v} = \frac{\partial C}{\partial v}$$
+# $$\bar{v} = \frac{\mathrm{d} C}{\mathrm{d} v}$$
 #
 # A small change of $v_i$ changes the cost through all its *children*, the values that are computed from it
 # directly. The chain rule adds up what comes through each:
@@ -18,9 +18,34 @@
 # $$\bar{v}_i = \sum_{j \,\in\, \mathrm{children}(i)}
 # (\partial f_j / \partial v_i)^{\top}\, \bar{v}_j$$
 #
+# The two signs of a derivative are no matter of taste. The round $\partial f_j / \partial v_i$ belongs to one
+# function alone: its other arguments are held fixed, even those that depend on $v_i$ themselves. It is a
+# matrix, the *Jacobian* of that function. The upright $\mathrm{d} C / \mathrm{d} v$ holds nothing fixed. All
+# these pages keep to that, as the paper does: a bar is always a total derivative.
+#
 # That is all of backprop: begin with $\bar{v}_K = 1$, and go through the nodes in reverse. Nobody ever
-# builds the matrix $\partial f_j / \partial v_i$. Each operation only needs to know how to multiply a
-# vector by its transpose.
+# builds a Jacobian. Each operation only needs to know how to multiply a vector by its transpose.
+#
+# ## By hand
+#
+# With numbers in place of vectors, a Jacobian is one number and its transpose is the same. Take $x = 2$ and
+#
+# $$a = 3 x \qquad\qquad C = a x$$
+#
+# so that $a = 6$ and $C = 12$. The nodes in order are $x$, $a$, $C$, and in reverse:
+#
+# | node | children | bar |
+# |---|---|---|
+# | $C$ | none | $\bar{C} = 1$ |
+# | $a$ | $C = a x$ | $\bar{a} = x \cdot \bar{C} = 2$ |
+# | $x$ | $C = a x$ and $a = 3 x$ | $\bar{x} = a \cdot \bar{C} + 3 \cdot \bar{a} = 6 + 6 = 12$ |
+#
+# Two ways lead from $x$ to the cost, and each gives 6. The first alone is $\partial C / \partial x = a = 6$,
+# the product with $a$ held fixed. The sum is $\mathrm{d} C / \mathrm{d} x = 12$. Is it right? $C = 3 x^2$,
+# whose derivative at 2 is $6 x = 12$.
+#
+# Note the order: $\bar{x}$ needed $\bar{a}$, so $a$ had to come first. A node's bar is finished when all its
+# children have had their turn.
 #
 # ## An autograd of our own
 #
@@ -87,6 +112,17 @@ def backward(cost):
         for parent, part in zip(node.parents, node.pull(node.bar), strict=True):
             parent.bar = parent.bar + part
 
+
+# %% [markdown]
+# First the example by hand:
+
+# %%
+x, three = Node(2), Node(3)
+a = three * x
+cost = a * x
+backward(cost)
+print(f"C = {cost.value}, bar a = {a.bar}, bar x = {x.bar}")
+assert (cost.value, a.bar, x.bar) == (12, 2, 12)
 
 # %% [markdown]
 # ## Does it agree with PyTorch?
@@ -232,7 +268,23 @@ for our, their in zip(ours, theirs, strict=True):
 # lost, too.
 
 # %% [markdown]
-# **2.** Write `exp` with its rule. Which array does the rule hold: what goes in, or what comes out?
+# **2.** *By hand:* $x = 3$, $b = x^2$ and $C = b x + b$. Write down $b$, $C$, $\bar{b}$ and $\bar{x}$, then
+# check them, with `b = x * x`.
+
+# %% tags=["answer"]
+x = Node(3)
+b = x * x
+cost = b * x + b
+backward(cost)
+print(f"b = {b.value}, C = {cost.value}, bar b = {b.bar}, bar x = {x.bar}")
+assert (b.value, cost.value, b.bar, x.bar) == (9, 36, 4, 33)
+
+# %% [markdown] tags=["answer"]
+# $\bar{b}$ has a part from each term: $x + 1 = 4$. $\bar{x}$ has $b = 9$ from the product $b x$, and $2 x
+# \cdot \bar{b} = 24$ through $b$. As a check, $C = x^3 + x^2$ has the derivative $3 x^2 + 2 x = 33$.
+
+# %% [markdown]
+# **3.** Write `exp` with its rule. Which array does the rule hold: what goes in, or what comes out?
 
 # %% tags=["answer"]
 
@@ -246,3 +298,58 @@ x = Node(np.array([0.0, 1.0]))
 backward(total(exp(x)))
 assert np.allclose(x.bar, np.exp(x.value))
 print("bar x =", x.bar, "which is exp(x): the rule holds what comes out")
+
+# %% [markdown]
+# **4.** *Predict, then run.* After `backward(cost)`, somebody calls `backward(cost)` once more. The example
+# by hand had $\bar{a} = 2$ and $\bar{x} = 12$. What will they be?
+
+# %% tags=["answer"]
+x, three = Node(2), Node(3)
+a = three * x
+cost = a * x
+for _ in range(2):
+    backward(cost)
+    print(f"bar a = {a.bar}, bar x = {x.bar}")
+assert (a.bar, x.bar) == (4, 30)
+
+# %% [markdown] tags=["answer"]
+# Not 24. `backward` adds to what is there, and $a$, which has 2 from the first time, hands on $4 \cdot 3$ the
+# second time: $12 + 6 + 12 = 30$. PyTorch adds up in the leaves only, and begins with fresh bars in
+# between: there it would be 24. That is why one calls `zero_grad`.
+
+# %% [markdown]
+# **5.** A chain of 32 blocks held bytes in a straight line. Which arrays of a block are they? Replace `tanh`
+# by a function whose rule needs its input, not its result, and say first what changes.
+
+# %% tags=["answer"]
+
+
+def soft(node):
+    """The softplus log(1 + exp(x)), whose derivative is 1 / (1 + exp(-x))."""
+    x = node.value
+    return Node(np.log1p(np.exp(x)), (node,), lambda bar: (bar / (1 + np.exp(-x)),), "soft")
+
+
+def block_bytes(function):
+    """What one block more holds."""
+    sizes = []
+    for blocks in (1, 2):
+        x, leaves = Node(rng.normal(size=(16, 8))), []
+        y = x
+        for _ in range(blocks):
+            w1, w2 = (Node(rng.normal(size=(8, 8)) / 8) for _ in range(2))
+            leaves += [w1, w2]
+            y = y + function(y @ w1) @ w2
+        sizes.append(held_bytes(total(y * y), [x, *leaves]))
+    return sizes[1] - sizes[0]
+
+
+array = 16 * 8 * 8
+for function in (tanh, soft):
+    print(f"{function.__name__}: {block_bytes(function) // array} arrays a block")
+assert [block_bytes(each) // array for each in (tanh, soft)] == [2, 3]
+
+# %% [markdown] tags=["answer"]
+# The block's input, which the first product holds, and the result of `tanh`, which serves both the rule of
+# `tanh` and the second product. A function that needs its input holds that as well: three arrays in place of
+# two. (The slope could be held instead of the input; that is one array, too.)

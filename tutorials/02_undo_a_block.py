@@ -191,3 +191,50 @@ wrong1 = y1 - f(y2)  # f read x2, and this is y2
 error = (wrong1 - start[0]).abs().max()
 print(f"errors up to {error:.2f}, where x1 goes up to {start[0].max():.2f}")
 assert error > 1e-3
+
+# %% [markdown]
+# **4.** Leave $G$ out: $y_1 = x_1 + F(x_2)$, $y_2 = x_2$. What will a stack of such blocks never do? Mend it
+# without a second function in the block, and undo a stack of three.
+
+# %% tags=["answer"]
+
+
+def turned(f, x1, x2):
+    """One half-step, after which the streams change places."""
+    return x2, x1 + f(x2)
+
+
+def back(f, y1, y2):
+    return y2 - f(y1), y1
+
+
+state = start
+for f, _ in blocks[:3]:
+    state = turned(f, *state)
+for f, _ in reversed(blocks[:3]):
+    state = back(f, *state)
+assert torch.allclose(torch.stack(state), torch.stack(start), atol=1e-13)
+print("undone")
+
+# %% [markdown] tags=["answer"]
+# It never changes $x_2$. If the streams change places after each half-step, both have their turn, and two
+# such layers are a block of the kind above. NICE is built in this way.
+
+# %% [markdown]
+# **5.** *Predict, then run.* $y = x + F(x)$ can be solved for $x$ after all if $F$ is tame. Begin with $x =
+# y$, and put $x \leftarrow y - F(x)$ again and again. For $F(x) = \sin(x) / 2$, how many rounds will it take
+# at most until the error is below $10^{-12}$?
+
+# %% tags=["answer"]
+x = torch.linspace(-3, 3, 101, dtype=torch.float64)
+y = x + x.sin() / 2
+guess, rounds = y, 0
+while (guess - x).abs().max() > 1e-12:
+    guess, rounds = y - guess.sin() / 2, rounds + 1
+print(rounds, "rounds")
+assert rounds <= 39
+
+# %% [markdown] tags=["answer"]
+# The slope of $F$ is at most 1/2, so each round at least halves the error, which is 1/2 at the beginning:
+# $2^{-40} < 10^{-12}$. So 39 rounds at most. Networks are built on this, too; but each takes a whole loop to
+# be undone, where a coupling takes one evaluation, and $F$ has to be kept tame.

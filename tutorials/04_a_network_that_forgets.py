@@ -113,11 +113,11 @@ print(Path(rg.__file__).with_name("models").joinpath("revnet-38.yaml").read_text
 # The names of the weights are the same, so they can go from one to the other. So are the numbers:
 
 # %%
-spec = rg.load("revnet-38", batch=16)
+spec = rg.load("revnet-38", batch=8)
 spec.load_state_dict(plain.state_dict())
 boundaries = [node.name for node in spec.graph.nodes if node.kind == "boundary"]
 spec.plan = rg.decide(spec.graph, dict.fromkeys(boundaries, "keep"))
-images, labels = torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
+images, labels = torch.randn(8, 3, 32, 32), torch.randint(10, (8,))
 scores, bars, peaks = {}, {}, {}
 for name, net in (("plain", plain), ("forgetful", forgetful), ("spec", spec)):
     with StorageTracker([images, *net.parameters(), *net.buffers()]) as tracker:
@@ -146,7 +146,7 @@ assert peaks["forgetful"] < 0.7 * peaks["plain"]
 
 # %% tags=["drawing"]
 with chart(
-    "peaks.svg", "Activation memory at the peak of a step of RevNet-38, batch 16", height=3
+    "peaks.svg", "Activation memory at the peak of a step of RevNet-38, batch 8", height=3
 ) as axes:
     axes.bar(
         peaks.keys(),
@@ -232,3 +232,70 @@ for name, bar_x2 in zip(("library", "hand-made"), found[1:], strict=True):
 assert torch.allclose(found[0], found[1], atol=1e-5) and not torch.allclose(
     found[0], found[2], atol=0.1
 )
+
+# %% [markdown]
+# **3.** *Predict, then run.* Eight blocks as one `Forgetting`, or as eight of one block each: what does each
+# way hold between forward and backward, counted in streams?
+
+# %% tags=["answer"]
+blocks = nn.ModuleList(rg.Additive(nn.Linear(64, 64), nn.Linear(64, 64)) for _ in range(8))
+x1, x2 = torch.randn(2, 32, 64)
+for name, parts in {"one": [blocks], "eight": [[block] for block in blocks]}.items():
+    with StorageTracker([x1, x2, *blocks.parameters()]) as tracker:
+        streams = x1, x2
+        for part in parts:
+            weights = [weight for block in part for weight in block.parameters()]
+            streams = Forgetting.apply(part, *streams, *weights)
+        print(f"{name:5} {tracker.live() // x1.nbytes:2} streams held")
+
+# %% [markdown] tags=["answer"]
+# Each operation stores what comes out of it: two streams, or sixteen. That is why a stretch has to be one
+# operation, from one boundary to the next.
+
+# %% [markdown]
+# **4.** Ask the hand-made operation for a second derivative, with `create_graph=True`. Is it right? What is
+# missing?
+
+# %% tags=["answer"]
+block = rg.Additive(
+    *(nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8)) for _ in range(2))
+)
+x1, x2 = torch.randn(2, 32, 8)
+net = rg.trace(block, x1, x2)
+net.plan = rg.decide(net.graph, {})
+second = []
+for run in (
+    block,
+    net,
+    lambda x1, x2: Forgetting.apply([block], x1, x2, *block.parameters()),
+):
+    leaf = x2.clone().requires_grad_()
+    y1, y2 = run(x1, leaf)
+    (first,) = torch.autograd.grad((y1 * y2).sum(), leaf, create_graph=True)
+    second += torch.autograd.grad(first.square().sum(), leaf)
+for name, found in zip(("library", "hand-made"), second[1:], strict=True):
+    print(f"{name:9} off by {(found - second[0]).abs().max() / second[0].abs().max():.0e}")
+assert torch.allclose(second[0], second[1], rtol=1e-3, atol=1e-4)
+assert not torch.allclose(second[0], second[2], rtol=0.1, atol=0.1)
+
+# %% [markdown] tags=["answer"]
+# It is wrong, and says nothing. `backward` computes with numbers that PyTorch does not see depend on the
+# input: only what goes through the incoming bars is differentiated once more. Decorated with
+# `torch.autograd.function.once_differentiable`, it would refuse at least.
+
+# %% [markdown]
+# **5.** RevNet-110 has nine units a stage instead of three, and filters 32; 32, 64, 128. Count its
+# parameters from the parts above, without building the network. The paper has 1.73 million.
+
+# %% tags=["answer"]
+parts, before = [Stem(3, 32)], 16
+for number, width in enumerate((16, 32, 64), start=1):
+    parts.append(
+        BasicEntry(before, width, stride=1 if number == 1 else 2, preactivate=number > 1)
+    )
+    parts += [Block(width) for _ in range(8)]
+    before = width
+parts.append(Head(2 * before, 10))
+count = sum(weight.numel() for part in parts for weight in part.parameters())
+print(f"{count:,}")
+assert count == 1_729_194

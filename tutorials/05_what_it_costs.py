@@ -202,3 +202,59 @@ assert counter.get_total_flops() * 3 == 5 * kept[0].flops
 # %% [markdown] tags=["answer"]
 # $N$ forward, $N$ to undo, $N$ forward again and $2N$ backward: $5N$, so $5/3$. One evaluation that serves
 # both is what makes it $4/3$.
+
+# %% [markdown]
+# **3.** *Predict, then run.* Twice the batch. Which of these double for the inverted network: the bytes
+# held, the peak, the FLOPs, the FLOPs over ordinary autograd's?
+
+# %% tags=["answer"]
+net = rg.trace(Chain(4), *inputs)
+net.plan = rg.decide(net.graph, {})
+more = [torch.randn(2 * BATCH, WIDTH, requires_grad=True) for _ in range(2)]
+once, twice = rg.measure(net, *inputs), rg.measure(net, *more)
+for name in ("held_bytes", "peak_bytes", "flops", "flops_ratio"):
+    print(f"{name:12} x{getattr(twice, name) / getattr(once, name):.3f}")
+assert twice.flops == 2 * once.flops and twice.flops_ratio == once.flops_ratio
+
+# %% [markdown] tags=["answer"]
+# All but the ratio; the bytes not quite, for the loss is one number in either case. Weights do not double,
+# but they are no activations.
+
+# %% [markdown]
+# **4.** 16 blocks with a checkpoint at every fourth: what does a step cost on paper, and what does
+# `FlopCounterMode` count? (`checkpoint_sequential` leaves the last part as it is.)
+
+# %% tags=["answer"]
+chain = nn.Sequential(*(Block() for _ in range(16)))
+counts = []
+for parts in (None, 4):
+    with FlopCounterMode(display=False) as counter:
+        peak(chain, parts)
+    counts.append(counter.get_total_flops())
+print(f"{counts[1] / counts[0]:.3f} of ordinary training")
+assert counts[1] * 96 == counts[0] * (96 + 3 * 7)
+
+# %% [markdown] tags=["answer"]
+# On paper three quarters of the blocks run once more: $3 N + \frac{3}{4} N$, which over $3 N$ is 1.25. The
+# last part needs no second run, for its backward pass is next. PyTorch does a little better still: each of
+# the other three parts has eight products, and the last of them is left out, since nothing reads its result.
+# So it is $(96 + 3 \cdot 7) / 96$.
+
+# %% [markdown]
+# **5.** From two of the measurements above, find on paper how many blocks fit into 1 MiB if everything is
+# kept. Check it with `rg.keep_all(graph).peak_bytes`, which runs nothing. And how many fit if everything is
+# inverted?
+
+# %% tags=["answer"]
+each = (kept[-1].peak_bytes - kept[-2].peak_bytes) // (depths[-1] - depths[-2])
+deepest = depths[-1] + (2**20 - kept[-1].peak_bytes) // each
+print(f"{each:,} bytes a block, so {deepest} blocks")
+fits = [
+    rg.keep_all(rg.trace(Chain(depth), *inputs).graph).peak_bytes <= 2**20
+    for depth in (deepest, deepest + 1)
+]
+print("that many fit, and one more:", fits)
+assert fits == [True, False]
+
+# %% [markdown] tags=["answer"]
+# As many as you like: the inverted peak does not depend on the depth.

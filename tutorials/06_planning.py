@@ -4,6 +4,102 @@
 # After this page you can fit a network into a given memory, say what that costs, and read why a plan does
 # what it does.
 #
+# ## A plan by hand
+#
+# Five layers in a row, and room for $m$ values between forward and backward, beside the input. Say that a
+# layer holds its result to be differentiated: one slot. With five slots this is ordinary training. With
+# fewer, some layers run again. What are the fewest runs too many?
+#
+# Look at a stretch of $n$ layers whose input is there. There are two ways to begin:
+#
+# - The first layer runs and *keeps* its result. That leaves $n - 1$ layers and $m - 1$ slots.
+# - The first $k$ layers run and hold nothing but the last result, in one slot. The $n - k$ layers behind them
+#   are done with, forward and backward. Then the slot is free, the input is still there, and the $k$ layers
+#   are a stretch of their own: $k$ runs too many.
+#
+# So the fewest $T(n, m)$ follow from those of shorter stretches, by the better one of the two ways. This is a
+# *dynamic programme*:
+#
+# $$T(n, m) = \min\,(\,\mathrm{keep},\ \mathrm{rerun}\,)$$
+#
+# $$\mathrm{keep} = T(n - 1, m - 1)$$
+#
+# $$\mathrm{rerun} = \min_{0 < k < n} k + T(n - k, m - 1) + T(k, m)$$
+#
+# with $T(1, m) = 0$ for $m \ge 1$, and $T(n, 0) = \infty$: without a slot nothing can be differentiated.
+# Take three layers and two slots. To keep the first leaves $T(2, 1)$, which is infinite, for the second
+# layer would have no slot. To run one layer and hold its result is no better, and costs a run. To run two:
+# $2 + T(1, 1) + T(2, 2) = 2$. Fill in the rows for four and for five layers with a pencil, before you look.
+
+# %%
+from functools import cache
+from itertools import pairwise
+from math import inf
+
+import torch
+from torch import nn
+
+import revgraph as rg
+from pictures import BLUE, GREEN, ORANGE, chart, picture, show
+
+
+@cache
+def least_runs(n, m):
+    """The fewest runs too many of n layers with m slots."""
+    if m == 0 or n == 1:
+        return 0 if m else inf
+    ways = [least_runs(n - 1, m - 1)]
+    ways += [k + least_runs(n - k, m - 1) + least_runs(k, m) for k in range(1, n)]
+    return min(ways)
+
+
+print("layers   slots: 1     2     3     4     5")
+for n in range(1, 6):
+    print(f"{n:6}      ", "".join(f"{least_runs(n, m):6}" for m in range(1, 6)))
+
+# %% [markdown]
+# Five layers in three slots take three runs too many: three layers run, and the third result is held; the
+# last two layers keep theirs, and are differentiated; then the first three run again, and keep theirs.
+#
+# What does the planner of the library say to five such layers?
+
+# %%
+
+
+class Layer(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, x):
+        return torch.tanh(self.linear(x))  # tanh holds its result
+
+
+rg.register("Layer", Layer)
+five = {
+    "inputs": {"x": [32]},
+    "layers": [{f"layer{i}": {"Layer": 32}} for i in range(1, 6)],
+}
+chain = rg.load(five, batch=64).graph
+ordinary, slot = rg.keep_all(chain), 64 * 32 * 4
+products = 3 * 5 - 1  # in a step: three a layer, but nobody asks for the gradient of x
+for m in (5, 4, 3, 2):
+    plan = rg.plan(chain, budget=ordinary.peak_bytes - (5 - m) * slot, cost="flops")
+    runs = round((plan.flops_ratio - 1) * products)
+    print(f"{m} slots: by hand {least_runs(5, m)} runs too many, by the planner {runs}")
+    assert runs <= least_runs(5, m)
+
+# %% [markdown]
+# The same, but in two slots. There the planner knows something that we left out: the peak is at the turn,
+# where the loss and its gradients take room. Once they are gone, there is room for more than two results.
+#
+# The library's programme goes over stretches in the same way. It counts bytes instead of slots, the true
+# cost of each node, and more ways to treat one. For a *coupling* there is a third way above all: what lies
+# behind it hands back its output, and that gives its input, with one run too many and no slot. So five
+# couplings need five runs, and so it is at any depth, in one slot.
+#
+# ## Three ways
+#
 # Between forward and backward, each node of a network has three ways:
 #
 # - **keep**: its internals stay, as in ordinary training;
@@ -14,13 +110,6 @@
 # `down`, which halves the image and cannot be undone.
 
 # %%
-from itertools import pairwise
-
-import torch
-
-import revgraph as rg
-from pictures import BLUE, GREEN, ORANGE, chart, picture
-
 net = rg.load(
     {
         "inputs": {"image": [3, 16, 16]},
@@ -71,7 +160,7 @@ assert net.plan.peak_bytes <= 800 * 1024
 # values come back.
 
 # %%
-rg.draw(net.plan, picture("plan.svg"))
+show(rg.draw(net.plan, picture("plan.svg")))
 
 # %% [markdown]
 # `explain` says why a node is decided as it is:
@@ -132,7 +221,7 @@ with chart(
 # keys.
 
 # %%
-rg.draw(net.plan, picture("report.html"), question=True)
+show(rg.draw(net.plan, picture("report.html"), question=True))
 
 # %% [markdown]
 # ## All budgets at once
@@ -157,12 +246,8 @@ for before, after in pairwise(frontier):
 assert frontier[-1].flops_ratio == 1
 
 # %% tags=["drawing"]
-rg.draw(
-    frontier,
-    picture("frontier.svg"),
-    budget="800 KiB",
-    beside={"the plan above": net.plan, "autograd": stored},
-)
+beside = {"the plan above": net.plan, "autograd": stored}
+show(rg.draw(frontier, picture("frontier.svg"), budget="800 KiB", beside=beside))
 
 # %% [markdown]
 # The right end of the frontier is well below ordinary autograd at the same FLOPs: results of convolutions
@@ -227,3 +312,63 @@ except rg.BudgetError as error:
         net.graph.node[error.node].cost.saved_bytes,
         "bytes of internals",
     )
+
+# %% [markdown]
+# **3.** *Predict, then run.* Five slots. How many runs too many do 10, 20 and 40 layers take: in proportion
+# to the layers, or more? And 40 couplings?
+
+# %% tags=["answer"]
+for n in (5, 10, 20, 40):
+    runs = least_runs(n, 5)
+    print(
+        f"{n:2} layers: {runs:3} runs too many, {runs / n:.1f} a layer; {n} if they are couplings"
+    )
+
+# %% [markdown] tags=["answer"]
+# More: with a fixed number of slots, stretches lie within stretches, and the innermost layers run many times.
+# If the slots grow with $\log n$, the runs a layer grow with $\log n$, too. Couplings take one a layer.
+
+# %% [markdown]
+# **4.** Have the programme say what to do, not only what it costs: a list such as
+# `["run 1-3", "keep 4", "keep 5", "keep 1", "keep 2", "keep 3"]` for five layers and three slots.
+
+# %% tags=["answer"]
+
+
+def schedule(first, n, m):
+    """What to do for n layers from `first` on, in the order in which it is done."""
+    if n == 1:
+        return [f"keep {first}"]
+    if least_runs(n, m) == least_runs(n - 1, m - 1):
+        return [f"keep {first}", *schedule(first + 1, n - 1, m - 1)]
+    cost = {k: k + least_runs(n - k, m - 1) + least_runs(k, m) for k in range(1, n)}
+    k = min(cost, key=cost.get)
+    return [
+        f"run {first}-{first + k - 1}",
+        *schedule(first + k, n - k, m - 1),
+        *schedule(first, k, m),
+    ]
+
+
+for m in (3, 2):
+    print(f"{m} slots:", schedule(1, 5, m))
+assert sum(step.startswith("keep") for step in schedule(1, 5, 2)) == 5
+
+# %% [markdown] tags=["answer"]
+# Each layer is kept once, just before it is differentiated; every other run is one too many.
+
+# %% [markdown]
+# **5.** The plan for 800 KiB is the fastest by estimated time. Ask for the fewest FLOPs instead. Which nodes
+# are decided otherwise, and what does it cost?
+
+# %% tags=["answer"]
+thrifty = rg.plan(net.graph, budget="800 KiB", cost="flops")
+for name, word in thrifty.decisions.items():
+    if word != net.plan.decisions[name]:
+        print(f"{name:9} {net.plan.decisions[name]} -> {word}")
+for name, plan in {"by time": net.plan, "by FLOPs": thrifty}.items():
+    print(f"{name:8} FLOPs x{plan.flops_ratio:.3f}, estimated time x{plan.time_ratio:.3f}")
+assert (
+    thrifty.flops_ratio <= net.plan.flops_ratio
+    and thrifty.time_ratio >= net.plan.time_ratio
+)

@@ -26,7 +26,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import revgraph as rg
-from pictures import BLUE, ORANGE, chart, picture
+from pictures import BLUE, ORANGE, chart, picture, show
 
 
 class Mix(nn.Module):
@@ -115,7 +115,7 @@ print("the same scores, to the last bit")
 # One lane for each stream. Solid lines run from a stream to itself; who reads whom is thin.
 
 # %%
-rg.draw(net.graph, picture("three.svg"))
+show(rg.draw(net.graph, picture("three.svg")))
 
 # %% [markdown]
 # ## Plan it
@@ -219,13 +219,102 @@ class Wrong(nn.Module):
 
 
 wrong = rg.trace(Wrong(), torch.zeros(2, 4), torch.zeros(2, 4))
-for node in wrong.graph.nodes:
-    print(f"{node.name:8} {node.kind}")
+print(wrong.graph)
 try:
     wrong.inverse((torch.zeros(2, 4), torch.zeros(2, 4)))
 except rg.GraphError as error:
     print(error)
 
 # %% [markdown] tags=["answer"]
-# F reads what it is added to, so that line cannot be undone: it is a boundary. The network trains all the
-# same, and what the boundary reads is stored. Only the second addition is a coupling.
+# F reads what it is added to, so that line cannot be undone: it is a boundary. That makes one stream of two,
+# for what the second line adds is computed from $b$ as well, by way of the first. The graph's last lines say
+# which sums were looked at, and why they are no couplings. The network trains all the same, and what
+# boundaries read is stored or recomputed.
+
+# %% [markdown]
+# **3.** *Predict, then run.* Eight rounds in place of four: `rg.load(file, rounds=8)`. By what factor do the
+# peaks of the kept and of the inverted network grow?
+
+# %% tags=["answer"]
+file.write_text(SPEC)
+deeper = rg.load(file, rounds=8).graph
+before = {"kept": plans["kept"].peak_bytes, "inverted": inverted.peak_bytes}
+after = {
+    "kept": rg.keep_all(deeper).peak_bytes,
+    "inverted": rg.decide(deeper, {}).peak_bytes,
+}
+for name, peak in after.items():
+    print(f"{name:8} x{peak / before[name]:.2f}")
+assert after["inverted"] == before["inverted"] and after["kept"] > 1.7 * before["kept"]
+
+# %% [markdown] tags=["answer"]
+# The kept one nearly doubles: all but the stem, the head and the loss is in the rounds. The inverted one
+# holds three streams at the end, whatever lies before.
+
+# %% [markdown]
+# **4.** Take the stem and the head away: a network that gets three streams and returns three. Give it back
+# what it returned, with `net.inverse`, and see that it is undone from end to end.
+
+# %% tags=["answer"]
+
+
+class Rounds(nn.Module):
+    def __init__(self, rounds):
+        super().__init__()
+        self.rounds = rounds
+
+    def forward(self, a, b, c):
+        for f, g, h in self.rounds:
+            a = a + f(b, c)
+            b = b + g(a, c)
+            c = c + h(a, b)
+        return a, b, c
+
+
+streams = torch.randn(3, 100, 32)
+middle = rg.trace(Rounds(Three().rounds), *streams)
+back = middle.inverse(middle(*streams))
+error = max((one - two).abs().max() for one, two in zip(back, streams, strict=True))
+print(f"largest error {error:.0e}")
+assert error < 1e-4
+
+# %% [markdown]
+# **5.** A half-step of your own: $y = 2 x + F(\dots)$. Inherit from `rg.Coupling`, give `couple` and
+# `uncouple`, and let `rg.check` say whether training through it is right. Then make a mistake in `uncouple`.
+# Who notices?
+
+# %% tags=["answer"]
+
+
+class Doubling(rg.Coupling):
+    def couple(self, x, term):
+        return 2 * x + term
+
+    def uncouple(self, y, term):
+        return (y - term) / 2
+
+
+class Mistaken(Doubling):
+    def uncouple(self, y, term):
+        return y - term
+
+
+class Own(nn.Module):
+    def __init__(self, coupling):
+        super().__init__()
+        self.block = coupling(Mix(32), Mix(32), Mix(32))
+
+    def forward(self, a, b, c):
+        return self.block(a, b, c)
+
+
+for coupling in (Doubling, Mistaken):
+    try:
+        own = rg.trace(Own(coupling), *streams)
+        own.plan = rg.decide(own.graph, {})
+        print(coupling.__name__, rg.check(own, *streams))
+    except rg.RevgraphError as error:
+        print(type(error).__name__, error)
+
+# %% [markdown] tags=["answer"]
+# The trace does: it undoes every coupling that is not the library's own, and compares.

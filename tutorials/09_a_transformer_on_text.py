@@ -16,6 +16,7 @@
 
 # %%
 import math
+import zlib
 from collections import Counter
 from itertools import pairwise
 
@@ -27,9 +28,10 @@ from pictures import BLUE, GREEN, INK, ORANGE, chart
 from revgraph.training.generating import generate
 from revgraph.training.text import load_text
 
-LENGTH, BATCH, STEPS = 64, 16, 250
+LENGTH, BATCH, STEPS = 64, 16, 200
 torch.manual_seed(0)
-net = rg.load("reversible-lm", batch=BATCH, width=64, depth=2, length=LENGTH)
+sizes = {"batch": BATCH, "width": 64, "length": LENGTH}
+net = rg.load("reversible-lm", depth=2, **sizes)
 net.plan = rg.decide(net.graph, {})  # every coupling inverted
 print([node.name for node in net.graph.nodes if node.kind == "coupling"])
 
@@ -39,18 +41,17 @@ print([node.name for node in net.graph.nodes if node.kind == "coupling"])
 # Predicted for deeper ones, without running them: the peak of a step, kept and inverted.
 
 # %%
-depths, peaks = (1, 2, 4, 8), {"kept": [], "inverted": []}
-for depth in depths:
-    graph = rg.load(
-        "reversible-lm", batch=BATCH, width=64, depth=depth, length=LENGTH
-    ).graph
+graphs, peaks = {2: net.graph}, {"kept": [], "inverted": []}
+for depth in (4, 8):
+    graphs[depth] = rg.load("reversible-lm", depth=depth, **sizes).graph
+for depth, graph in graphs.items():
     for name, plan in (("kept", rg.keep_all(graph)), ("inverted", rg.decide(graph, {}))):
         peaks[name].append(plan.peak_bytes / 2**20)
     print(
         f"{depth} blocks: kept {peaks['kept'][-1]:5.1f} MiB, inverted {peaks['inverted'][-1]:4.1f} MiB"
     )
-assert peaks["inverted"][-1] < 1.1 * peaks["inverted"][1]
-assert peaks["kept"][-1] > 2.5 * peaks["kept"][1]
+assert peaks["inverted"][-1] < 1.1 * peaks["inverted"][0]
+assert peaks["kept"][-1] > 2 * peaks["kept"][0]
 
 # %% [markdown]
 # ## The text
@@ -186,3 +187,48 @@ for temperature in (0.2, 1.5):
 # %% [markdown] tags=["answer"]
 # Below 1, likely bytes become more likely: it repeats itself. Above 1, all become more alike: it spells
 # worse.
+
+# %% [markdown]
+# **3.** *Predict, then run.* Windows of 128 bytes in place of 64, in batches of half as many, so that a step
+# reads as many bytes. What happens to the peak of the inverted network?
+
+# %% tags=["answer"]
+longer = rg.load(
+    "reversible-lm", batch=BATCH // 2, width=64, depth=2, length=2 * LENGTH
+).graph
+for name, graph in {"64": net.graph, "128": longer}.items():
+    plan = rg.decide(graph, {})
+    print(f"length {name:3}: {plan.peak_bytes / 2**20:.2f} MiB at the peak, {plan.peak_at}")
+
+# %% [markdown] tags=["answer"]
+# Nothing. The peak is at the turn, where the scores of all bytes and their gradients are in memory: as many
+# bytes were read, so there are as many scores. What attention needs inside, it needs for one block at a
+# time, and that is less.
+
+# %% [markdown]
+# **4.** Is it any good? Pack the test text with `zlib` at its best, and compare in bits per byte.
+
+# %% tags=["answer"]
+whole = bytes(text.test.bytes.tolist())
+packed = 8 * len(zlib.compress(whole, 9)) / len(whole)
+print(f"zlib {packed:.2f}, counting pairs {pairs:.2f}, ours {found:.2f} bits per byte")
+
+# %% [markdown] tags=["answer"]
+# Packing programs find whole phrases again, at any distance within 32 KiB. A network of this size that has
+# learned for some seconds does not.
+
+# %% [markdown]
+# **5.** Activations are not everything. How many bytes do the weights, their gradients and AdamW's two
+# averages take, and how much of the whole is saved by inverting?
+
+# %% tags=["answer"]
+count = sum(weight.numel() for weight in net.parameters())
+fixed = 4 * count * 4  # weight, gradient and two averages, of four bytes each
+kept_peak, inverted_peak = rg.keep_all(net.graph).peak_bytes, net.plan.peak_bytes
+print(f"{fixed / 2**20:.2f} MiB besides activations")
+print(f"activations: {1 - inverted_peak / kept_peak:.0%} saved")
+print(f"of the whole: {1 - (fixed + inverted_peak) / (fixed + kept_peak):.0%} saved")
+
+# %% [markdown] tags=["answer"]
+# The fixed part does not depend on the batch, activations grow with it. So the larger the batch and the
+# longer the text, the nearer the two numbers come.

@@ -212,3 +212,58 @@ try:
     rg.set_dual_residual(net, beta=0.0)
 except rg.GraphError as error:
     print(error)
+
+# %% [markdown]
+# **3.** *Predict, then run.* Eight blocks in a row at $\alpha = 1$, $\beta = 0.1$, in float64, and undone
+# again. Rounding begins at about $10^{-16}$. How large is the error of the first block's input?
+
+# %% tags=["answer"]
+states = [(torch.randn_like(x), torch.zeros_like(x))]
+for _ in range(8):
+    states.append(dual(*states[-1], alpha=1.0, beta=0.1))
+state = states.pop()
+for depth in reversed(range(8)):
+    state, (x, _) = undual(*state, alpha=1.0, beta=0.1), states[depth]
+    print(f"input of block {depth}: error {(state[0] - x).abs().max() / x.abs().max():.0e}")
+
+# %% [markdown] tags=["answer"]
+# About $10^{-8}$: seven blocks multiply the first one's error. Each divides by $\beta = 0.1$, which makes an
+# error ten times as large, and then the slope of $F(x) + \alpha x$ comes in, a little above 1.
+
+# %% [markdown]
+# **4.** What does the conversion add to the model's state? Load the finetuned weights into the ordinary
+# model. Is that as good?
+
+# %% tags=["answer"]
+added = net.state_dict().keys() - model.state_dict().keys()
+print("added:", sorted(added))
+back = copy.deepcopy(model)
+back.load_state_dict({name: net.state_dict()[name] for name in model.state_dict()})
+print(
+    f"lying digits: converted {right(net, turned):.1%}, ordinary {right(back, turned):.1%}"
+)
+
+# %% [markdown] tags=["answer"]
+# Two numbers, the coefficients. The ordinary model is another network, and yet about as good here. A block
+# of the converted one gives $F(x') + \alpha x' + \beta x$, where $x$ is what the block before it was given.
+# Where states change little from block to block, that is near $F(x') + 1.2\, x'$; and a factor is not seen
+# by the normalization that each block, and the head, begins with.
+
+# %% [markdown]
+# **5.** Instead of moving $\beta$, store some states: plan the net at $\alpha = 1$, $\beta = 0.1$ with
+# `max_drift=1e-4`, after `rg.estimate_drift`. How many anchors does that take?
+
+# %% tags=["answer"]
+rg.set_dual_residual(net, alpha=1.0, beta=0.1)
+rg.estimate_drift(net, some)
+inverted = rg.decide(net.graph, {})
+bounded = rg.plan(net.graph, max_drift=1e-4, effort="quick")
+for name, net.plan in {"all inverted": inverted, "bounded": bounded}.items():
+    drift = max(rg.check(net, some).drift.values())
+    print(f"{name:12} {len(net.plan.anchors)} anchors, drift up to {drift:.0e}")
+assert drift < 1e-4
+
+# %% [markdown] tags=["answer"]
+# Errors begin at $10^{-7}$ in float32, and each block multiplies them by more than ten. Two or three blocks
+# are all that the bound allows, so a state is stored after that many, and little is left of what inversion
+# saves. That is why the coefficients move while the network is finetuned.

@@ -1,11 +1,13 @@
 """Where tutorials put their pictures, and how charts look: readable on light and dark.
 
-Pictures go into the folder runs/tutorials, or the one that REVGRAPH_PICTURES names.
+Pictures go into the folder runs/tutorials, or the one that REVGRAPH_PICTURES names; in a notebook they are
+shown besides. A tutorial's notebook carries this file as its first cell of code.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,20 @@ def picture(name: str) -> Path:
     return folder / name
 
 
+def show(path: Path) -> None:
+    """Show a picture or a page below a notebook's cell; a script leaves it in its file."""
+    python = sys.modules.get("IPython")
+    if python is None or python.get_ipython() is None:
+        return
+    from IPython.display import SVG, IFrame, display
+
+    display(
+        IFrame(str(path), "100%", 640)
+        if path.suffix == ".html"
+        else SVG(filename=str(path))
+    )
+
+
 @contextmanager
 def chart(
     name: str, title: str, width: float = 8.0, height: float = 3.6, count: int = 1
@@ -42,6 +58,6 @@ def chart(
             each.spines[["top", "right"]].set_visible(False)
             if each.get_legend_handles_labels()[0]:
                 each.legend(frameon=False)
-        figure.savefig(
-            picture(name), transparent=True, metadata={"Date": None, "Title": title}
-        )
+        path = picture(name)
+        figure.savefig(path, transparent=True, metadata={"Date": None, "Title": title})
+    show(path)

@@ -9,6 +9,8 @@ from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.pages import Page
 
+# A letter alone is set upright as text: the converter would make it italic.
+UPRIGHT = re.compile(r"\\mathrm\{(\w)\}")
 # As pymdownx.arithmatex writes them in its generic form.
 EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
@@ -23,7 +25,7 @@ def on_page_content(html: str, page: Page, **_: object) -> str:
 
 
 def _set(match: re.Match[str], where: str) -> str:
-    latex = unescape(match[2]).strip()
+    latex = UPRIGHT.sub(r"\\text{\1}", unescape(match[2]).strip())
     try:
         found = convert(latex, display="block" if match[1] == "div" else "inline")
     except Exception as error:

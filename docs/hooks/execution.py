@@ -1,4 +1,4 @@
-"""Runs tutorials, each in a process of its own and at most once for one content."""
+"""Runs tutorials, as the notebooks that readers download: in a process each, and once for one content."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cells import cells
 from filelock import FileLock
+from notebooks import notebook
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -82,8 +83,11 @@ def _execute(script: Path) -> list[Output]:
     script = script.resolve()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pictures, result = folder / "pictures", folder / "result.json"
+        pictures, empty, result = folder / "pictures", folder / "empty", folder / "result.json"
         pictures.mkdir()
+        empty.mkdir()
+        source = folder / f"{script.stem}.ipynb"
+        source.write_text(json.dumps(notebook(script)), encoding="utf-8")
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
@@ -91,10 +95,10 @@ def _execute(script: Path) -> list[Output]:
             "OMP_NUM_THREADS": "1",
             "MPLBACKEND": "agg",
         }
-        command = [sys.executable, str(HERE / "run_cells.py"), str(script), str(pictures), str(result)]
+        command = [sys.executable, str(HERE / "run_cells.py"), str(source), str(pictures), str(result)]
         try:
             done = subprocess.run(
-                command, cwd=folder, env=environment, capture_output=True, text=True, timeout=LONGEST
+                command, cwd=empty, env=environment, capture_output=True, text=True, timeout=LONGEST
             )
         except subprocess.TimeoutExpired as error:
             raise TutorialError(f"{script.name}: did not end within {LONGEST:.0f} seconds") from error
@@ -102,16 +106,26 @@ def _execute(script: Path) -> list[Output]:
             raise TutorialError(f"{script.name}: did not run:\n{done.stderr}")
         found = json.loads(result.read_text(encoding="utf-8"))
         if "failed" in found:
-            number = found["failed"]
-            line = cells(script.read_text(encoding="utf-8"))[number].line
-            raise TutorialError(
-                f"{script.name}: cell {number + 1}, from line {line}, fails: {found['error']}\n{done.stderr}"
-            )
+            raise TutorialError(f"{script.name}: {_where(script, found)}\n{done.stderr}")
         return [
             Output(
-                each["cell"],
+                _index(each["cell"]),
                 each["printed"],
                 tuple((name, (pictures / name).read_text(encoding="utf-8")) for name in each["pictures"]),
             )
             for each in found["cells"]
+            if each["cell"].startswith("cell-")
         ]
+
+
+def _index(name: str) -> int:
+    """A notebook's cell in its script."""
+    return int(name.removeprefix("cell-"))
+
+
+def _where(script: Path, found: dict[str, str]) -> str:
+    if not found["failed"].startswith("cell-"):
+        return f"the notebook's cell {found['failed']!r} fails: {found['error']}"
+    number = _index(found["failed"])
+    line = cells(script.read_text(encoding="utf-8"))[number].line
+    return f"cell {number + 1}, from line {line}, fails: {found['error']}"

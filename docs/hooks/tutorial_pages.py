@@ -1,10 +1,14 @@
-"""A hook of mkdocs: every script of tutorials/ is run and becomes a page, with what it printed and drew."""
+"""A hook of mkdocs: every script of tutorials/ is run and becomes a page, with what it printed and drew.
+
+Beside the page lies its notebook, to be downloaded.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
-from html import unescape
+from html import escape, unescape
 from itertools import groupby
 from pathlib import Path
 from textwrap import indent
@@ -14,6 +18,7 @@ from execution import ROOT, Output, TutorialError, run_all
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+from notebooks import notebook
 
 FOLDER = ROOT / "tutorials"
 TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.DOTALL)
@@ -25,11 +30,13 @@ def scripts() -> list[Path]:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages and their pictures."""
+    """Add the pages, their pictures and the notebooks."""
     try:
         for script, outputs in zip(scripts(), run_all(scripts()), strict=True):
             text = page(script.stem, cells(script.read_text(encoding="utf-8")), outputs)
             files.append(File.generated(config, f"tutorials/{script.stem}.md", content=text))
+            told = json.dumps(notebook(script), indent=1, ensure_ascii=False) + "\n"
+            files.append(File.generated(config, f"tutorials/{script.stem}.ipynb", content=told))
             for name, svg in (picture for output in outputs for picture in output.pictures):
                 files.append(File.generated(config, f"tutorials/{script.stem}/{name}", content=svg))
     except (TutorialError, ValueError) as error:
@@ -40,7 +47,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def page(name: str, content: Sequence[Cell], outputs: Sequence[Output]) -> str:
     """A tutorial as markdown: cells in order, each followed by what it printed and its pictures.
 
-    A report is a page of its own, to which there is a link.
+    A report is a page of its own: it stands in this one, and there is a link to it.
     """
     output_of = {output.cell: output for output in outputs}
     parts: list[str] = []
@@ -49,7 +56,10 @@ def page(name: str, content: Sequence[Cell], outputs: Sequence[Output]) -> str:
         text = "\n\n".join(filter(None, texts))
         parts.append(hidden("note", "Answer", text) if answer else text)
     heading, _, rest = "\n\n".join(parts).partition("\n")
-    source = f"`tutorials/{name}.py` is this page as a script. What it prints and draws is from this build."
+    source = (
+        f'[Download as notebook]({name}.ipynb){{ download="{name}.ipynb" }}. `tutorials/{name}.py` is this '
+        "page as a script. What it prints and draws is from this build."
+    )
     return f"{heading}\n\n{source}\n{{ .source }}\n{rest}\n"
 
 
@@ -61,7 +71,10 @@ def _cell(cell: Cell, output: Output | None, name: str) -> str:
         parts.append(fenced(output.printed.rstrip("\n"), "{ .text .printed }"))
     for picture, svg in output.pictures if output is not None else ():
         if picture.endswith(".html"):
-            parts.append(f"[Open the report]({name}/{picture})")
+            parts.append(
+                f'<iframe class="stepper {Path(picture).stem}" src="{name}/{picture}" loading="lazy" '
+                f'title="{escape(_title(svg))}"></iframe>\n\n[Open it as a page of its own]({name}/{picture})'
+            )
         else:
             parts.append(f"![{_title(svg)}]({name}/{picture})")
     if cell.drawing:

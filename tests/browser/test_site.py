@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -125,9 +126,60 @@ def test_every_picture_is_described(site: Path, page: Page) -> None:
 @browser
 def test_reports_of_the_site_can_be_stepped_through(site: Path, page: Page) -> None:
     found = reports(site)
-    assert {each.stem for each in found} == {"block", "revnet-38", "revnet-110", "three-streams", "report"}
+    assert {each.stem for each in found} == {
+        *("block", "revnet-38", "revnet-110", "three-streams", "report", "algorithm"),
+    }
     for each in found:
         page.open(each.as_uri(), "dark")
         page.press("ArrowRight")
         assert page.run("document.getElementById('step').value") == "1"
         assert page.errors == []
+
+
+@browser
+@pytest.mark.parametrize("width", [400, 1400])
+def test_nothing_runs_out_of_a_tutorial(site: Path, page: Page, width: int) -> None:
+    for each in sorted((site / "tutorials").glob("*.html")):
+        page.open(each.as_uri(), size=(width, 900))
+        page.run("document.querySelectorAll('details').forEach(each => each.open = true)")
+        # What scrolls by itself may be wider inside.
+        outside = page.run(
+            "(() => { const room = document.documentElement.clientWidth; const scrolls = each => {"
+            "for (let at = each.parentElement; at; at = at.parentElement)"
+            "if (getComputedStyle(at).overflowX != 'visible') return true; return false; };"
+            "return [...document.querySelectorAll('article *')].filter(each =>"
+            "each.getBoundingClientRect().right > room + 1 && !scrolls(each))"
+            ".map(each => each.tagName + ' ' + each.textContent.slice(0, 40)); })()"
+        )
+        assert outside == [], each.name
+        assert page.run("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), (
+            each.name
+        )
+
+
+@browser
+@pytest.mark.parametrize("width", [400, 1400])
+def test_algorithm_1_is_stepped_through_in_its_tutorial(origin: str, page: Page, width: int) -> None:
+    page.open(f"{origin}tutorials/03_z1_is_not_y1.html", size=(width, 900))
+    inside = "document.querySelector('iframe.algorithm').contentDocument"
+    page.run("document.querySelector('iframe.algorithm').scrollIntoView()")
+    page.run(
+        "new Promise(done => { const wait = setInterval(() => {"
+        f"if ({inside}?.querySelector('section.now')) {{ clearInterval(wait); done(); }} }}, 20); }})"
+    )
+    for _ in range(3):
+        page.run(f"{inside}.getElementById('next').click()")
+    row = page.run(f"{inside}.querySelector('section.now').innerText")
+    assert all(part in row for part in ("line 3", "x₁ = z₁ - F(x₂)", "F_x2 = F(x2)", "internals of F"))
+    later = page.run(f"{inside}.querySelector('section.later').innerText")
+    assert "line" in later and "grad" not in later
+    assert page.run(f"{inside}.documentElement.scrollWidth <= {inside}.documentElement.clientWidth")
+
+
+def test_every_tutorial_can_be_downloaded_as_a_notebook(site: Path) -> None:
+    tutorials = sorted((site / "tutorials").glob("[0-9]*.html"))
+    assert tutorials
+    for each in tutorials:
+        (link,) = re.findall(r"<a ([^>]*)>Download as notebook", each.read_text())
+        assert set(link.split()) == {f'{name}="{each.stem}.ipynb"' for name in ("href", "download")}
+        assert json.loads(each.with_suffix(".ipynb").read_text())["nbformat"] == 4

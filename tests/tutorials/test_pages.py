@@ -83,15 +83,22 @@ def test_page_has_cells_outputs_and_pictures_in_order_and_answers_hidden(tmp_pat
     assert places == sorted(places)
 
 
-def test_a_report_is_a_page_of_its_own_with_a_link_to_it(tmp_path: Path) -> None:
+def test_a_report_stands_in_the_page_and_has_a_link_to_it(tmp_path: Path) -> None:
     code = (
         "import os\nopen(os.environ['REVGRAPH_PICTURES'] + '/plan.html', 'w').write('<title>A plan</title>')"
     )
     text = f"# %% [markdown]\n# # Title\n\n# %%\n{code}\n"
     (output,) = run(written(tmp_path, text), tmp_path / "cache")
     assert output.pictures == (("plan.html", "<title>A plan</title>"),)
-    assert (
-        page("01_sample", cells(text), [output]).rstrip().endswith("[Open the report](01_sample/plan.html)")
+    shown = page("01_sample", cells(text), [output])
+    frame = '<iframe class="stepper plan" src="01_sample/plan.html" loading="lazy" title="A plan"></iframe>'
+    assert frame in shown
+    assert shown.rstrip().endswith("[Open it as a page of its own](01_sample/plan.html)")
+
+
+def test_page_offers_its_notebook() -> None:
+    assert '[Download as notebook](01_sample.ipynb){ download="01_sample.ipynb" }' in page(
+        "01_sample", cells(SCRIPT), []
     )
 
 
@@ -143,6 +150,10 @@ def test_equations_become_mathml() -> None:
     assert inline.startswith("<p><math") and 'display="inline"' in inline and "arithmatex" not in inline
     block = set_('<div class="arithmatex">\\[\nx = y\n\\]</div>')
     assert block.startswith("<math") and 'display="block"' in block
+
+
+def test_a_letter_in_roman_is_upright() -> None:
+    assert "<mtext>d</mtext>" in set_(r'<span class="arithmatex">\(\mathrm{d} C\)</span>')
 
 
 def test_equation_that_cannot_be_set_is_named_with_its_page() -> None:
