@@ -187,7 +187,14 @@ class OwnCode:
 
 def is_users(module: str) -> bool:
     return not module.startswith(
-        ("torch.", "revgraph.tracing", "revgraph.engine", "revgraph.isolation", "contextlib")
+        (
+            "torch.",
+            "revgraph.tracing",
+            "revgraph.loading",
+            "revgraph.engine",
+            "revgraph.isolation",
+            "contextlib",
+        )
     )
 
 
