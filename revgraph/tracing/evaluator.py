@@ -30,6 +30,7 @@ class Evaluator:
 
     def __init__(self, root: nn.Module, fake_mode: FakeTensorMode | None) -> None:
         self.root = root
+        self.modules = dict(root.named_modules(remove_duplicate=False))
         self.fake_mode = fake_mode
         self.running = False
         self.ran = False
@@ -46,7 +47,9 @@ class Evaluator:
             self.running = False
 
     def _evaluated(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        module = self.root.get_submodule(target) if kind == "call_module" else None
+        module = None
+        if kind == "call_module":
+            module = self.modules.get(target) or self.root.get_submodule(target)
         given = leaves((args, kwargs))
         key = self._key(kind, target, module, args, kwargs, given)
         self.ran = key not in self._known

@@ -53,6 +53,7 @@ from revgraph.tracing.user_code import is_users
 HOLDERS = (*CONTAINERS, weakref.ref)
 # Whose code may ask for all attributes of a module and sees nothing that a graph would hold.
 NOT_ASKING = frozenset((*sys.stdlib_module_names, "revgraph"))
+NEVER_ASKED = frozenset(MODULE_TABLES) - {"training"}
 # Packages whose objects are no settings of a model's: they are held to their identity alone.
 NOT_LOOKED_INTO = frozenset(
     ("torch", "revgraph", "builtins", "functools", "enum", "logging", "io", "_io", "threading", "warnings")
@@ -219,6 +220,8 @@ class AttributeReads:
                 if self._is_asked(whose, name):
                     self._saw_none(whose, name)
                 raise
+            if name in NEVER_ASKED and not self._proxied:  # as torch does at every call of a module
+                return value
             if self._proxied and name == "__dict__" and self._is_asked_whole(owner):
                 raise Untraceable("it reads __dict__ of a module, whose attributes torch.export replaces")
             if self._proxied:

@@ -8,6 +8,7 @@ import os
 import random
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -46,23 +47,27 @@ class RandomSources:
 
     def drawn(self) -> str:
         """The name of a generator that was drawn from since; "" for none."""
-        now = self._now()
-        return next((name for name, state in self._states.items() if now[name] != state), "")
+        for name, source in self._sources():
+            if _state_of(source) != self._states.get(name):
+                return name
+        return ""
 
     def _now(self) -> dict[str, Any]:
-        states: dict[str, Any] = {
-            "torch's generator": torch.default_generator.get_state().numpy().tobytes(),
-            "Python's random": random.getstate(),
-        }
+        return {name: _state_of(source) for name, source in self._sources()}
+
+    def _sources(self) -> Iterator[tuple[str, Any]]:
+        yield "torch's generator", torch.default_generator
+        yield "Python's random", PYTHONS
         if torch.cuda.is_initialized():
             for device in range(torch.cuda.device_count()):
-                states[f"the generator of cuda:{device}"] = _state_of(torch.cuda.default_generators[device])
-        numpy = sys.modules.get("numpy.random")
-        states["numpy's random"] = _state_of(numpy.mtrand._rand) if numpy is not None else None
-        states.update((name, _state_of(source)) for name, source in self._held.items())
-        return states
+                yield f"the generator of cuda:{device}", torch.cuda.default_generators[device]
+        if "numpy.random" in sys.modules:
+            yield "numpy's random", sys.modules["numpy.random"].mtrand._rand
+        yield from self._held.items()
 
 
+# The generator behind the functions of `random`.
+PYTHONS: random.Random = random.random.__self__
 # Numbers of 32 bits, and the place of the next one among them.
 MERSENNE_BYTES = 625 * 4
 # What tells something else each time it is called.
