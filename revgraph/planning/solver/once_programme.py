@@ -61,6 +61,7 @@ class OnceProgramme(Counted):
         self.count = count = line.count
         self.state = [self.in_slots(line.size(storages)) for storages in line.storages]
         self.runs = [self._runs(i, stretches[i]) for i in range(count)]
+        self._steps: dict[tuple[str, int, int], Step] = {}
         shape = (count + 1, slots + 1)
         self.lent, self.owned, self.released, self.returned = (
             np.full(shape, INFINITE, np.float32) for _ in range(4)
@@ -87,7 +88,10 @@ class OnceProgramme(Counted):
         back: list[Step] = []
         kind, i = "lent", 0
         while i < self.count:
-            chosen = self._chosen(kind, i, slots)
+            task = kind, i, slots
+            if task not in self._steps:
+                self._steps[task] = self._chosen(*task)
+            chosen = self._steps[task]
             match chosen:
                 case ("store", number, held):
                     there.append(("store", i, number))

@@ -76,6 +76,8 @@ class SegmentProgramme(Counted):
         self.released_to = np.full((count + 1, count + 2, slots + 1), INFINITE, np.float32)
         self.returned_to = np.full((count + 1, count + 2, slots + 1), INFINITE, np.float32)
         self._solve()
+        # By task, for schedules of other sizes have many of them in common.
+        self._steps: dict[Step, list[Step]] = {}
 
     def _run_peaks(self, i: int, *, first: bool) -> Slots:
         """What plain runs from i to each position behind it take beyond the state before i, in bytes.
@@ -107,7 +109,9 @@ class SegmentProgramme(Counted):
         while pending:
             step = pending.pop()
             if step[0] in TASKS:
-                pending += reversed(self._expanded(*step))
+                if step not in self._steps:
+                    self._steps[step] = self._expanded(*step)
+                pending += reversed(self._steps[step])
             else:
                 actions.append(step)
         return actions
