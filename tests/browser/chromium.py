@@ -56,11 +56,23 @@ class Page:
         """Load a page, as someone who prefers light or dark sees it."""
         self.requests.clear()
         self.errors.clear()
+        self.prefer(scheme)
+        self.resize(size)
+        self.call("Page.navigate", url=url)
+        self.browser.until(lambda event: event.get("method") == "Page.loadEventFired")
+
+    def prefer(self, scheme: str) -> None:
+        """See the page as someone who prefers light or dark."""
         features = [
             {"name": "prefers-color-scheme", "value": scheme},
             {"name": "prefers-reduced-motion", "value": "reduce"},  # scrolling is over at once
         ]
         self.call("Emulation.setEmulatedMedia", features=features)
+        # Scripts of the page hear of it before the next frame.
+        self.run("new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
+
+    def resize(self, size: tuple[int, int]) -> None:
+        """See the page in a window so many pixels wide and high."""
         width, height = size
         self.call(
             "Emulation.setDeviceMetricsOverride",
@@ -69,8 +81,6 @@ class Page:
             deviceScaleFactor=1,
             mobile=False,
         )
-        self.call("Page.navigate", url=url)
-        self.browser.until(lambda event: event.get("method") == "Page.loadEventFired")
 
     def run(self, expression: str) -> Any:
         """The value of a JavaScript expression."""
