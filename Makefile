@@ -49,8 +49,9 @@ docs: $(READY)
 trust: $(READY)
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m trust.page
 
-# Plans and draws every shipped network, and writes docs/gallery.md.
+# Plans and draws every shipped network, and writes docs/gallery.md; and what `revgraph list` says.
 gallery: $(READY)
+	$(BIN)/python -m revgraph.cli.shipped
 	$(BIN)/python -m benchmarks.gallery
 
 # Writes docs/cli.md from the commands themselves.
