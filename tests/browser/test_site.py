@@ -215,6 +215,29 @@ def test_what_cannot_be_read_is_found(page: Page, style: str, faint: list[str], 
     assert bool(page.run("legibility.wide()")) == bool(wide)
 
 
+def test_what_is_asked_most_is_one_click_from_the_start_page(site: Path) -> None:
+    start = (site / "index.html").read_text(encoding="utf-8")
+    asked = start[start.index('<div class="asked"') : start.index('id="three-doors"')]
+    links = re.findall(r'<a href="([^"]+)">(.*?)</a>', asked)
+    said = " ".join(text for _, text in links)
+    assert len(links) == 9
+    for word in (
+        "RevNet-110",
+        "BatchNorm",
+        "coupling",
+        "500 MiB",
+        "Hugging Face",
+        "Lightning",
+        "data",
+        "GPU",
+    ):
+        assert word in said
+    for link, text in links:
+        name, _, anchor = link.partition("#")
+        answer = (site / name).read_text(encoding="utf-8")
+        assert not anchor or f'id="{anchor}"' in answer, text
+
+
 @browser
 def test_the_stepper_works_on_the_start_page(origin: str, page: Page) -> None:
     page.open(origin + "index.html")
