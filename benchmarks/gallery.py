@@ -7,6 +7,7 @@ those that plans predict on fake tensors, so that nothing is allocated.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ PAGE = ROOT / "docs" / "gallery.md"
 PICTURES = ROOT / "benchmarks" / "results" / "gallery"
 IMAGENET_BATCH = 32
 MODELS = "revgraph/models"
+THUMBNAIL = 0.8  # height over width
+HEADING = 90.0  # what a drawing has above its first node: title, counts and legend
 TITLES = {
     "The paper": ("revnet",),
     "Its ordinary counterparts": ("resnet",),
@@ -73,7 +76,7 @@ def shown(name: str, pictures: Path) -> dict[str, Any]:
     on_imagenet = any(each.shape[-1] > 100 for each in built.inputs if len(each.shape) == 4)
     net = rg.load(name, batch=IMAGENET_BATCH if on_imagenet else None)
     pictures.mkdir(parents=True, exist_ok=True)
-    rg.draw(net.graph, pictures / f"{name}.svg")
+    picture = rg.draw(net.graph, pictures / f"{name}.svg")
     stored, inverted = rg.keep_all(net.graph), rg.decide(net.graph, {})
     least = rg.plan(net.graph, budget="least")
     kinds = [node.kind for node in net.graph.nodes]
@@ -88,16 +91,39 @@ def shown(name: str, pictures: Path) -> dict[str, Any]:
         "inverted_flops": inverted.flops_ratio,
         "least_bytes": least.peak_bytes,
         "least_flops": least.flops_ratio,
+        "drawing": drawn_size(picture.read_text(encoding="utf-8")),
     }
 
 
 def page(figures: dict[str, dict[str, Any]]) -> str:
     """The page: a table, then each network by family."""
-    parts = [INTRODUCTION, table(figures), ""]
+    parts = [INTRODUCTION, thumbnails(figures), table(figures), ""]
     for title, families in TITLES.items():
         parts.append(f"## {title}\n")
         parts += [section(name, each) for name, each in figures.items() if name.startswith(families)]
     return "\n".join(parts)
+
+
+def drawn_size(svg: str) -> list[float]:
+    """Width and height of a drawing, in its own units."""
+    box = re.search(r'viewBox="([^"]*)"', svg)
+    assert box is not None
+    return [float(each) for each in box[1].split()[2:]]
+
+
+def thumbnails(figures: dict[str, dict[str, Any]]) -> str:
+    """A picture of each network's beginning, which links to its section."""
+    lines = ['<div class="thumbnails">']
+    for name, each in figures.items():
+        width, height = each["drawing"]
+        # As wide as its frame, a drawing is cut below; this moves it up past its heading.
+        spare = height - THUMBNAIL * width
+        place = min(100.0, 100 * HEADING / spare) if spare > 0 else 0.0
+        lines.append(
+            f'<a href="#{name}"><img src="results/gallery/{name}.svg" loading="lazy" '
+            f'alt="The graph of {name}, from its inputs" style="object-position: 50% {place:.1f}%">{name}</a>'
+        )
+    return "\n".join([*lines, "</div>\n"])
 
 
 def table(figures: dict[str, dict[str, Any]]) -> str:
