@@ -18,7 +18,7 @@ CLIENTS_READY := $(CLIENTS)/.ready
 # The documentation's theme otherwise advertises its successor on every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo demo-text test check docs trust fuzz gallery cli-page pictures bench bench-peers bench-step \
+.PHONY: demo demo-text test check docs trust fuzz gallery cli-page seconds pictures bench bench-peers bench-step \
 	bench-times bench-frontier bench-quality bench-oracle bench-alike bench-planning bench-flows bench-conversion bench-compile paper bench-complexity bench-angles bench-accuracy bench-limits bench-imagenet gpu clients clean
 
 demo: $(READY)
@@ -57,6 +57,10 @@ gallery: $(READY)
 # Writes docs/cli.md from the commands themselves.
 cli-page: $(READY)
 	$(BIN)/python -m typer revgraph.cli.app utils docs --name revgraph --output docs/cli.md
+
+# Times a step of RevNet-110 for the line that the README begins with; `make pictures` puts it there.
+seconds: $(READY)
+	$(BIN)/python -m benchmarks.reading_seconds
 
 # Draws and tells what docs/pictures.md and docs/reading.md show.
 pictures: $(READY)
