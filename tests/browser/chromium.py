@@ -14,10 +14,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FOUND = next((path for name in NAMES if (path := shutil.which(name))), None)
+# Gives a page `legibility.faint()` and `legibility.wide()`: what of it cannot be read, and what is too wide.
+LEGIBILITY = (Path(__file__).parent / "legibility.js").read_text(encoding="utf-8")
 # The browser reads commands from file descriptor 3 and answers on 4.
 LAUNCHER = """\
 import fcntl, os, sys

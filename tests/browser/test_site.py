@@ -13,11 +13,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from browser.chromium import FOUND, Page, browsing
+from browser.chromium import FOUND, LEGIBILITY, Page, browsing
 
 ROOT = Path(__file__).parents[2]
 browser = pytest.mark.skipif(FOUND is None, reason="no Chromium is installed")
-LEGIBILITY = (Path(__file__).parent / "legibility.js").read_text(encoding="utf-8")
 # Names in white on circles in mid-tones, 3.3:1 and 3.8:1, a drawing of the tutorial's own.
 ON_MID_TONES = "tutorials/01_backprop_on_a_graph/graph.svg"
 WIDE, NARROW = (1400, 900), (400, 900)
