@@ -18,7 +18,7 @@ CLIENTS_READY := $(CLIENTS)/.ready
 # The documentation's theme otherwise advertises its successor on every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo demo-text test check docs trust fuzz gallery cli-page pictures bench bench-peers bench-step \
+.PHONY: demo demo-text test check docs trust fuzz gallery cli-page seconds pictures bench bench-peers bench-step \
 	bench-times bench-frontier bench-quality bench-oracle bench-alike bench-planning bench-flows bench-conversion bench-compile paper bench-complexity bench-angles bench-accuracy bench-limits bench-imagenet gpu clients clean
 
 demo: $(READY)
@@ -49,13 +49,18 @@ docs: $(READY)
 trust: $(READY)
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m trust.page
 
-# Plans and draws every shipped network, and writes docs/gallery.md.
+# Plans and draws every shipped network, and writes docs/gallery.md; and what `revgraph list` says.
 gallery: $(READY)
+	$(BIN)/python -m revgraph.cli.shipped
 	$(BIN)/python -m benchmarks.gallery
 
 # Writes docs/cli.md from the commands themselves.
 cli-page: $(READY)
 	$(BIN)/python -m typer revgraph.cli.app utils docs --name revgraph --output docs/cli.md
+
+# Times a step of RevNet-110 for the line that the README begins with; `make pictures` puts it there.
+seconds: $(READY)
+	$(BIN)/python -m benchmarks.reading_seconds
 
 # Draws and tells what docs/pictures.md and docs/reading.md show.
 pictures: $(READY)

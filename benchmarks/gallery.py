@@ -7,10 +7,12 @@ those that plans predict on fake tensors, so that nothing is allocated.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import torch
 
@@ -23,6 +25,9 @@ PAGE = ROOT / "docs" / "gallery.md"
 PICTURES = ROOT / "benchmarks" / "results" / "gallery"
 IMAGENET_BATCH = 32
 MODELS = "revgraph/models"
+SVG = "{http://www.w3.org/2000/svg}"
+THUMBNAIL = 0.8  # height over width
+ABOVE = 6.0  # what is left of the ground above a thumbnail's first node
 TITLES = {
     "The paper": ("revnet",),
     "Its ordinary counterparts": ("resnet",),
@@ -73,7 +78,7 @@ def shown(name: str, pictures: Path) -> dict[str, Any]:
     on_imagenet = any(each.shape[-1] > 100 for each in built.inputs if len(each.shape) == 4)
     net = rg.load(name, batch=IMAGENET_BATCH if on_imagenet else None)
     pictures.mkdir(parents=True, exist_ok=True)
-    rg.draw(net.graph, pictures / f"{name}.svg")
+    picture = rg.draw(net.graph, pictures / f"{name}.svg")
     stored, inverted = rg.keep_all(net.graph), rg.decide(net.graph, {})
     least = rg.plan(net.graph, budget="least")
     kinds = [node.kind for node in net.graph.nodes]
@@ -88,16 +93,44 @@ def shown(name: str, pictures: Path) -> dict[str, Any]:
         "inverted_flops": inverted.flops_ratio,
         "least_bytes": least.peak_bytes,
         "least_flops": least.flops_ratio,
+        "drawing": drawn_size(picture),
     }
 
 
 def page(figures: dict[str, dict[str, Any]]) -> str:
     """The page: a table, then each network by family."""
-    parts = [INTRODUCTION, table(figures), ""]
+    parts = [INTRODUCTION, thumbnails(figures), table(figures), ""]
     for title, families in TITLES.items():
         parts.append(f"## {title}\n")
         parts += [section(name, each) for name, each in figures.items() if name.startswith(families)]
     return "\n".join(parts)
+
+
+def drawn_size(picture: Path) -> list[float]:
+    """Width and height of a drawing, in its own units, and how far down its first node is."""
+    root = ElementTree.parse(picture).getroot()
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    graph = next(each for each in root.iter(f"{SVG}g") if each.get("class") == "graph")
+    down = float(graph.attrib["transform"].rpartition(" ")[2].rstrip(")"))
+    shapes = [shape for node in graph.iter(f"{SVG}g") if node.get("data-node") for shape in node]
+    outlines = [shape.get("points") or shape.get("d") or "" for shape in shapes]
+    tops = [float(y) for outline in outlines for y in re.findall(r",(-?[\d.]+)", outline)]
+    return [width, height, round(down + min(tops), 2)]
+
+
+def thumbnails(figures: dict[str, dict[str, Any]]) -> str:
+    """A picture of each network's beginning, which links to its section."""
+    lines = ['<div class="thumbnails">']
+    for name, each in figures.items():
+        width, height, top = each["drawing"]
+        # As wide as its frame, a drawing is cut below; this moves it up past its title and legend.
+        spare = height - THUMBNAIL * width
+        place = min(100.0, 100 * (top - ABOVE) / spare) if spare > 0 else 0.0
+        lines.append(
+            f'<a href="#{name}"><img src="results/gallery/{name}.svg" loading="lazy" '
+            f'alt="The graph of {name}, from its inputs" style="object-position: 50% {place:.1f}%">{name}</a>'
+        )
+    return "\n".join([*lines, "</div>\n"])
 
 
 def table(figures: dict[str, dict[str, Any]]) -> str:

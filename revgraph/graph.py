@@ -154,7 +154,7 @@ class Graph(ShownAsPicture):
             f"{count['wiring']} wirings"
         )
         rows = [
-            tuple(map(clipped, (node.name, node.kind, node.expression, _shapes(self, node.outputs))))
+            tuple(map(clipped, (node.name, node.kind, node.computes, _shapes(self, node.outputs))))
             for node in self.nodes
             if node.kind not in ("input", "output")
         ]

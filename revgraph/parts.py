@@ -88,6 +88,18 @@ class Node:
     def __post_init__(self) -> None:
         object.__setattr__(self, "others", tuple([name for name in self.inputs if name != self.target]))
 
+    @property
+    def computes(self) -> str:
+        """The expression, with the name of a law that is no addition in place of the sign.
+
+        >>> node = Node("y", "coupling", ("x", "z"), ("y",), expression="x (+) f(z)", law="affine")
+        >>> node.computes
+        'x (affine) f(z)'
+        """
+        if self.law in ("", "additive"):
+            return self.expression
+        return self.expression.replace("(+)", f"({self.law})", 1)
+
 
 def value_from(item: Any) -> Value:
     """The value in a JSON object.

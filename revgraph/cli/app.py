@@ -19,7 +19,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["--help", "-h"]},
+    # Helps are as wide as the terminal, up to what can still be read.
+    context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 110},
     epilog="Exit status: 0 good, 1 the answer is no, 2 bad input, 130 interrupted.",
 )
 app.command("list")(guarded(list_))

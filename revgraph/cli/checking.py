@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from revgraph.cli.guarding import NO
-from revgraph.cli.options import Exact, Json, Net, Parameters, PlanFile, example_for, parameters_of
+from revgraph.cli.options import BATCH, Exact, Json, Net, Parameters, PlanFile, example_for, parameters_of
 from revgraph.cli.plan_files import read_plan
 from revgraph.cli.showing import messages, show_json, show_table
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def check(
     net: Net,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images in a batch.")] = 8,
+    batch: Annotated[int, typer.Option("--batch", min=1, help=BATCH)] = 8,
     max_angle: Annotated[
         float, typer.Option("--max-angle", min=0, help="Degrees between the gradients that are still good.")
     ] = 1.0,

@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 from revgraph.cli.options import Batch, Json, Net, Parameters, parameters_of
+from revgraph.cli.shipped import networks
 from revgraph.cli.showing import show_json, show_table
 
 
 def list_(json: Json = False) -> None:
-    """List the networks that come with revgraph, with the settings that --set changes."""
-    import torch
+    """List the networks that come with revgraph.
 
-    from revgraph import specs
+    Settings are what --set changes in other commands.
+    """
     from revgraph.reporting import Report
 
-    with torch.device("meta"):
-        found = [specs.build(name) for name in specs.shipped()]
-    rows = [
-        (
-            built.name,
-            sum(weight.numel() for weight in built.module.parameters()),
-            built.description,
-            dict(built.parameters),
-        )
-        for built in found
-    ]
-    head = ("name", "parameters", "description", "settings")
+    found = networks()
     if json:
-        show_json([dict(zip(head, row, strict=True)) for row in rows])
-    else:
-        cells = tuple(
-            (name, f"{count:,}", description, ", ".join(f"{key}={value}" for key, value in settings.items()))
-            for name, count, description, settings in rows
+        show_json(found)
+        return
+    cells = tuple(
+        (
+            each["name"],
+            f"{each['parameters']:,}",
+            each["description"],
+            ", ".join(f"{key}={value}" for key, value in each["settings"].items()),
         )
-        show_table(Report("networks that come with revgraph", head, cells, frozenset({"parameters"})))
+        for each in found
+    )
+    head = ("name", "parameters", "description", "settings")
+    show_table(Report("networks that come with revgraph", head, cells, frozenset({"parameters"})))
 
 
 def show(net: Net, batch: Batch = 100, set_: Parameters = None, json: Json = False) -> None:

@@ -17,7 +17,8 @@ Net = Annotated[
     str, typer.Argument(metavar="NET", help="A shipped network's name (see `revgraph list`) or a YAML file.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")]
-Batch = Annotated[int, typer.Option("--batch", min=1, help="Images in a batch.")]
+BATCH = "Samples in a batch: images, sequences, or whatever the network takes several of."
+Batch = Annotated[int, typer.Option("--batch", min=1, help=BATCH)]
 Budget = Annotated[
     str | None,
     typer.Option(

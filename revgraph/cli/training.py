@@ -146,7 +146,9 @@ def train(
     set_: Parameters = None,
     json: Json = False,
 ) -> None:
-    """Train a network under a plan: the least memory, or the least computed again within a budget.
+    """Train a network on real data, under a plan.
+
+    The plan is that of `revgraph plan`: the cheapest near the least memory, or the cheapest within a budget.
 
     Images are learned by stochastic gradient descent with momentum and the paper's schedule, scaled to the
     steps asked for; text, byte by byte, by AdamW. The folder gets metrics.csv, the newest two checkpoints and

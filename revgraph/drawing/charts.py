@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revgraph.drawing.lettering import TIMES
+from revgraph.drawing.palette import PAINTS
 from revgraph.drawing.writing import write
 from revgraph.planning.budgets import knee
 from revgraph.planning.plans import Plan, human_bytes
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 CHART_SUFFIXES = (".svg", ".png")
 # Mid-tones, at least 3:1 against white and against near-black; and a shape each, for who cannot tell colours.
+# No colour is 4.5:1 against both, so letters of an SVG are repainted for the ground that the reader prefers.
 INK = "#808080"
+LETTERS = f':is(text,tspan)[style*="{INK}"],g[style*="{INK}"] :is(text,tspan)'
 FRONTIER, KNEE, BUDGET = "#3f86c9", "#2f9a72", "#d9534a"
 MARKS = (("#c77d17", "*", 14), ("#a06fc4", "s", 9), ("#a5754a", "^", 9), ("#c9629b", "v", 9), (INK, "P", 9))
 WORDS = {"time": "estimated time", "flops": "FLOPs"}
@@ -97,6 +100,20 @@ def chart_drift(
     return target
 
 
+def legible(svg: str) -> str:
+    """A chart in `INK` whose letters are darker on light ground, and lighter where dark is preferred.
+
+    A viewer without CSS shows them as they are.
+    """
+    paint = PAINTS["muted"]
+    style = (
+        f"<style>svg{{color-scheme:light dark}}{LETTERS}{{fill:{paint.light}!important}}"
+        f"@media screen and (prefers-color-scheme:dark){{{LETTERS}{{fill:{paint.dark}!important}}}}</style>"
+    )
+    drawn, end, rest = svg.rpartition("</svg>")
+    return f"{drawn}{style}\n{end}{rest}"
+
+
 def _saved(figure: Figure, title: str, form: str) -> bytes:
     written = io.BytesIO()
     metadata = {"Date": None, "Title": title} if form == ".svg" else {"Title": title}
@@ -170,4 +187,4 @@ def _place(plan: Plan) -> str:
 def _described(svg: bytes, description: str) -> bytes:
     """The SVG with a description after its title, and told to screen readers as one picture."""
     text = svg.decode().replace("</title>", f"</title>\n <desc>{escape(description)}</desc>", 1)
-    return text.replace("<svg ", '<svg role="img" lang="en" ', 1).encode()
+    return legible(text.replace("<svg ", '<svg role="img" lang="en" ', 1)).encode()

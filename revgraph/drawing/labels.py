@@ -24,7 +24,7 @@ def node_lines(subject: Subject) -> Mapping[str, tuple[Line, ...]]:
     stages = stage_names(subject.full)
     lines: dict[str, tuple[Line, ...]] = {}
     for node in subject.graph.nodes:
-        expression = node.expression
+        expression = node.computes
         if node.name in stems:
             expression = re.sub(re.escape(stems[node.name]) + r"\d+", stems[node.name] + "*", expression)
         if node.name in stages:
@@ -77,7 +77,7 @@ def node_text(subject: Subject, node: Node) -> str:
         if plan.results.get(node.name):
             parts.append(f"keeps of its function: {kept_results(plan, node)}")
     if node.expression:
-        parts.append(f"computes {node.expression}")
+        parts.append(f"computes {node.computes}")
     if node.cost.saved_bytes:
         parts.append(f"internals {human_bytes(node.cost.saved_bytes)}")
     for name in node.outputs:

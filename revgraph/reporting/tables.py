@@ -96,7 +96,7 @@ def _of_graph(graph: Graph) -> Report:
         (
             node.name,
             node.kind,
-            node.expression,
+            node.computes,
             ", ".join("x".join(map(str, graph.value[name].shape)) or "scalar" for name in node.outputs),
             human_bytes(node.cost.saved_bytes),
         )

@@ -7,6 +7,8 @@ metrics and the checkpoint.
 from __future__ import annotations
 
 import argparse
+import copy
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +17,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
+from torch.nn import functional
 
 import revgraph as rg
 from revgraph.planning.plans import human_bytes
@@ -59,15 +63,22 @@ def _run(out: Path, console: Console) -> int:
         f"RevNet-38, {weights:,} parameters; digits, {len(data.train):,} images and {len(data.test)} to test"
     )
     console.print(net.plan.summary(), soft_wrap=True, markup=False)
+    with console.status("timing a step"):
+        batch = Batches(data, RECIPE.batch, RECIPE.seed).draw()
+        estimate = _duration(RECIPE.steps * _step_seconds(net, *batch))
+    console.print(f"This takes {estimate} on this machine: {RECIPE.steps} steps, a test, and measuring.")
     with Bar(console) as bar:
-        result = fit(net, data, RECIPE, out, overwrite=True, evaluate_every=100, save_every=100, watch=bar)
+        # Before the learning rate falls, BatchNorm's averages lag behind the weights, and a test would say
+        # more about that than about what was learned. So there is one, at the end.
+        result = fit(
+            net, data, RECIPE, out, overwrite=True, evaluate_every=RECIPE.steps, save_every=100, watch=bar
+        )
     if result.interrupted or result.test is None:
         stop = f"Interrupted after step {result.step} of {result.steps}, and saved in {out}."
         console.print(stop, markup=False, soft_wrap=True)
         return 130
     with console.status("measuring") as status:
-        images, _ = Batches(data, RECIPE.batch, RECIPE.seed).draw()
-        comparison = compare(net, images, progress=status.update)
+        comparison = compare(net, batch[0], progress=status.update)
         picture = out / "plan.svg"
         rg.draw(net.plan, picture)
     console.print(_table(comparison))
@@ -75,6 +86,26 @@ def _run(out: Path, console: Console) -> int:
     for name, path in (("plan", picture), ("metrics", out / CSV), ("checkpoint", result.checkpoint.folder)):
         console.print(f"{name + ':':<11} {path}", markup=False, soft_wrap=True)
     return _verdict(result, time.perf_counter() - began, console)
+
+
+def _step_seconds(net: rg.ReversibleModule, images: Tensor, labels: Tensor) -> float:
+    """Seconds of a training step, the second one, on a copy: the net stays as it is."""
+    copied = copy.deepcopy(net).train()
+    began = 0.0
+    for _ in range(2):
+        began = time.perf_counter()
+        functional.cross_entropy(copied(images), labels).backward()
+    return time.perf_counter() - began
+
+
+def _duration(seconds: float) -> str:
+    """Seconds in words, rounded up.
+
+    >>> _duration(20), _duration(61)
+    ('less than a minute', 'about 2 minutes')
+    """
+    minutes = math.ceil(seconds / 60)
+    return "less than a minute" if minutes < 2 else f"about {minutes} minutes"
 
 
 def _table(comparison: Comparison) -> Table:

@@ -30,6 +30,7 @@ STOPPING = "saving after this step, Ctrl-C again aborts at once"
 class Bar:
     """A watch that draws a progress bar, and prints a line for each evaluation.
 
+    Loss, accuracy and speed are means over about the last ten steps: those of one small batch jump about.
     Where the console is no terminal, it prints a line for each evaluation and at least every 30 seconds.
     `samples` is what the run's samples are called.
     """
@@ -51,7 +52,7 @@ class Bar:
         )
         self._steps: TaskID | None = None
         self._total = 0
-        self._speed: float | None = None
+        self._means: list[float] = []
         self._printed = time.monotonic()
 
     def __enter__(self) -> Bar:
@@ -72,9 +73,11 @@ class Bar:
     def stepped(self, row: Row) -> None:
         assert self._steps is not None
         self._phase.text = "training" if self._phase.text != STOPPING else STOPPING
-        speed = row.samples_per_second
-        self._speed = speed if self._speed is None else self._speed + SMOOTHING * (speed - self._speed)
-        figures = f"loss {row.loss:.4f}  accuracy {row.accuracy:6.1%}  {self._speed:,.0f} {self._samples}/s"
+        new = [row.loss, row.accuracy, row.samples_per_second]
+        old = self._means or new
+        self._means = [one + SMOOTHING * (two - one) for one, two in zip(old, new, strict=True)]
+        loss, accuracy, speed = self._means
+        figures = f"loss {loss:.4f}  accuracy {accuracy:6.1%}  {speed:,.0f} {self._samples}/s"
         self._progress.update(self._steps, completed=row.step, figures=figures)
         overdue = not self._console.is_terminal and time.monotonic() - self._printed > QUIET_SECONDS
         if row.test_accuracy is not None or overdue:

@@ -14,10 +14,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FOUND = next((path for name in NAMES if (path := shutil.which(name))), None)
+# Gives a page `legibility.faint()` and `legibility.wide()`: what of it cannot be read, and what is too wide.
+LEGIBILITY = (Path(__file__).parent / "legibility.js").read_text(encoding="utf-8")
 # The browser reads commands from file descriptor 3 and answers on 4.
 LAUNCHER = """\
 import fcntl, os, sys
@@ -56,11 +59,23 @@ class Page:
         """Load a page, as someone who prefers light or dark sees it."""
         self.requests.clear()
         self.errors.clear()
+        self.prefer(scheme)
+        self.resize(size)
+        self.call("Page.navigate", url=url)
+        self.browser.until(lambda event: event.get("method") == "Page.loadEventFired")
+
+    def prefer(self, scheme: str) -> None:
+        """See the page as someone who prefers light or dark."""
         features = [
             {"name": "prefers-color-scheme", "value": scheme},
             {"name": "prefers-reduced-motion", "value": "reduce"},  # scrolling is over at once
         ]
         self.call("Emulation.setEmulatedMedia", features=features)
+        # Scripts of the page hear of it before the next frame.
+        self.run("new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
+
+    def resize(self, size: tuple[int, int]) -> None:
+        """See the page in a window so many pixels wide and high."""
         width, height = size
         self.call(
             "Emulation.setDeviceMetricsOverride",
@@ -69,8 +84,6 @@ class Page:
             deviceScaleFactor=1,
             mobile=False,
         )
-        self.call("Page.navigate", url=url)
-        self.browser.until(lambda event: event.get("method") == "Page.loadEventFired")
 
     def run(self, expression: str) -> Any:
         """The value of a JavaScript expression."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from browser.chromium import FOUND, Page, browsing
+from browser.chromium import FOUND, LEGIBILITY, Page, browsing
 from torch import Tensor, nn
 
 import revgraph as rg
@@ -315,6 +315,19 @@ def test_values_that_are_not_held_can_be_read(page: Page, url: str, plan: rg.Pla
             assert (bright + 0.05) / (dark + 0.05) >= 4.5
             assert opacity == "1" and dashes != "none"
             assert text.strip().startswith("stored")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_at_every_step(page: Page, url: str, plan: rg.Plan, scheme: str) -> None:
+    page.open(url, scheme)
+    page.run(LEGIBILITY)
+    for index in range(len(rg.simulate(plan))):
+        assert page.run("legibility.faint()") == [], f"step {index + 1}"
+        page.press("ArrowRight")
+    find(page, next(iter(plan.decisions)))
+    assert page.run("legibility.faint()") == []
+    page.press("?")
+    assert page.run("legibility.faint()") == []
 
 
 def test_the_headline_is_beside_ordinary_training(page: Page, url: str, plan: rg.Plan) -> None:

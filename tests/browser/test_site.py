@@ -7,18 +7,34 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from browser.chromium import FOUND, Page, browsing
+from browser.chromium import FOUND, LEGIBILITY, Page, browsing
 
 ROOT = Path(__file__).parents[2]
 browser = pytest.mark.skipif(FOUND is None, reason="no Chromium is installed")
-# Of these, whose pictures are drawn on the spot or follow the reader's scheme, both schemes are opened.
-IN_BOTH = ("tutorials", "pictures", "gallery", "flows", "index")
+# Names in white on circles in mid-tones, 3.3:1 and 3.8:1, a drawing of the tutorial's own.
+ON_MID_TONES = "tutorials/01_backprop_on_a_graph/graph.svg"
+WIDE, NARROW = (1400, 900), (400, 900)
+# Pictures that cannot be seen, the number of equations, and those that came out too small. What loads only
+# when it is seen is loaded.
+CONTENTS = """\
+Promise.all([...document.querySelectorAll('article img')].map(async each => {
+    each.loading = 'eager';
+    try { await each.decode(); } catch { return each.src; }
+    const box = each.getBoundingClientRect();
+    return each.naturalWidth && box.width > 20 && box.height > 20 ? null : each.src;
+})).then(found => {
+    const equations = [...document.querySelectorAll('math')];
+    const small = equations.filter(each => each.getBoundingClientRect().height < 6);
+    return [found.filter(Boolean), equations.length, small.map(each => each.textContent)];
+})
+"""
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +85,14 @@ def reports(site: Path) -> list[Path]:
     return sorted(each for each in site.rglob("*.html") if made in each.read_text(encoding="utf-8"))
 
 
+def test_every_picture_is_described(site: Path) -> None:
+    for each in pages(site):
+        silent = [
+            tag for tag in re.findall(r"<img[^>]*>", each.read_text()) if not re.search(r'alt="?[^" >]', tag)
+        ]
+        assert silent == [], each.name
+
+
 def test_nothing_on_a_page_is_of_another_host(site: Path) -> None:
     for each in site.rglob("*.html"):
         text = each.read_text()
@@ -78,49 +102,71 @@ def test_nothing_on_a_page_is_of_another_host(site: Path) -> None:
         assert 'class="mermaid"' not in text, f"{each.name}: the theme would load mermaid from another host"
 
 
-@browser
-def test_pages_open_without_errors(site: Path, origin: str, page: Page) -> None:
-    for each in pages(site):
-        schemes = ("light", "dark") if {each.stem, *each.parts} & set(IN_BOTH) else ("light",)
-        for scheme in schemes:
-            page.open(origin + each.relative_to(site).as_posix(), scheme)
-            place = f"{each.relative_to(site)} in {scheme}"
-            outside = [url for url in page.requests if not url.startswith((origin, "data:", "blob:"))]
-            assert outside == [], place
-            assert page.errors == [], place
+@dataclass
+class Visit:
+    """What was found on a page, a report or a picture by itself, whose folded parts were opened."""
+
+    outside: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    equations: int = 0
+    small: list[str] = field(default_factory=list)
+    faint: list[str] = field(default_factory=list)
+    wide: list[str] = field(default_factory=list)
 
 
-@browser
-def test_pictures_are_seen_and_equations_are_set(site: Path, page: Page) -> None:
-    equations = 0
-    for each in pages(site):
-        page.open(each.as_uri())
-        # What is folded away is opened, and what loads only when it is seen is loaded.
+@pytest.fixture(scope="module")
+def visits(site: Path, origin: str, page: Page) -> dict[str, Visit]:
+    """All that the site has, each loaded once, and seen wide and narrow, in light and in dark."""
+    found: dict[str, Visit] = {}
+    for path in sorted(each for each in site.rglob("*") if each.suffix in (".html", ".svg")):
+        name = path.relative_to(site).as_posix()
+        visit = found[name] = Visit()
+        page.open(origin + name, "light", WIDE)
+        page.run(LEGIBILITY)
         page.run("document.querySelectorAll('details').forEach(each => each.open = true)")
-        broken = page.run(
-            "Promise.all([...document.querySelectorAll('article img')].map("
-            "async each => { each.loading = 'eager';"
-            "try { await each.decode(); } catch { return each.src; }"
-            "const box = each.getBoundingClientRect();"
-            "return each.naturalWidth && box.width > 20 && box.height > 20 ? null : each.src; }))"
-            ".then(found => found.filter(Boolean))"
-        )
-        assert broken == [], each.name
-        small = page.run(
-            "[...document.querySelectorAll('math')].filter(each => each.getBoundingClientRect().height < 6)"
-            ".map(each => each.textContent)"
-        )
-        assert small == [], each.name
-        equations += page.run("document.querySelectorAll('math').length")
-    assert equations > 20
+        for scheme in ("light", "dark"):
+            page.prefer(scheme)
+            for size in (WIDE, NARROW) if path.suffix == ".html" else (WIDE,):
+                page.resize(size)
+                faint, wide = page.run("[legibility.faint(), legibility.wide()]")
+                place = f", in {scheme} at {size[0]}"
+                visit.faint += [line + place for line in faint]
+                visit.wide += [line + place for line in wide]
+        visit.broken, visit.equations, visit.small = page.run(CONTENTS)
+        if path.suffix == ".svg":
+            continue  # by itself it has no icon, and the browser asks for one
+        visit.outside = [url for url in page.requests if not url.startswith((origin, "data:", "blob:"))]
+        visit.errors = list(page.errors)
+    return found
+
+
+def told(problems: Mapping[str, Sequence[object]]) -> str:
+    """What is wrong with each page, if anything is, line by line."""
+    return "\n".join(f"{name}: {each}" for name, found in problems.items() for each in found)
 
 
 @browser
-def test_every_picture_is_described(site: Path, page: Page) -> None:
-    for each in pages(site):
-        page.open(each.as_uri())
-        silent = page.run("[...document.images].filter(each => !each.alt).map(each => each.src)")
-        assert silent == [], each.name
+def test_pages_open_without_errors(visits: dict[str, Visit]) -> None:
+    assert told({name: visit.outside for name, visit in visits.items()}) == ""
+    assert told({name: visit.errors for name, visit in visits.items()}) == ""
+
+
+@browser
+def test_pictures_are_seen_and_equations_are_set(visits: dict[str, Visit]) -> None:
+    assert told({name: visit.broken for name, visit in visits.items()}) == ""
+    assert told({name: visit.small for name, visit in visits.items()}) == ""
+    assert sum(visit.equations for visit in visits.values()) > 20
+
+
+@browser
+def test_text_can_be_read_on_its_ground(visits: dict[str, Visit]) -> None:
+    assert told({name: visit.faint for name, visit in visits.items() if name != ON_MID_TONES}) == ""
+
+
+@browser
+def test_nothing_is_wider_than_the_window(visits: dict[str, Visit]) -> None:
+    assert told({name: visit.wide for name, visit in visits.items()}) == ""
 
 
 @browser
@@ -134,27 +180,6 @@ def test_reports_of_the_site_can_be_stepped_through(site: Path, page: Page) -> N
         page.press("ArrowRight")
         assert page.run("document.getElementById('step').value") == "1"
         assert page.errors == []
-
-
-@browser
-@pytest.mark.parametrize("width", [400, 1400])
-def test_nothing_runs_out_of_a_tutorial(site: Path, page: Page, width: int) -> None:
-    for each in sorted((site / "tutorials").glob("*.html")):
-        page.open(each.as_uri(), size=(width, 900))
-        page.run("document.querySelectorAll('details').forEach(each => each.open = true)")
-        # What scrolls by itself may be wider inside.
-        outside = page.run(
-            "(() => { const room = document.documentElement.clientWidth; const scrolls = each => {"
-            "for (let at = each.parentElement; at; at = at.parentElement)"
-            "if (getComputedStyle(at).overflowX != 'visible') return true; return false; };"
-            "return [...document.querySelectorAll('article *')].filter(each =>"
-            "each.getBoundingClientRect().right > room + 1 && !scrolls(each))"
-            ".map(each => each.tagName + ' ' + each.textContent.slice(0, 40)); })()"
-        )
-        assert outside == [], each.name
-        assert page.run("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), (
-            each.name
-        )
 
 
 @browser
@@ -183,3 +208,91 @@ def test_every_tutorial_can_be_downloaded_as_a_notebook(site: Path) -> None:
         (link,) = re.findall(r"<a ([^>]*)>Download as notebook", each.read_text())
         assert set(link.split()) == {f'{name}="{each.stem}.ipynb"' for name in ("href", "download")}
         assert json.loads(each.with_suffix(".ipynb").read_text())["nbformat"] == 4
+
+
+@browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_site_follows_the_system_at_later_visits_too(origin: str, page: Page, scheme: str) -> None:
+    """The theme notes in the browser what it chose; a page that is open follows at once."""
+    other = "light" if scheme == "dark" else "dark"
+    ground = "getComputedStyle(document.body).backgroundColor"
+    page.open(origin + "start.html", other)
+    before = page.run(ground)
+    page.prefer(scheme)
+    after = page.run(ground)
+    page.open(origin + "index.html", scheme)
+    assert before != after == page.run(ground)
+
+
+@browser
+@pytest.mark.parametrize(
+    ("style", "faint", "wide"),
+    [
+        ("color: #888", ["3.54"], 0),
+        ("color: #777; font-size: 24px", [], 0),
+        ("opacity: 0.5; color: #000", ["3.98"], 0),
+        ("width: 500px", [], 500),
+        ("width: 500px; overflow-x: auto; position: absolute; left: 0", [], 500),
+    ],
+)
+def test_what_cannot_be_read_is_found(page: Page, style: str, faint: list[str], wide: int) -> None:
+    page.open(
+        f"data:text/html,<body style='margin: 0'><p style='{style.replace('#', '%23')}'>words",
+        size=(400, 900),
+    )
+    page.run(LEGIBILITY)
+    assert [each.partition(" ")[0] for each in page.run("legibility.faint()")] == faint
+    assert bool(page.run("legibility.wide()")) == bool(wide)
+
+
+def test_what_is_asked_most_is_one_click_from_the_start_page(site: Path) -> None:
+    start = (site / "index.html").read_text(encoding="utf-8")
+    asked = start[start.index('<div class="asked"') : start.index('id="three-doors"')]
+    links = re.findall(r'<a href="([^"]+)">(.*?)</a>', asked)
+    said = " ".join(text for _, text in links)
+    assert len(links) == 9
+    for word in (
+        "RevNet-110",
+        "BatchNorm",
+        "coupling",
+        "500 MiB",
+        "Hugging Face",
+        "Lightning",
+        "data",
+        "GPU",
+    ):
+        assert word in said
+    for link, text in links:
+        name, _, anchor = link.partition("#")
+        answer = (site / name).read_text(encoding="utf-8")
+        assert not anchor or f'id="{anchor}"' in answer, text
+
+
+@browser
+def test_the_stepper_works_on_the_start_page(origin: str, page: Page) -> None:
+    page.open(origin + "index.html")
+    ready = page.run(
+        "new Promise(done => { const frame = document.querySelector('iframe.stepper');"
+        "const inside = () => frame.contentDocument?.getElementById('step');"
+        "const look = () => inside() ? done(true) : setTimeout(look, 20);"
+        "frame.scrollIntoView({block: 'center'}); look(); })"
+    )
+    assert ready
+    seen = (
+        "(() => { const inside = document.querySelector('iframe.stepper').contentDocument;"
+        "const cursors = [...inside.querySelectorAll('.cursor')].map(each => Number(each.getAttribute('x')));"
+        "return [Number(inside.getElementById('step').value), inside.getElementById('what').textContent,"
+        "inside.querySelector('g.here')?.dataset.node ?? null, cursors]; })()"
+    )
+    page.click("iframe.stepper")  # so that its keys are the stepper's
+    start, told, _, places = page.run(seen)
+    page.press("ArrowRight")
+    step, now, node, cursors = page.run(seen)
+    assert step == start + 1
+    assert now != told and node in now
+    assert len(cursors) == 2 and all(new > old for new, old in zip(cursors, places, strict=True))
+    page.press("ArrowLeft")
+    assert page.run(seen)[:2] == [start, told]
+    page.resize(NARROW)
+    assert page.run("document.querySelector('iframe.stepper').getBoundingClientRect().right") <= NARROW[0]
+    assert page.errors == []

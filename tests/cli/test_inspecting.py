@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import revgraph as rg
+from revgraph.cli import shipped
 from revgraph.reporting import report
 
 Run = Callable[..., Any]
+ROOT = Path(__file__).parents[2]
 
 
 def test_list_shows_the_shipped_networks_with_their_parameters(revgraph: Run) -> None:
@@ -29,6 +33,17 @@ def test_list_shows_what_can_be_set(revgraph: Run) -> None:
 def test_list_as_json(revgraph: Run) -> None:
     found = {item["name"]: item["parameters"] for item in revgraph("list", "--json").json}
     assert found["revnet-38"] == 464_890 and found["resnet-32"] == 464_154
+
+
+def test_the_list_is_of_the_networks_as_they_are() -> None:
+    """If not, `make gallery` writes it anew."""
+    assert shipped.networks() == shipped.counted()
+
+
+def test_list_takes_no_torch() -> None:
+    code = "import sys; from revgraph.cli.inspecting import list_; list_(); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_show_prints_the_graph(revgraph: Run, tiny: Path) -> None:

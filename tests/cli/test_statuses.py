@@ -84,6 +84,7 @@ def test_help_is_complete(revgraph: Run, command: str) -> None:
         if line.startswith("  -"):
             described = len(line.split("  ")) > 2 or lines[index + 1].startswith("      ")
             assert described, f"{line!r} has no help"
+    assert not [line for line in lines if line.endswith("...") and line != lines[0]]
     if command:
         assert "--json" in answer.out
 

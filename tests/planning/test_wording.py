@@ -153,6 +153,13 @@ def test_couplings_are_called_by_their_laws() -> None:
     kinds = [kind_of(node) for node in graph.nodes if node.kind == "coupling"]
     assert kinds == ["turn", "affine", "difference", "affine"]
     assert "(+)" not in str(rg.decide(graph, {}))
+    printed = str(graph)
+    assert "(+)" not in printed
+    assert " (turn) " in printed and " (difference) " in printed and printed.count(" (affine) ") == 2
+    assert (
+        str(rg.trace(rg.Additive(nn.Linear(3, 3), nn.Linear(3, 3)), *torch.randn(2, 4, 3)).graph).count("(+)")
+        == 2
+    )
     assert rg.Graph.from_json(graph.to_json()) == graph
 
 

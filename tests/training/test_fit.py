@@ -333,6 +333,16 @@ def test_evaluation_is_exact_and_leaves_the_mode(tiny: Make, few: Data) -> None:
     assert whole.accuracy == parts.accuracy and whole.loss == pytest.approx(parts.loss, rel=1e-5)
 
 
+def test_bar_shows_means_over_steps(tiny: Make, few: Data, tmp_path: Path) -> None:
+    text = io.StringIO()
+    with Bar(Console(file=text, width=140)) as bar:
+        train(tiny(), few, tmp_path, watch=bar)
+    mean = None
+    for row in read_rows(tmp_path)[:5]:
+        mean = row.loss if mean is None else 0.9 * mean + 0.1 * row.loss
+    assert f"step 5 of 8  loss {mean:.4f}" in text.getvalue()
+
+
 def test_bar_shows_figures_on_a_terminal_and_lines_elsewhere(tiny: Make, few: Data, tmp_path: Path) -> None:
     for terminal in (True, False):
         text = io.StringIO()
