@@ -50,7 +50,7 @@ def test_wheel_has_the_version_of_the_package(wheel: Path) -> None:
 def test_wheel_carries_the_package_its_specs_and_its_types(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "revgraph/py.typed" in names
-    shipped = {f"revgraph/models/{path.name}" for path in (ROOT / "revgraph/models").glob("*.yaml")}
+    shipped = {f"revgraph/models/{path.name}" for path in (ROOT / "revgraph/models").glob("*.*")}
     assert "revgraph/models/revnet-38.yaml" in shipped
     assert shipped <= set(names)
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "revgraph").rglob("*.py")}
