@@ -180,7 +180,7 @@ with chart(
         graph, places, edge_color="#808080", node_size=900, arrowsize=14, ax=axes
     )
     nx.draw_networkx_labels(
-        graph, places, labels, font_color="white", font_size=11, ax=axes
+        graph, places, labels, font_color="black", font_size=11, ax=axes
     )
     axes.axis("off")
 
