@@ -28,8 +28,9 @@ demo: $(READY)
 demo-text: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.language_model
 
+# Tests of one file run in one process, so that what they share is made once.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff format --check .

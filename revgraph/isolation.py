@@ -371,7 +371,8 @@ def _generator(value: Any) -> Callable[[], Any] | None:
     if isinstance(value, torch.Generator):
         return partial(value.set_state, value.get_state())
     if isinstance(value, random.Random):
-        return partial(value.setstate, value.getstate())
+        # The system's has no state.
+        return None if isinstance(value, random.SystemRandom) else partial(value.setstate, value.getstate())
     numpy = sys.modules.get("numpy.random")
     if numpy is None or not isinstance(value, (numpy.Generator, numpy.RandomState, numpy.BitGenerator)):
         return None

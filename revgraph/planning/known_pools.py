@@ -49,10 +49,16 @@ def known(graph: Graph, key: Hashable) -> Fronts | None:
 
 
 def note(graph: Graph, key: Hashable, pool: Pool) -> Fronts:
-    """What the pool found, which is known from now on. Of the graph its nodes and values are held."""
+    """What the pool found, which is known from now on of a graph with these nodes, values and costs."""
     fronts = Fronts(pool.every, pool.once)
-    _known.append(_Known(key, replace(graph), fronts))
+    _known.append(_Known(key, _copied(graph), fronts))
     return fronts
+
+
+def _copied(graph: Graph) -> Graph:
+    """The graph as it is now: courses stand in dictionaries, which may be changed later."""
+    nodes = (replace(node, cost=replace(node.cost, courses=dict(node.cost.courses))) for node in graph.nodes)
+    return replace(graph, nodes=tuple(nodes))
 
 
 def forget() -> None:

@@ -89,19 +89,21 @@ class Evaluator:
         given: list[Any],
     ) -> Hashable | None:
         """What the shapes of a call's results hang on; None where that is not known."""
-        if self.fake_mode is None:
+        tensors = [leaf for leaf in given if isinstance(leaf, Tensor)]
+        if self.fake_mode is None or any(leaf.is_conj() or leaf.is_neg() for leaf in tensors):
             return None
         if module is not None:
             return look_of(module), repr(sorted(kwargs)), tuple([form_of(leaf) for leaf in given])
+        # Without a tensor among the arguments the default device says where the result is.
         if kind == "call_method":
             if not (args and type(args[0]) is FakeTensor):
                 return None
-        elif kind != "call_function" or type(target) is not BuiltinFunctionType:
+        elif kind != "call_function" or type(target) is not BuiltinFunctionType or not tensors:
             return None
         for leaf in given:  # a number that is known is known of what is computed of it, too
             if leaf.constant is not None if type(leaf) is FakeTensor else not isinstance(leaf, PLAIN):
                 return None
-        return kind, target, _form(args), _form(kwargs)
+        return kind, target, _form(args), _form(kwargs), torch.get_default_dtype()
 
     def _fresh(self, form: _ResultForm) -> Tensor:
         empty = torch.empty_strided(form.shape, form.stride, dtype=form.dtype, device="meta")
@@ -128,6 +130,8 @@ def _is_simple(result: Any, inputs: set[int]) -> bool:
     """Whether a result is made of new tensors, each with memory of its own, and nothing else."""
     found = leaves(result)
     if not found or not all(isinstance(leaf, Tensor) and leaf.layout == torch.strided for leaf in found):
+        return False
+    if any(leaf.requires_grad or leaf.is_conj() or leaf.is_neg() for leaf in found):
         return False
     keys = {memory_key(leaf) for leaf in found}
     dense = all(bytes_of(leaf) == leaf.numel() * leaf.element_size() for leaf in found)

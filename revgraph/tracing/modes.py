@@ -22,11 +22,12 @@ GRADIENT_MODE = GradientMode()
 
 
 def modes() -> tuple[Any, ...]:
-    """Whether gradients, inference mode and autocast are on."""
+    """Whether gradients, inference mode and autocast are on, and the default dtype."""
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         *(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")),
+        torch.get_default_dtype(),
     )
 
 

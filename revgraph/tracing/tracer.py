@@ -453,7 +453,9 @@ class Tracer(fx.Tracer):
         self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None
     ) -> FakeProxy:
         if modes() != self.mode:
-            raise Untraceable("the gradient mode or autocast is changed inside the forward")
+            raise Untraceable(
+                "the gradient mode, autocast or the default dtype is changed inside the forward"
+            )
         if kind == "placeholder":
             return self._record(kind, target, args, kwargs, name, None)
         if target is operator.setitem and stands_for_tensor(args[0]):

@@ -156,6 +156,20 @@ class Clock:
         return self.ticks
 
 
+def _with_a_number_waiting() -> np.random.RandomState:
+    """Normal numbers come in pairs."""
+    source = np.random.RandomState(1)
+    source.randn()
+    return source
+
+
+SOURCE = np.random.default_rng(1)
+
+
+def _drawing(source: np.random.Generator) -> Any:
+    return lambda self: source.normal()
+
+
 DRAWS: dict[str, tuple[Any, Any]] = {
     "torch": (None, lambda self: torch.rand(4).double()),
     "python": (None, lambda self: random.random()),
@@ -164,6 +178,15 @@ DRAWS: dict[str, tuple[Any, Any]] = {
     "python generator": (random.Random, lambda self: self.source.random()),
     "numpy generator": (np.random.default_rng, lambda self: self.source.random()),
     "numpy state": (np.random.RandomState, lambda self: self.source.rand()),
+    "generator in a list": (lambda: [np.random.default_rng(1)], lambda self: self.source[0].normal()),
+    "generator in a dictionary": (lambda: {"a": random.Random(1)}, lambda self: self.source["a"].random()),
+    "method of python's": (lambda: random.Random(1).random, lambda self: self.source()),
+    "method of numpy's": (lambda: np.random.default_rng(1).random, lambda self: self.source()),
+    "method of numpy's state": (lambda: np.random.RandomState(1).rand, lambda self: self.source()),
+    "number that waits": (_with_a_number_waiting, lambda self: self.source.randn()),
+    "default value": (None, lambda self, source=SOURCE: source.normal()),
+    "free variable": (None, _drawing(SOURCE)),
+    "system": (random.SystemRandom, lambda self: self.source.random()),
     "iterator": (itertools.count, lambda self: next(self.source)),
     "clock": (lambda: time.perf_counter, lambda self: self.source()),
     "counter": (Clock, lambda self: self.source.now()),
@@ -190,7 +213,10 @@ class Draws(nn.Module):
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("kind", [kind for kind in DRAWS if kind != "torch"])
 def test_a_draw_in_the_models_own_forward_is_refused_by_name(kind: str, before: bool) -> None:
-    with pytest.raises(rg.TraceError, match=r"drawn from|reads a clock|reads the iterator|changes model"):
+    with pytest.raises(
+        rg.TraceError,
+        match=r"drawn from|numbers from the system|reads a clock|reads the iterator|changes model",
+    ):
         rg.trace(Draws(kind, before), randn(3, 4))
 
 

@@ -99,7 +99,10 @@ def main() -> int:
     """Run the tests, write the page, and give pytest's exit status."""
     os.chdir(ROOT)
     results = Results()
-    status = pytest.main(["-q", "-n", PROCESSES, *(f"tests/{name}" for name in names())], plugins=[results])
+    status = pytest.main(
+        ["-q", "-n", PROCESSES, "--dist", "loadfile", *(f"tests/{name}" for name in names())],
+        plugins=[results],
+    )
     PAGE.write_text(text(results), encoding="utf-8")
     return int(status)
 

@@ -190,6 +190,20 @@ PROMISES = (
         ("trust/test_compiling.py",),
     ),
     Promise(
+        "A step of `rg.compile` gives plain autograd's gradients under any plan, writes buffers once and "
+        'draws random numbers once, with backend "aot" those of the net itself',
+        (
+            "compiling/test_compiled_steps.py",
+            "compiling/test_dynamic.py",
+            "compiling/test_inductor.py",
+            "compiling/test_side_effects.py::test_an_operator_of_ones_own_that_writes_a_buffer_writes_it_once",
+        ),
+    ),
+    Promise(
+        "A compiled step holds the bytes that its plan foresees, and no more in deeper nets",
+        ("compiling/test_compiled_memory.py",),
+    ),
+    Promise(
         "`torch.func` (grad, vjp, jvp, vmap, Jacobians) and forward-mode derivatives of a whole "
         "net are right; "
         "under them nothing is dropped",
@@ -396,6 +410,15 @@ FAULTS = (
         "Two threads train one net, changing over every ten microseconds",
         "Gradients, BatchNorm's counts and dropout's masks as in one thread",
         ("trust/test_threads.py",),
+    ),
+    Fault(
+        "`rg.compile` meets a function that the compiler cannot read, a sharded net, or no compiler",
+        "The engine runs that step and a warning says why; without a compiler an error that says what to do",
+        (
+            "compiling/test_side_effects.py::test_what_the_compiler_cannot_read_runs_on_the_engine_and_says_why",
+            "compiling/test_side_effects.py::test_sharded_nets_run_on_the_engine",
+            "compiling/test_side_effects.py::test_a_missing_compiler_is_an_error",
+        ),
     ),
     Fault(
         "The whole net is compiled with `fullgraph=True`",

@@ -43,7 +43,7 @@ from revgraph.tracing.guards.fixed_values import (
     version_of,
 )
 from revgraph.tracing.guards.guards import Forms, Guards
-from revgraph.tracing.guards.random_sources import is_clock, is_random_source
+from revgraph.tracing.guards.random_sources import is_clock, source_behind
 from revgraph.tracing.guards.settings import Setting, Settings, setting_of
 from revgraph.tracing.guards.torch_state import TORCH_STATE, call_text
 from revgraph.tracing.modes import GRADIENT_MODE, modes
@@ -307,19 +307,20 @@ class AttributeReads:
         kind = type(value)
         if callable(value) and is_clock(value):
             raise Untraceable(f"it reads a clock, {path}, which a graph would read only once")
-        if is_random_source(value):
-            self.random_source(path, value)
+        source = source_behind(value)
+        if source is not None:
+            self.random_source(path, source)
         elif hasattr(kind, "__next__"):
             raise Untraceable(f"it reads the iterator {path}, which a graph would ask only once")
         elif id(value) in self._objects or id(value) in self.paths:
             return
         elif issubclass(kind, CONTAINERS):
-            if not any(issubclass(type(each), HOLDERS) or _has_attributes(each) for each in _items(value)):
+            held = [each for each in _items(value) if _holds(each)]
+            if not held:
                 return
             self._objects[id(value)] = value, path, outside
-            for each in _items(value):
-                if issubclass(type(each), HOLDERS) or _has_attributes(each):
-                    self._look_into(each, f"{path}[...]", outside)
+            for each in held:
+                self._look_into(each, f"{path}[...]", outside)
         elif issubclass(kind, weakref.ref):
             self._look_into(value(), f"{path}()", True)  # copies refer to the same object
         elif _has_attributes(value):
@@ -373,6 +374,11 @@ def _is_computed(owner: Any, name: str) -> bool:
 
 def _items(container: Any) -> list[Any]:
     return [*(container.values() if isinstance(container, dict) else container)]
+
+
+def _holds(value: Any) -> bool:
+    """Whether something in a container is to be looked into."""
+    return issubclass(type(value), HOLDERS) or _has_attributes(value) or source_behind(value) is not None
 
 
 def _has_attributes(value: Any) -> bool:

@@ -28,7 +28,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from revgraph.isolation import HEAP_TYPE
 from revgraph.tracing.guards.attribute_reads import AttributeReads
 from revgraph.tracing.guards.fixed_values import CONTAINERS, ENVIRONMENT, MISSING, Cell, same, snapshot
-from revgraph.tracing.guards.random_sources import CLOCKS, DATES, is_clock
+from revgraph.tracing.guards.random_sources import CLOCKS, DATES, is_clock, source_behind
 from revgraph.tracing.guards.torch_state import ASKS_AUTOCAST, GETTERS
 from revgraph.tracing.proxies import AsksIdentity, FakeProxy, Untraceable, is_proxy, is_tensor
 from revgraph.tracing.user_code import Chain, CodeFacts, facts_of, is_users, may_compare
@@ -168,6 +168,10 @@ class CallWatch:
                 raise Untraceable(f"it assigns the free variable {name!r}, which a graph would not")
         if facts.free or code.co_argcount or code.co_kwonlyargcount:
             self._entered.setdefault(code, self._taken(frame, facts))
+            for name, value in frame.f_locals.items():
+                source = None if is_proxy(value) else source_behind(value)
+                if source is not None:
+                    self.reads.random_source(f"{name} of {code.co_name}", source)
         if facts.comparisons:
             self._check_identities(frame)
 

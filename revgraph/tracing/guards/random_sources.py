@@ -9,6 +9,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator
+from types import MethodType
 from typing import Any
 
 import torch
@@ -30,8 +31,8 @@ class RandomSources:
     def add(self, name: str, source: Any) -> None:
         """Watch another generator from now on."""
         if all(each is not source for each in self._held.values()):
-            self._held[name] = source
             self._states[name] = _state_of(source)
+            self._held[name] = source
 
     def settle(self) -> None:
         """Take the states of now: what was drawn until now was drawn by the graph's own calls."""
@@ -72,6 +73,7 @@ PYTHONS: random.Random = random.random.__self__
 MERSENNE_BYTES = 625 * 4
 # What tells something else each time it is called.
 BUILTIN = type(time.time)
+METHODS = (BUILTIN, MethodType)
 SILENT = frozenset((time.sleep, time.mktime, time.strptime, time.get_clock_info))
 DATES = frozenset(("now", "utcnow", "today"))
 CLOCKS = frozenset(each for each in vars(time).values() if type(each) is BUILTIN) - SILENT | {os.urandom}
@@ -95,11 +97,24 @@ def is_random_source(thing: Any) -> bool:
     return numpy is not None and isinstance(thing, (numpy.Generator, numpy.RandomState, numpy.BitGenerator))
 
 
+def source_behind(thing: Any) -> Any:
+    """The generator that a thing is or, as a method of one, draws from; None for neither."""
+    if not isinstance(thing, METHODS) and type(thing).__name__ != "cython_function_or_method":
+        return thing if is_random_source(thing) else None
+    owner = getattr(thing, "__self__", None)
+    return owner if is_random_source(owner) else None
+
+
 def _state_of(source: Any) -> Any:
     if isinstance(source, torch.Generator):
         return source.get_state().numpy().tobytes()
+    if isinstance(source, random.SystemRandom):
+        raise Untraceable("it draws random numbers from the system, which a graph would draw only once")
     if isinstance(source, random.Random):
         return source.getstate()
+    if isinstance(source, sys.modules["numpy.random"].RandomState):  # one of its normal numbers may wait
+        state = source.get_state(legacy=False)
+        return state["state"]["key"].tobytes(), state["state"]["pos"], state["has_gauss"], state["gauss"]
     bits = getattr(source, "bit_generator", None) or getattr(source, "_bit_generator", source)
     if isinstance(
         bits, sys.modules["numpy.random"].MT19937

@@ -91,7 +91,7 @@ class FunctionsAsAttributes(nn.Module):
         return x + self.functions["square"](self.two(x)) * 0.1
 
 
-@net(rows, untraced="gradient mode or autocast is changed")
+@net(rows, untraced="gradient mode, autocast or the default dtype is changed")
 class FrozenStatistics(nn.Module):
     """Buffers that normalize, and a moving average that the forward updates."""
 
