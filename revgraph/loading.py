@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from revgraph.tracing import trace as trace_program
 from revgraph.tracing.arguments import form_of
 
 HALF = ("float16", "bfloat16")
+# A trace puts others in the place of torch's functions and of the model's tensors, for the whole process.
+_turn = threading.RLock()
 
 
 def trace(
@@ -113,16 +116,17 @@ class Tracing:
     def __call__(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], gradients: bool = True
     ) -> Program:
-        """The program of a call, with its costs."""
-        program = trace_program(
-            model, args, kwargs, self.name, sums_only=self.exact is not False, gradients=gradients
-        )
-        if not self.half_streams:
-            _refuse_half(program)
-        if self.exact is not False:
-            program = on_grid(program, model, self.exact)
-        _, named = form_of(model, args, kwargs)
-        return replace(program, graph=with_costs(program, model, named))
+        """The program of a call, with its costs; one thread at a time."""
+        with _turn:
+            program = trace_program(
+                model, args, kwargs, self.name, sums_only=self.exact is not False, gradients=gradients
+            )
+            if not self.half_streams:
+                _refuse_half(program)
+            if self.exact is not False:
+                program = on_grid(program, model, self.exact)
+            _, named = form_of(model, args, kwargs)
+            return replace(program, graph=with_costs(program, model, named))
 
 
 def _refuse_half(program: Program) -> None:

@@ -458,6 +458,8 @@ class Tracer(fx.Tracer):
             )
         if kind == "placeholder":
             return self._record(kind, target, args, kwargs, name, None)
+        if target == "as_subclass" and args[1] is not Tensor:
+            raise Untraceable(f"it makes a tensor a {args[1].__name__}, which a graph would not keep")
         if target is operator.setitem and stands_for_tensor(args[0]):
             self.overwritten.renew(self.evaluate("call_function", operator.getitem, args[:2], {}))
         if target is not operator.getitem and target is not getattr:

@@ -91,3 +91,17 @@ def test_another_default_dtype_inside_the_forward_is_refused() -> None:
 
     with pytest.raises(rg.TraceError, match="default dtype is changed"):
         rg.trace(Changes(), torch.randn(3, 4))
+
+
+def test_a_tensor_that_becomes_one_of_a_class_is_refused() -> None:
+    class Marked(torch.Tensor):
+        pass
+
+    class Marks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.tanh(x.as_subclass(Marked))
+            return (y * (5 if isinstance(y, Marked) else 1)).as_subclass(Tensor)
+
+    with pytest.raises(rg.TraceError, match="makes a tensor a Marked"):
+        rg.trace(Marks(), randn(3, 4))
+    agree(nn.Sequential(linear(), Marks(), linear()), randn(3, 4))

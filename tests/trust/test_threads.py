@@ -66,6 +66,18 @@ def test_gradients_of_two_threads_are_each_their_own() -> None:
     in_threads(run)
 
 
+def test_traces_in_two_threads_are_those_of_one() -> None:
+    models = [doubled(lambda f=f: Chain(f=f, depth=2))[0] for f in (normed, dropping)]
+    alone = [rg.trace(model, batch()).graph for model in models]
+    found: dict[int, list[rg.Graph]] = {number: [] for number in range(THREADS)}
+
+    def run(number: int) -> None:
+        found[number] += [rg.trace(models[number], batch()).graph for _ in range(2)]
+
+    in_threads(run)
+    assert found == {number: [alone[number]] * 2 for number in range(THREADS)}
+
+
 @pytest.mark.parametrize("choice", ["invert", "recompute", "default"])
 def test_batchnorm_counts_every_step_of_two_threads(choice: str) -> None:
     model, plain = doubled(lambda: Chain(f=normed))
