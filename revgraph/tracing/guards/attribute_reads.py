@@ -53,7 +53,8 @@ from revgraph.tracing.user_code import is_users
 HOLDERS = (*CONTAINERS, weakref.ref)
 # Whose code may ask for all attributes of a module and sees nothing that a graph would hold.
 NOT_ASKING = frozenset((*sys.stdlib_module_names, "revgraph"))
-NEVER_ASKED = frozenset(MODULE_TABLES) - {"training"}
+# Of modules whose code is running, the training flag is a traced value.
+NEVER_ASKED = MODULE_TABLES - {"training"}
 # Packages whose objects are no settings of a model's: they are held to their identity alone.
 NOT_LOOKED_INTO = frozenset(
     ("torch", "revgraph", "builtins", "functools", "enum", "logging", "io", "_io", "threading", "warnings")
@@ -238,8 +239,7 @@ class AttributeReads:
 
     def _is_asked(self, owner: Any, name: str) -> bool:
         """Whether it is opened code that asks for this attribute, two calls up."""
-        # Of modules whose code is running, the training flag is a traced value.
-        if (name in MODULE_TABLES and name != "training") or name.startswith("__") or self.is_paused():
+        if name in NEVER_ASKED or name.startswith("__") or self.is_paused():
             return False
         if id(owner) not in self._objects and id(owner) not in self.paths:
             return False
@@ -271,7 +271,7 @@ class AttributeReads:
 
     def _read_through(self, owner: Any, name: str, value: Any, whose: Any) -> Any:
         """A read while `torch.export` runs code: of training flags, too, and by code of torch's layers."""
-        if (name in MODULE_TABLES and name != "training") or name.startswith("__") or self.is_paused():
+        if name in NEVER_ASKED or name.startswith("__") or self.is_paused():
             return value
         known = id(whose) in self._objects or id(whose) in self.paths
         reader = sys._getframe(2).f_globals.get("__name__", "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import datetime
 import os
 import random
@@ -69,8 +68,6 @@ class RandomSources:
 
 # The generator behind the functions of `random`.
 PYTHONS: random.Random = random.random.__self__
-# Numbers of 32 bits, and the place of the next one among them.
-MERSENNE_BYTES = 625 * 4
 # What tells something else each time it is called.
 BUILTIN = type(time.time)
 METHODS = (BUILTIN, MethodType)
@@ -114,10 +111,10 @@ def _state_of(source: Any) -> Any:
         return source.getstate()
     if isinstance(source, sys.modules["numpy.random"].RandomState):  # one of its normal numbers may wait
         state = source.get_state(legacy=False)
-        return state["state"]["key"].tobytes(), state["state"]["pos"], state["has_gauss"], state["gauss"]
-    bits = getattr(source, "bit_generator", None) or getattr(source, "_bit_generator", source)
-    if isinstance(
-        bits, sys.modules["numpy.random"].MT19937
-    ):  # numpy's global one, which is looked at before and after each call
-        return ctypes.string_at(bits.ctypes.state_address, MERSENNE_BYTES)
-    return repr(bits.state)
+    else:
+        state = getattr(source, "bit_generator", source).state
+    held = state["state"]
+    if "pos" not in held:
+        return repr(state)
+    # The Mersenne twister's numbers are more than `repr` shows.
+    return held["key"].tobytes(), held["pos"], state.get("has_gauss"), state.get("gauss")
