@@ -9,8 +9,7 @@ it shares.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,17 +29,21 @@ from revgraph.planning.solver.slots import (
 
 # A plain run goes over at most so many nodes.
 LONGEST = 100
+# In lines of more nodes than that a run of more than so many has one of these lengths.
+EXACT, LENGTHS = 20, (22, 24, 26, 28, 31, 34, 37, 41, 45, 50, 55, 61, 67, 74, 82, 90, 100)
 
 
-class Stretch(NamedTuple):
-    """Nodes that are run plainly: the peak beyond the state before them, the cost of runs in the backward.
+class Stretches(NamedTuple):
+    """Nodes that are run plainly from a position on, by where they stop.
 
-    Of the state behind them so many bytes are `beside` that before them; None where no part of it lies there.
+    The peak beyond the state before them, and the cost of runs in the backward. Of the state behind them so
+    many bytes lie `beside` that before them; -1 where none of it lies in both.
     """
 
-    peak: int
-    cost: int
-    beside: int | None
+    stop: Slots
+    peak: Slots
+    cost: Slots
+    beside: Slots
 
 
 class OnceProgramme(Counted):
@@ -53,7 +56,7 @@ class OnceProgramme(Counted):
         self,
         line: Line,
         segments: Sequence[Segment],
-        stretches: Sequence[Sequence[Stretch]],
+        stretches: Sequence[Stretches],
         top: float,
         slots: int,
     ) -> None:
@@ -66,6 +69,12 @@ class OnceProgramme(Counted):
         self.lent, self.owned, self.released, self.returned = (
             np.full(shape, INFINITE, np.float32) for _ in range(4)
         )
+        self.tables = {
+            "lent": self.lent,
+            "owned": self.owned,
+            "released": self.released,
+            "returned": self.returned,
+        }
         turn = self.in_slots(line.problem.loss_bytes) + self.state[count]
         for table in (self.owned, self.released, self.returned):
             table[count, turn:] = 0
@@ -88,6 +97,8 @@ class OnceProgramme(Counted):
         back: list[Step] = []
         kind, i = "lent", 0
         while i < self.count:
+            costs = self.tables[kind][i]
+            slots = int(np.argmax(costs == costs[slots]))  # the fewest within which it costs no more
             task = kind, i, slots
             if task not in self._steps:
                 self._steps[task] = self._chosen(*task)
@@ -153,45 +164,44 @@ class OnceProgramme(Counted):
             costs = entries(self.lent[i + 1], at, held) + cost
             yield from_slots(costs, at, least), ("store beside", number, held)
 
-    def _runs(self, i: int, stretches: Sequence[Stretch]) -> _Runs:
+    def _runs(self, i: int, stretches: Stretches) -> _Runs:
         """Plain runs from i to a position, which are captured when their backward comes.
 
         The state behind them must not come back by inversion: a plan then has its values from there, and runs
         nothing again for them. It `stays` beside the state before them, or goes. The last of them may keep
         results.
         """
-        found: list[tuple[int, int, bool, np.float32, int, int]] = []
-        for k, (peak, cost, beside) in enumerate(stretches, start=i + 1):
-            needed = self.in_slots(peak)
-            if needed > self.slots:
-                break  # longer ones take no less
-            results = [(rank, held[k - 1], saved[k - 1]) for rank, (held, saved) in enumerate(self.kept, 1)]
-            for rank, kept, saved in [(0, 0, np.float32(0)), *results]:
-                for stays, more in [(False, 0)] if beside is None else [(False, 0), (True, beside)]:
-                    held = int(kept) + self.in_slots(more)
-                    if held <= self.slots:
-                        found.append((k, rank, stays, np.float32(cost) - saved, max(needed, held), held))
-        stop, rank, stays, cost, least, held = zip(*found, strict=True) if found else ((),) * 6
-        whole = partial(np.array, dtype=np.int64)
-        return _Runs(
-            whole(stop),
-            whole(rank),
-            np.array(stays, bool),
-            np.array(cost, np.float32),
-            whole(least),
-            whole(held),
-        )
+        needed = self.rows_in_slots(stretches.peak)
+        reached = int(np.searchsorted(needed, self.slots, "right"))  # longer ones take no less
+        stop, _, cost, beside = (row[:reached] for row in stretches)
+        less, nothing = self.rows_in_slots(np.maximum(beside, 0)), np.zeros_like(stop)
+        results = [(held[stop - 1], saved[stop - 1]) for held, saved in self.kept]
+        found: list[_Runs] = []
+        for rank, (kept, saved) in enumerate([(nothing, np.float32(0)), *results]):
+            for stays, more in (False, nothing), (True, less):
+                held = kept + more
+                fits = (held <= self.slots) & (beside >= 0 if stays else True)
+                found.append(
+                    _Runs(
+                        stop[fits],
+                        np.full_like(stop, rank)[fits],
+                        np.full_like(stop, stays)[fits],
+                        (cost.astype(np.float32) - saved)[fits],
+                        np.maximum(needed[:reached], held)[fits],
+                        held[fits],
+                    )
+                )
+        return _Runs(*map(np.concatenate, zip(*found, strict=True)))
 
     def _run_cost(self, i: int) -> Row:
         """The least cost with such a run, for each number of slots."""
         best, end = np.full(self.slots + 1, INFINITE, np.float32), self.slots + 1
         runs = self.runs[i]
-        rows = zip(
-            runs.stop.tolist(), runs.stays, runs.cost, runs.least.tolist(), runs.held.tolist(), strict=True
-        )
+        stops, costs = runs.stop.tolist(), runs.cost
+        rows = zip(stops, runs.stays.tolist(), costs, runs.least.tolist(), runs.held.tolist(), strict=True)
         for k, stays, cost, least, held in rows:
-            costs = (self.lent if stays else self.released)[k, least - held : end - held] + cost
-            np.minimum(best[least:], costs, out=best[least:])
+            then = (self.lent if stays else self.released)[k, least - held : end - held] + cost
+            np.minimum(best[least:], then, out=best[least:])
         return best
 
     def _returned(self, i: int, at: slice) -> Iterator[tuple[Row, Step]]:
@@ -216,22 +226,22 @@ class _Runs(NamedTuple):
 
     stop: Slots
     rank: Slots
-    stays: np.ndarray[Any, np.dtype[np.bool_]]
+    stays: Slots
     cost: Row
     least: Slots
     held: Slots
 
 
-def stretches_of(line: Line, segments: Sequence[Segment]) -> list[list[Stretch]]:
-    """By where they begin, and by length: what stretches of nodes come to that are run plainly."""
+def stretches_of(line: Line, segments: Sequence[Segment]) -> list[Stretches]:
+    """What stretches of nodes come to that are run plainly, by where they begin."""
     return [_stretches(line, segments, i) for i in range(line.count)]
 
 
-def _stretches(line: Line, segments: Sequence[Segment], i: int) -> list[Stretch]:
+def _stretches(line: Line, segments: Sequence[Segment], i: int) -> Stretches:
     size, before = line.size, line.storages[i]
     own_bytes, pins, pinned_bytes, again = 0, set[int](), 0, 0
     most = 0
-    found: list[Stretch] = []
+    found: list[tuple[int, int, int, int]] = []
     for n in range(i, min(i + LONGEST, line.count)):
         segment, replay = segments[n], line.replay[n]
         if replay is None:
@@ -249,8 +259,9 @@ def _stretches(line: Line, segments: Sequence[Segment], i: int) -> list[Stretch]
         differentiated = max(0, item.options[replay].backward_peak - item.captured_bytes)
         back = pinned_bytes + own_bytes + item.gradient_bytes + differentiated
         most = max(most, size(here) + first, alive + run, back)
-        after = line.storages[n + 1]
-        beside = None if before.isdisjoint(after) else size(after - before)
-        found.append(Stretch(most, again + item.options[replay].cost, beside))
+        after, length = line.storages[n + 1], n + 1 - i
+        if line.count <= LONGEST or length <= EXACT or length in LENGTHS:
+            beside = -1 if before.isdisjoint(after) else size(after - before)
+            found.append((n + 1, most, again + item.options[replay].cost, beside))
         again += item.rerun_cost
-    return found
+    return Stretches(*np.array(found, np.int64).reshape(-1, 4).T)

@@ -16,7 +16,7 @@ import numpy as np
 from revgraph.planning.solver.improver import Improver
 from revgraph.planning.solver.line import Line
 from revgraph.planning.solver.neighbours import Neighbours
-from revgraph.planning.solver.once_programme import OnceProgramme, stretches_of
+from revgraph.planning.solver.once_programme import OnceProgramme, Stretches, stretches_of
 from revgraph.planning.solver.pool import Pool, thinned
 from revgraph.planning.solver.problem import Judging, Problem, Solution
 from revgraph.planning.solver.segment_programme import SegmentProgramme
@@ -59,8 +59,8 @@ class Limits:
 
 LIMITS: dict[Effort, Limits] = {
     "quick": Limits(
-        once=((1.0, 1000),),
-        segments=((32, 0.5, 200), (32, 0.1, 200)),
+        once=((1.0, 3000),),
+        segments=((60, 0.35, 300), (24, 0.1, 300)),
         judged=24,
         budgets=6,
         aims=1,
@@ -109,6 +109,8 @@ LARGEST = 250
 SHORT = 6
 # The default plan may take this much more than the least peak without repeated reruns, as a share.
 TOLERANCE = 0.1
+# Of programmes over the same segments, whose shares differ by no more than this share, one is enough.
+ALIKE = 0.2
 # How often a schedule of other size is tried to come close to a budget.
 STEPS = 2
 
@@ -123,21 +125,68 @@ def search(
     if line.count:
         for solution in (*by_hand, *textbook_segments(line)):
             pool.add(solution)
+        programmes = _Programmes(line, kept.peak_bytes)
         for each in EFFORTS[: EFFORTS.index(effort) + 1]:  # so that more effort is never worse
-            _Search(line, pool, kept.peak_bytes, LIMITS[each]).run()
+            _Search(programmes, pool, LIMITS[each]).run()
     return pool
+
+
+class _Programmes:
+    """The programmes over a line, each made when it is first asked for: efforts have some in common."""
+
+    def __init__(self, line: Line, top: int) -> None:
+        self.line = line
+        self.top = top
+        self.made: dict[tuple[int, float, int], _Schedules] = {}
+        self.nodes: list[Segment] = []
+        self.stretches: list[Stretches] = []
+
+    def once(self, limits: Limits) -> list[_Schedules]:
+        """Programmes without repeated reruns."""
+        line = self.line
+        if not self.nodes:
+            self.nodes = segments_of(line, range(line.count + 1))
+            self.stretches = stretches_of(line, self.nodes)
+        found: list[_Schedules] = []
+        for share, slots in limits.once:
+            if (0, share, slots) not in self.made:
+                programme = OnceProgramme(line, self.nodes, self.stretches, self._bytes(share), slots)
+                self.made[0, share, slots] = _Schedules(line, self.nodes, programme)
+            found.append(self.made[0, share, slots])
+        return found
+
+    def nested(self, limits: Limits) -> list[_Schedules]:
+        """Programmes with reruns within reruns; short lines are cut alike by several limits."""
+        line, chosen = self.line, list[tuple[int, float, int]]()
+        for most, share, slots in limits.segments:
+            count = min(most, line.count)
+            alike = (
+                count == other and slots <= finer and abs(share - scale) < ALIKE * scale
+                for other, scale, finer in chosen
+            )
+            if any(alike):
+                continue
+            chosen.append((count, share, slots))
+            if (count, share, slots) not in self.made:
+                segments = segments_of(line, cuts_of(line, count))
+                programme = SegmentProgramme(line, segments, self._bytes(share), slots)
+                self.made[count, share, slots] = _Schedules(line, segments, programme)
+        return [self.made[each] for each in chosen]
+
+    def _bytes(self, share: float) -> float:
+        return share * max(1, self.top - self.line.results_bytes)
 
 
 class _Search:
     """What is done with a line within an effort's limits; whatever it judges goes to the pool."""
 
-    def __init__(self, line: Line, pool: Pool, top: int, limits: Limits) -> None:
-        self.problem = line.problem
+    def __init__(self, programmes: _Programmes, pool: Pool, limits: Limits) -> None:
+        self.line = programmes.line
+        self.problem = self.line.problem
         self.limits = limits
         self.pool = pool
-        self.line = line
-        self.top = top
-        self.kinds = self._once(), self._nested()
+        self.top = programmes.top
+        self.kinds = programmes.once(limits), programmes.nested(limits)
 
     def run(self) -> None:
         limits = self.limits
@@ -146,30 +195,6 @@ class _Search:
         self._refine(max(limits.fewest, round(limits.budgets * share)))
         self._improve()
         self._descend()
-
-    def _once(self) -> list[_Schedules]:
-        """Programmes without repeated reruns."""
-        line = self.line
-        nodes = segments_of(line, range(line.count + 1))
-        stretches = stretches_of(line, nodes)
-        return [
-            _Schedules(line, nodes, OnceProgramme(line, nodes, stretches, self._bytes(share), slots))
-            for share, slots in self.limits.once
-        ]
-
-    def _nested(self) -> list[_Schedules]:
-        """Programmes with reruns within reruns; short lines are cut alike by several limits."""
-        line, found = self.line, dict[tuple[int, float], _Schedules]()
-        for most, share, slots in self.limits.segments:
-            count = min(most, line.count)
-            if (count, share) not in found:
-                segments = segments_of(line, cuts_of(line, count))
-                programme = SegmentProgramme(line, segments, self._bytes(share), slots)
-                found[count, share] = _Schedules(line, segments, programme)
-        return list(found.values())
-
-    def _bytes(self, share: float) -> float:
-        return share * max(1, self.top - self.line.results_bytes)
 
     def _spread(self, count: int) -> None:
         """Judge schedules of every size, of the programmes that foresee the least for it."""

@@ -19,8 +19,8 @@ them. Figures are foreseen, not simulated: they choose schedules, which are then
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,75 +32,147 @@ from revgraph.planning.solver.slots import (
     Passage,
     Row,
     Slots,
-    entries,
-    entries_of,
-    from_slots,
-    least_of,
+    Table,
     single,
 )
 
 # A task (its kind, i, j, slots), or an action: what is done to a segment, and with which of its ways.
 Step = tuple[Any, ...]
 TASKS = ("lent", "at hand", "owned", "released", "returned")
+# Bytes of a run that cannot be: more than there are, and with gradients beside them still no overflow.
+ENDLESS = 1 << 60
+
+
+class _Way(NamedTuple):
+    """A way by segment: slots held up to its backward, cost, slots at least, bytes that its forward takes.
+
+    Where a segment has no such way, it takes more slots than there are.
+    """
+
+    number: int
+    held: Slots
+    cost: Row
+    least: Slots
+    forward: Slots
 
 
 class SegmentProgramme(Counted):
-    """Costs and schedules of a line's segments within `top` bytes, which are counted in so many `slots`."""
+    """Costs and schedules of a line's segments within `top` bytes, which are counted in so many `slots`.
+
+    Stretches of one length depend on shorter ones alone, so that all of them are filled at once.
+    """
 
     def __init__(self, line: Line, segments: Sequence[Segment], top: float, slots: int) -> None:
         super().__init__(line, segments, top, slots)
-        self.count = len(segments)
+        self.count = count = len(segments)
         self.cuts = [segment.start for segment in segments] + [segments[-1].stop]
         states = [line.storages[cut] for cut in self.cuts]
-        self.state = [self.in_slots(line.size(each)) for each in states]
-        self.beside = np.array([[self.in_slots(line.size(q - p)) for q in states] for p in states])
+        sizes = [line.size(each) for each in states]
+        shared = [[line.size(p & q) for q in states] for p in states]
+        self.shared = np.array(shared, np.int64)
+        self.state = self.rows_in_slots(np.array(sizes, np.int64))
+        self.after = np.array(sizes[1:], np.int64)
+        self.beside = self.rows_in_slots(np.array(sizes, np.int64) - self.shared)
         self.cost = np.concatenate([[0.0], np.cumsum([float(each.cost) for each in segments])])
-        self.shared = [[line.size(p & q) for q in states] for p in states]
         # Whether a state lies in part in one behind it: then that is held beside it, and costs less.
-        self.overlaps = [any(self.shared[i][i + 1 :]) for i in range(self.count)]
-        self.run_peaks = [self._run_peaks(i, first=False) for i in range(self.count)]
-        self.first_run_peaks = [self._run_peaks(i, first=True) for i in range(self.count)]
-        self.captured = [self._captured_way(each) for each in segments]
-        self.captured_lent = [self._captured_way(each, line.storages[each.start]) for each in segments]
+        self.overlaps = np.array([any(shared[i][i + 1 :]) for i in range(count)])
+        self.run_peaks = self._run_peaks(shared, first=False)
+        self.first_run_peaks = self._run_peaks(shared, first=True)
+        # What is alive beside a rerun before the backward of each segment; before the turn there is none.
+        self.gradient_bytes = np.array([*(each.gradient_bytes for each in segments), 0], np.int64)
         self.rerun_cost = np.array([each.cost for each in segments], np.float32)
-        # Where no segment gives its state before back for nothing, a state at hand is of no use.
-        self.undoes = any(
-            _is_free(whole) for n, segment in enumerate(segments) if states[n] for whole in segment.undoing
+        self._prepare_ways(states)
+        self.numbers = self._numbers()
+        self.lent, self.at_hand, self.owned, self.released, self.returned = (
+            Table(self.numbers, slots) for _ in range(5)
         )
-        count = self.count
-        self.lent = np.full((count, count + 1, slots + 1), INFINITE, np.float32)
-        # By the end j first, as they are read: everything from any k to j.
-        self.lent_to = np.full((count + 1, count + 1, slots + 1), INFINITE, np.float32)
-        self.at_hand = np.full((count, count, slots + 1), INFINITE, np.float32)
-        self.owned_to = np.full((count + 1, count + 2, slots + 1), INFINITE, np.float32)
-        self.released_to = np.full((count + 1, count + 2, slots + 1), INFINITE, np.float32)
-        self.returned_to = np.full((count + 1, count + 2, slots + 1), INFINITE, np.float32)
+        self.tables = {
+            "lent": self.lent,
+            "at hand": self.at_hand,
+            "owned": self.owned,
+            "released": self.released,
+            "returned": self.returned,
+        }
         self._solve()
         # By task, for schedules of other sizes have many of them in common.
         self._steps: dict[Step, list[Step]] = {}
 
-    def _run_peaks(self, i: int, *, first: bool) -> Slots:
-        """What plain runs from i to each position behind it take beyond the state before i, in bytes.
+    def _run_peaks(self, shared: list[list[int]], *, first: bool) -> Slots:
+        """What plain runs from i to k take beyond the state before i, in bytes, as far as segments rerun."""
+        peaks = np.full((self.count, self.count + 1), ENDLESS, np.int64)
+        for i in range(self.count):
+            most = 0
+            for n in range(i, self.count):
+                segment = self.segments[n]
+                if not segment.reruns:
+                    break
+                run = segment.first_run_peak if first else segment.run_peak
+                peaks[i, n + 1] = most = max(most, run - shared[n][i])
+        return peaks
 
-        As far as segments run again.
-        """
-        peaks: list[int] = []
-        for n in range(i, self.count):
-            segment = self.segments[n]
-            if not segment.reruns:
-                break
-            peak = (segment.first_run_peak if first else segment.run_peak) - self.shared[n][i]
-            peaks.append(max(peak, peaks[-1] if peaks else 0))
-        return np.array(peaks, np.int64)
+    def _prepare_ways(self, states: Sequence[Storages]) -> None:
+        segments = self.segments
+        forwards = [[whole.forward for whole in each.undoing] for each in segments]
+        self.ways_storing = self._ways(self.storing)
+        self.ways_storing_lent = self._ways(self.storing_lent)
+        self.ways_storing_beside = self._ways(self.storing_beside)
+        self.ways_undoing = self._ways(self.undoing, forwards)
+        # After a rerun only what replays alone can be undone.
+        again = [
+            [
+                way
+                if segment.reruns
+                and not segment.undoing[way.number].own_bytes
+                and self._replays(n, way.number)
+                else None
+                for way in self.undoing[n]
+            ]
+            for n, segment in enumerate(segments)
+        ]
+        self.ways_undoing_again = self._ways(again, forwards)
+        free = [
+            [way if _is_free(segment.undoing[way.number]) else None for way in self.undoing[n]]
+            for n, segment in enumerate(segments)
+        ]
+        backwards = [[whole.backward for whole in each.undoing] for each in segments]
+        self.ways_free = self._ways(free, backwards)
+        # Where no segment gives its state before back for nothing, a state at hand is of no use.
+        self.undoes = any(way is not None for n, ways in enumerate(free) if self.state[n] for way in ways)
+        captured = [[each.captured] if each.captured is not None else [] for each in segments]
+        own = [self.passages(ways, each.stop) for ways, each in zip(captured, segments, strict=True)]
+        lent = [
+            self.passages(ways, each.stop, state)
+            for ways, each, state in zip(captured, segments, states, strict=False)
+        ]
+        (self.way_captured,) = self._ways(own, [[way.forward for way in ways] for ways in captured]) or [None]
+        (self.way_captured_lent,) = self._ways(
+            lent, [[way.forward_beyond for way in ways] for ways in captured]
+        ) or [None]
+        at_once = [each.at_once or (INFINITE, 0) for each in segments]
+        self.at_once_cost = np.array([cost for cost, _ in at_once], np.float32)
+        self.at_once_least = self.rows_in_slots(np.array([peak for _, peak in at_once], np.int64))
 
-    def _captured_way(self, segment: Segment, before: Storages | None = None) -> Passage:
-        found = self.passages([segment.captured] if segment.captured else [], segment.stop, before)
-        return found[0] if found else Passage(0, 0, INFINITE, 0)
+    def _ways(
+        self, found: Sequence[Sequence[Passage | None]], forwards: Sequence[Sequence[int]] = ()
+    ) -> list[_Way]:
+        """By number, where a segment has such a way, all of them as rows over the segments."""
+        ways: list[_Way] = []
+        for number in range(max(map(len, found), default=0)):
+            held = np.full(self.count, self.slots + 1)
+            least, forward, cost = held.copy(), np.zeros_like(held), np.zeros(self.count, np.float32)
+            for n, passages in enumerate(found):
+                passage = passages[number] if number < len(passages) else None
+                if passage is not None:
+                    held[n], least[n], cost[n] = passage.held, passage.least, passage.cost
+                    forward[n] = forwards[n][number] if forwards else 0
+            if held.min() <= self.slots:
+                ways.append(_Way(number, held, cost, least, forward))
+        return ways
 
     @property
     def costs(self) -> Row:
         """What is computed again in the whole step costs, for each number of slots."""
-        return self.lent[0, self.count]
+        return self.lent.row(0, self.count)
 
     def schedule(self, slots: int) -> list[Step]:
         """The actions of the cheapest step within so many slots."""
@@ -110,155 +182,222 @@ class SegmentProgramme(Counted):
             step = pending.pop()
             if step[0] in TASKS:
                 if step not in self._steps:
-                    self._steps[step] = self._expanded(*step)
+                    self._steps[step] = self._cheapest(*step)
                 pending += reversed(self._steps[step])
             else:
                 actions.append(step)
         return actions
 
+    def _numbers(self) -> Slots:
+        """For stretches from i to j their rows' numbers in tables: those that look alike have one.
+
+        What a stretch comes to hangs on its segments, and on what its states share. It looks like another one
+        if it does so without its last segment and without its first one, and the states at its ends share
+        as much. Stretches that end with the line are like none.
+        """
+        count = self.count
+        numbers = np.full((count + 1, count + 1), -1)
+        known: dict[Hashable, int] = {}
+        for length in range(count + 1):
+            for i in range(count + 1 - length):
+                j = i + length
+                if j == count:
+                    look: Hashable = i, j
+                else:
+                    parts = (numbers[i, j - 1], numbers[i + 1, j]) if length else (self._look(i),)
+                    look = *parts, self.shared[i, j + 1]
+                numbers[i, j] = known.setdefault(look, len(known))
+        return numbers
+
+    def _look(self, n: int) -> Hashable:
+        """All that stretches are told of a segment, and of the states at its ends."""
+        ways = (
+            *(self.ways_undoing_again + self.ways_free),
+            *(each for each in (self.way_captured, self.way_captured_lent) if each is not None),
+        )
+        segment = self.segments[n]
+        return (
+            segment.reruns, segment.cost, segment.run_peak, segment.gradient_bytes,
+            self.shared[n, n], self.shared[n + 1, n + 1], self.overlaps[n],
+            self.at_once_cost[n], self.at_once_least[n],
+            *((way.held[n], way.cost[n], way.least[n], way.forward[n]) for way in ways),
+        )  # fmt: skip
+
     def _solve(self) -> None:
         count = self.count
-        for j in range(count):
-            for i in range(j, -1, -1):
-                self._fill(i, j)
-        turn = self.in_slots(self.line.problem.loss_bytes) + self.state[count]
-        for table in (self.owned_to, self.released_to, self.returned_to):
-            table[count, count, turn:] = 0
+        for length in range(count):
+            alike = np.diagonal(self.numbers, length)[: count - length]
+            i = np.unique(alike, return_index=True)[1]
+            self._fill(i, i + length)
+        turn = self.in_slots(self.line.problem.loss_bytes) + int(self.state[count])
+        for table in (self.owned, self.released, self.returned):
+            table.row(count, count)[turn:] = 0
         for i in range(count - 1, -1, -1):
-            self._fill(i, count)
+            self._fill(np.array([i]), np.array([count]))
 
-    def _fill(self, i: int, j: int) -> None:
-        every, length = self.every, self.slots + 1
-        rows = [row for row, _ in self._lent(i, j, every)]
-        rows += [table.min(0) for _, _, _, table in self._jumps(i, j, every)]
-        self.lent[i, j] = self.lent_to[j, i] = least_of(rows, length)
-        if j < self.count and self.undoes:
-            self.at_hand[i, j] = least_of([row for row, _ in self._at_hand(i, j, every)], length)
-        self.returned_to[j, i] = least_of([row for row, _ in self._returned(i, j, every)], length)
-        self.released_to[j, i] = least_of([row for row, _ in self._released(i, j, every)], length)
-        self.owned_to[j, i] = np.minimum(self.released_to[j, i], self.returned_to[j, i])
+    def _fill(self, i: Slots, j: Slots) -> None:
+        """Fill in tasks of one length, of which none hangs on another, or one that ends with the line."""
+        every = self.every
+        self.lent.fill(i, j, [*(rows for rows, _ in self._lent(i, j, every)), self._least_jumps(i, j)])
+        if j[0] < self.count and self.undoes:
+            self.at_hand.fill(i, j, [rows for rows, _ in self._at_hand(i, j, every)])
+        self.returned.fill(i, j, [rows for rows, _ in self._returned(i, j, every)])
+        self.released.fill(i, j, [rows for rows, _ in self._released(i, j, every)])
+        self.owned.fill(i, j, [rows for rows, _ in self._owned(i, j, every)])
 
-    # What follows gives for a task every way to do it: its costs for a range of slots, and the way.
+    def _least_jumps(self, i: Slots, j: Slots) -> Row:
+        """The least cost of each task with a plain run first."""
+        least = np.full((len(i), self.slots + 1), INFINITE, np.float32)
+        longest = int(j[0] - i[0])
+        if len(i) >= longest:  # many short tasks: for each length of a run all of them at once
+            for length in range(1, longest + 1):
+                for _, _, _, costs in self._jumps(i, i + length, j, self.every):
+                    np.minimum(least, costs, out=least)
+        else:
+            for place, (start, end) in enumerate(zip(i.tolist(), j.tolist(), strict=True)):
+                for _, _, _, costs in self._runs_of(start, end, self.every):
+                    np.minimum(least[place], costs.min(0), out=least[place])
+        return least
 
-    def _gradient_bytes(self, j: int) -> int:
-        """What is alive beside a rerun before the backward of segment j."""
-        return self.segments[j].gradient_bytes if j < self.count else 0
+    def _runs_of(self, i: int, j: int, at: slice) -> Iterator[tuple[tuple[str, str], int, Slots, Row]]:
+        """Jumps of one task, to every position behind i that a run reaches: longer ones take no less."""
+        peaks = (self.first_run_peaks if j == self.count else self.run_peaks)[i, i + 1 : j + 1]
+        needed = self.rows_in_slots(peaks + self.gradient_bytes[j])
+        k = np.arange(i + 1, i + 1 + int(np.searchsorted(needed, self.slots, "right")))
+        if len(k):
+            yield from self._jumps(np.full_like(k, i), k, np.full_like(k, j), at)
 
-    def _lent(self, i: int, j: int, at: slice) -> Iterator[tuple[Row, Step]]:
-        segment = self.segments[i]
-        if i == j and segment.at_once is not None:
-            cost, peak = segment.at_once
-            costs = np.full(at.stop - at.start, cost, np.float32)
-            yield from_slots(costs, at, self.in_slots(peak)), ("at once", i)
-        if j == self.count:
-            for number, held, cost, least in self.storing_lent[i]:
-                costs = entries(self.owned_to[j, i + 1], at, held) + cost
-                yield from_slots(costs, at, least), ("store", i, number, held)
-            for number, held, cost, least in self.storing_beside[i]:
-                costs = entries(self.lent_to[j, i + 1], at, held) + cost
-                yield from_slots(costs, at, least), ("store beside", i, number, held)
-        elif i < j and segment.captured is not None:
-            yield self._captured(i, j, at, self.captured_lent[i], segment.captured.forward_beyond)
+    # What follows gives for tasks from i to j every way to do them: costs for a range of slots, and the way.
 
-    def _captured(self, i: int, j: int, at: slice, way: Passage, forward: int) -> tuple[Row, Step]:
-        """A rerun that captures what segment i needs, which takes so many bytes itself."""
-        costs = entries(self.owned_to[j, i + 1], at, way.held) + self.rerun_cost[i]
-        least = max(way.least, self.in_slots(forward + self._gradient_bytes(j)))
-        return from_slots(costs, at, least), ("capture", i, way.held)
+    def _lent(self, i: Slots, j: Slots, at: slice) -> Iterator[tuple[Row, Step]]:
+        if i[0] == j[0]:
+            costs = np.repeat(self.at_once_cost[i, None], at.stop - at.start, 1)
+            yield self.from_slots(costs, at, self.at_once_least[i]), ("at once",)
+        if j[0] == self.count:
+            for way in self.ways_storing_lent:
+                yield self._through(self.owned, way, i, j, at), ("store", way)
+            for way in self.ways_storing_beside:
+                yield self._through(self.lent, way, i, j, at), ("store beside", way)
+        elif i[0] < j[0] and self.way_captured_lent is not None:
+            yield self._captured(self.way_captured_lent, i, j, at)
 
-    def _jumps(self, i: int, j: int, at: slice) -> Iterator[tuple[tuple[str, str], int, int, Row]]:
+    def _through(self, table: Table, way: _Way, i: Slots, j: Slots, at: slice) -> Row:
+        """The first segment goes a way, and then comes the task of a table, with what that leaves."""
+        costs = table.entries(i + 1, j, at, way.held[i]) + way.cost[i, None]
+        return self.from_slots(costs, at, np.maximum(way.least, way.held)[i])
+
+    def _captured(self, way: _Way, i: Slots, j: Slots, at: slice) -> tuple[Row, Step]:
+        """A rerun that captures what the first segment needs."""
+        costs = self.owned.entries(i + 1, j, at, way.held[i]) + self.rerun_cost[i, None]
+        run = self.rows_in_slots(way.forward[i] + self.gradient_bytes[j])
+        least = np.maximum(np.maximum(way.least, way.held)[i], run)
+        return self.from_slots(costs, at, least), ("capture", way)
+
+    def _jumps(
+        self, i: Slots, k: Slots, j: Slots, at: slice
+    ) -> Iterator[tuple[tuple[str, str], int, Slots, Row]]:
         """Plain runs from i to a position k, the backward from k to j, and then the one from i to k.
 
-        By the two tasks: costs for each k from the number given on, and each number of slots. In the forward
-        pass the node before k may keep results (the option of that rank), which its replay then has.
+        By the two tasks. In the forward pass the node before k may keep results (the option of that rank),
+        which its replay then has.
         """
-        first = j == self.count
+        first = j[0] == self.count
         needed = self.rows_in_slots(
-            (self.first_run_peaks if first else self.run_peaks)[i][: j - i] + self._gradient_bytes(j)
+            (self.first_run_peaks if first else self.run_peaks)[i, k] + self.gradient_bytes[j]
         )
-        # Longer runs take no less.
-        reached = int(np.searchsorted(needed, self.slots, "right"))
-        if not reached:
+        if needed.min() > self.slots:
             return
-        k0, k1 = i + 1, i + 1 + reached
-        enough = np.arange(at.start, at.stop) >= needed[:reached, None]
-        runs = np.zeros(reached) if first else self.cost[k0:k1] - self.cost[i]
-        costs = np.where(enough, runs.astype(np.float32)[:, None], INFINITE)
-        beside = self.beside[i, k0:k1]
-        then = self.lent[i, k0 - 1 : k1 - 1, at] + costs
-        yield ("released", "lent"), 0, k0, self.released_to[j, k0:k1, at] + then
-        if self.overlaps[i]:
-            yield ("lent", "lent"), 0, k0, entries_of(self.lent_to[j, k0:k1], at, beside) + then
+        beside = self.beside[i, k]
+        then = self.lent.entries(i, k - 1, at)
+        if not first:
+            then += (self.cost[k] - self.cost[i]).astype(np.float32)[:, None]
+        then = self.from_slots(then, at, needed)
+        yield ("released", "lent"), 0, k, self.released.entries(k, j, at) + then
+        overlaps = self.overlaps[i].any()
+        if overlaps:
+            beside = np.where(self.overlaps[i], beside, self.slots + 1)
+            yield ("lent", "lent"), 0, k, self._beside(k, j, at, beside) + then
         if self.undoes:
-            back = self.at_hand[i, k0 - 1 : k1 - 1, at] + costs
-            yield ("returned", "at hand"), 0, k0, self.returned_to[j, k0:k1, at] + back
-            yield ("lent", "at hand"), 0, k0, entries_of(self.lent_to[j, k0:k1], at, beside) + back
+            back = self.at_hand.entries(i, k - 1, at)
+            if not first:
+                back += (self.cost[k] - self.cost[i]).astype(np.float32)[:, None]
+            back = self.from_slots(back, at, needed)
+            yield ("returned", "at hand"), 0, k, self.returned.entries(k, j, at) + back
+            yield ("lent", "at hand"), 0, k, self._beside(k, j, at, self.beside[i, k]) + back
         if not first:
             return
         for rank, (held, saved) in enumerate(self.kept, start=1):
-            less, rest = held[i : k1 - 1], then - saved[i : k1 - 1, None]
-            released = entries_of(self.released_to[j, k0:k1], at, less)
-            yield ("released", "lent"), rank, k0, released + rest
-            if self.overlaps[i]:
-                staying = entries_of(self.lent_to[j, k0:k1], at, less + beside)
-                yield ("lent", "lent"), rank, k0, staying + rest
+            less, rest = held[k - 1], then - saved[k - 1, None]
+            released = self.released.entries(k, j, at, less)
+            yield ("released", "lent"), rank, k, self.from_slots(released, at, less) + rest
+            if overlaps:
+                yield ("lent", "lent"), rank, k, self._beside(k, j, at, less + beside) + rest
 
-    def _at_hand(self, i: int, j: int, at: slice) -> Iterator[tuple[Row, Step]]:
-        yield self.lent[i, j, at], ("let go",)
-        segment = self.segments[j]
-        after = self.line.storages[segment.stop]
-        for number, whole in enumerate(segment.undoing):
-            if _is_free(whole):
-                shared = self.shared[i][j + 1]
-                peak = max(self.line.size(after) - shared, whole.backward - shared)
-                rest = self.at_hand[i, j - 1, at] if i < j else np.zeros(at.stop - at.start, np.float32)
-                costs = rest + np.float32(whole.cost)
-                yield from_slots(costs, at, self.in_slots(peak)), ("undo", j, number)
+    def _beside(self, k: Slots, j: Slots, at: slice, less: Slots) -> Row:
+        """Costs of the stretch behind k, whose state before it is held for so many slots."""
+        return self.from_slots(self.lent.entries(k, j, at, less), at, less)
 
-    def _returned(self, i: int, j: int, at: slice) -> Iterator[tuple[Row, Step]]:
-        yield entries(self.lent[i, j], at, self.state[i]), ("lend",)
-        first, segment = j == self.count, self.segments[i]
-        if i == j or (not first and not segment.reruns):
+    def _at_hand(self, i: Slots, j: Slots, at: slice) -> Iterator[tuple[Row, Step]]:
+        yield self.lent.entries(i, j, at), ("let go",)
+        shared = self.shared[i, j + 1]
+        for way in self.ways_free:
+            costs = np.repeat(way.cost[j, None], at.stop - at.start, 1)
+            if i[0] < j[0]:
+                costs += self.at_hand.entries(i, j - 1, at)
+            peak = self.rows_in_slots(np.maximum(self.after[j], way.forward[j]) - shared)
+            # A segment without this way holds more slots than there are.
+            yield self.from_slots(costs, at, np.maximum(peak, way.held[j])), ("undo", way)
+
+    def _returned(self, i: Slots, j: Slots, at: slice) -> Iterator[tuple[Row, Step]]:
+        yield self._beside(i, j, at, self.state[i]), ("lend",)
+        if i[0] == j[0]:
             return
-        for number, held, cost, least in self.undoing[i]:
-            whole = segment.undoing[number]
-            if not first and (whole.own_bytes or not self._replays(i, number)):
-                continue
-            costs = entries(self.returned_to[j, i + 1], at, held) + cost
-            if not first:
-                costs += self.rerun_cost[i]
-                least = max(least, self.in_slots(whole.forward + self._gradient_bytes(j)))
-            yield from_slots(costs, at, least), ("invert", i, number, held)
+        if j[0] == self.count:
+            for way in self.ways_undoing:
+                yield self._through(self.returned, way, i, j, at), ("invert", way)
+            return
+        for way in self.ways_undoing_again:
+            costs = self.returned.entries(i + 1, j, at, way.held[i]) + way.cost[i, None]
+            costs += self.rerun_cost[i, None]
+            run = self.rows_in_slots(way.forward[i] + self.gradient_bytes[j])
+            least = np.maximum(np.maximum(way.least, way.held)[i], run)
+            yield self.from_slots(costs, at, least), ("invert", way)
 
-    def _replays(self, i: int, number: int) -> bool:
+    def _replays(self, n: int, number: int) -> bool:
         """Whether a way is one of replays alone, which may come after a rerun."""
-        nodes = range(self.segments[i].start, self.segments[i].stop)
-        ways = self.segments[i].undoing[number].ways
+        nodes = range(self.segments[n].start, self.segments[n].stop)
+        ways = self.segments[n].undoing[number].ways
         return all(
             way.option == self.line.replay[n] or self.line.item(n).options[way.option].name != "keep"
             for n, way in zip(nodes, ways, strict=True)
         )
 
-    def _owned(self, i: int, j: int, at: slice) -> Iterator[tuple[Row, Step]]:
-        yield self.returned_to[j, i, at], ("return",)
-        yield self.released_to[j, i, at], ("release",)
+    def _owned(self, i: Slots, j: Slots, at: slice) -> Iterator[tuple[Row, Step]]:
+        yield self.returned.entries(i, j, at), ("return",)
+        yield self.released.entries(i, j, at), ("release",)
 
-    def _released(self, i: int, j: int, at: slice) -> Iterator[tuple[Row, Step]]:
-        yield entries(self.lent[i, j], at, self.state[i]), ("lend",)
-        segment = self.segments[i]
-        if j == self.count:
-            for number, held, cost, least in self.storing[i]:
-                costs = entries(self.owned_to[j, i + 1], at, held) + cost
-                yield from_slots(costs, at, least), ("store", i, number, held)
-        elif i < j and segment.captured is not None:
-            yield self._captured(i, j, at, self.captured[i], segment.captured.forward)
+    def _released(self, i: Slots, j: Slots, at: slice) -> Iterator[tuple[Row, Step]]:
+        yield self._beside(i, j, at, self.state[i]), ("lend",)
+        if j[0] == self.count:
+            for way in self.ways_storing:
+                yield self._through(self.owned, way, i, j, at), ("store", way)
+        elif i[0] < j[0] and self.way_captured is not None:
+            yield self._captured(self.way_captured, i, j, at)
 
-    def _expanded(self, kind: str, i: int, j: int, slots: int) -> list[Step]:
-        """A task as the actions and smaller tasks of its cheapest way."""
+    def _cheapest(self, kind: str, i: int, j: int, slots: int) -> list[Step]:
+        """A task as actions and smaller tasks, in the fewest slots within which it costs no more."""
         if i == self.count:
             return [("turn",)]
         if j < i:
             return []
+        costs = self.tables[kind].row(i, j)
+        least = kind, i, j, int(np.argmax(costs == costs[slots]))
+        if least not in self._steps:
+            self._steps[least] = self._expanded(*least)
+        return self._steps[least]
+
+    def _expanded(self, kind: str, i: int, j: int, slots: int) -> list[Step]:
+        """A task as the actions and smaller tasks of its cheapest way."""
         at = single(slots)
         ways = {
             "lent": self._lent,
@@ -267,17 +406,16 @@ class SegmentProgramme(Counted):
             "released": self._released,
             "returned": self._returned,
         }[kind]
-        least, chosen = INFINITE, None
-        for costs, how in ways(i, j, at):
-            if costs[0] < least:
-                least, chosen = costs[0], how
-        if kind == "lent":
-            for tasks, rank, k0, table in self._jumps(i, j, at):
-                place = int(table[:, 0].argmin())
-                if table[place, 0] < least:
-                    least, chosen = table[place, 0], ("jump", tasks, rank, k0 + place)
-        assert chosen is not None
-        return self._taken(chosen, i, j, slots)
+        least = self.tables[kind].row(i, j)[slots]
+        for costs, how in ways(np.array([i]), np.array([j]), at):
+            if costs[0, 0] == least:
+                return self._taken(how, i, j, slots)
+        assert kind == "lent"
+        for tasks, rank, k, costs in self._runs_of(i, j, at):
+            place = int(costs[:, 0].argmin())
+            if costs[place, 0] == least:
+                return self._taken(("jump", tasks, rank, int(k[place])), i, j, slots)
+        raise AssertionError((kind, i, j, slots))
 
     def _taken(self, chosen: Step, i: int, j: int, slots: int) -> list[Step]:
         match chosen:
@@ -289,26 +427,26 @@ class SegmentProgramme(Counted):
                     left -= self.in_slots(kept.held_bytes)
                     runs[-1] = ("run and keep", k - 1, kept.option)
                 return [*runs, (first, k, j, left), (then, i, k - 1, slots)]
-            case ("at once", _):
-                return [chosen]
+            case ("at once",):
+                return [("at once", i)]
             case ("let go",):
                 return [("lent", i, j, slots)]
             case ("lend",):
-                return [("lent", i, j, slots - self.state[i])]
+                return [("lent", i, j, slots - int(self.state[i]))]
             case ("return",):
                 return [("returned", i, j, slots)]
             case ("release",):
                 return [("released", i, j, slots)]
-            case ("undo", _, number):
-                return [chosen, *([("at hand", i, j - 1, slots)] if i < j else [])]
-            case ("capture", _, held):
-                return [("capture", i), ("owned", i + 1, j, slots - held), ("captured back", i)]
-            case ("store", _, number, held):
-                return [("store", i, number), ("owned", i + 1, j, slots - held), ("stored back", i, number)]
-            case ("store beside", _, number, held):
-                return [("store", i, number), ("lent", i + 1, j, slots - held), ("stored back", i, number)]
-            case ("invert", _, number, held):
-                return [("invert", i, number), ("returned", i + 1, j, slots - held), ("undo", i, number)]
+            case ("undo", way):
+                return [("undo", j, way.number), *([("at hand", i, j - 1, slots)] if i < j else [])]
+            case ("capture", way):
+                left = slots - int(way.held[i])
+                return [("capture", i), ("owned", i + 1, j, left), ("captured back", i)]
+            case ("store" | "store beside" | "invert" as what, way):
+                left = slots - int(way.held[i])
+                task = {"store": "owned", "store beside": "lent", "invert": "returned"}[what]
+                there, back = ("invert", "undo") if what == "invert" else ("store", "stored back")
+                return [(there, i, way.number), (task, i + 1, j, left), (back, i, way.number)]
         raise AssertionError(chosen)
 
 

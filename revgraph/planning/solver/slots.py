@@ -29,6 +29,35 @@ class Passage(NamedTuple):
     least: int
 
 
+class Table:
+    """A row of costs for each stretch from i to j, by its number in `numbers`; infinite to begin with."""
+
+    def __init__(self, numbers: Slots, slots: int) -> None:
+        self.numbers = numbers
+        self.length = slots + 1
+        count = int(numbers.max()) + 1
+        # Before the first row lies room for what is read before its first entry.
+        flat = np.full((count + 1) * self.length, INFINITE, np.float32)
+        self.flat, self.rows = flat, flat[self.length :].reshape(count, self.length)
+        self.windows = np.lib.stride_tricks.sliding_window_view(flat, self.length)
+
+    def row(self, i: int, j: int) -> Row:
+        return self.rows[self.numbers[i, j]]
+
+    def fill(self, i: Slots, j: Slots, costs: Sequence[Row]) -> None:
+        """The least of several rows for each of the stretches."""
+        self.rows[self.numbers[i, j]] = np.minimum.reduce(costs)
+
+    def entries(self, i: Slots, j: Slots, at: slice, less: Slots | None = None) -> Row:
+        """Entries in a range, or so many slots before it; before a row's first one they have no meaning."""
+        begins = (self.numbers[i, j] + 1) * self.length
+        if less is not None:
+            begins -= np.minimum(less, self.length)
+        if at.stop - at.start == 1:
+            return self.flat[begins + at.start][:, None]
+        return self.windows[begins]
+
+
 class Counted:
     """A line whose bytes up to `top` are counted in so many `slots`, each of `unit` bytes.
 
@@ -43,6 +72,9 @@ class Counted:
         self.slots = slots
         self.unit = max(1.0, top / slots)
         self.every = slice(0, slots + 1)
+        # By slots, a row that is infinite below so many and nothing from there on.
+        steps = np.repeat(np.array([INFINITE, 0], np.float32), [slots + 1, slots + 1])
+        self.masks = np.lib.stride_tricks.sliding_window_view(steps, slots + 1)[::-1]
         self.storing = [self.passages(each.storing, each.stop) for each in segments]
         self.storing_lent = [
             self.passages(each.storing, each.stop, line.storages[each.start]) for each in segments
@@ -57,6 +89,14 @@ class Counted:
 
     def rows_in_slots(self, sizes: Slots) -> Slots:
         return (sizes / self.unit + 0.5).astype(np.int64)
+
+    def from_slots(self, costs: Row, at: slice, least: Slots) -> Row:
+        """The costs in a range, which are changed for that: infinite below so many slots, row by row."""
+        if at.stop - at.start == 1:
+            costs[least > at.start] = INFINITE
+        else:
+            costs += self.masks[np.minimum(least, self.slots + 1)]
+        return costs
 
     def passages(self, ways: Sequence[Whole], stop: int, before: Storages | None = None) -> list[Passage]:
         """Ways through a segment that ends at position `stop`.
@@ -111,18 +151,6 @@ def _nothing(length: int) -> Row:
     row = np.full(length, INFINITE, np.float32)
     row.flags.writeable = False
     return row
-
-
-def entries_of(rows: Row, at: slice, less: Slots) -> Row:
-    """Each row's entries, so many slots before those in a range as the row has in `less`."""
-    length = at.stop - at.start
-    found = np.full((len(rows), length), INFINITE, np.float32)
-    for row, target, lack in zip(rows, found, (less - at.start).tolist(), strict=True):
-        if lack <= 0:
-            target[:] = row[-lack : length - lack]
-        elif lack < length:
-            target[lack:] = row[: length - lack]
-    return found
 
 
 def from_slots(costs: Row, at: slice, least: int) -> Row:
