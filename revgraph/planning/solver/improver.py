@@ -32,16 +32,13 @@ SMALL, DEPTH, DEPTH_BEYOND = 6, 3, 1
 class Improver:
     """A problem's formulation, solved under any budget; what it finds goes to the pool.
 
-    A solve takes `nodes` of branch and bound at most. Programmes larger than `largest` are not solved, and
-    none is any more when those that were are together larger than `size`.
+    A solve takes `nodes` of branch and bound at most.
     """
 
-    def __init__(self, merged: Merged, pool: Pool, scale: float, nodes: int, largest: int, size: int) -> None:
+    def __init__(self, merged: Merged, pool: Pool, scale: float, nodes: int) -> None:
         self.merged = merged
         self.pool = pool
         self.nodes = nodes
-        self.largest = largest
-        self.size = size
         self.scale = float(max(1.0, scale))
         items = sum(bool(item.options) for item in merged.problem.items)
         self.slack = SLACK if items <= SMALL else 1.0
@@ -82,9 +79,6 @@ class Improver:
             if upper[formulation.total] < 0:
                 return None
         for _ in range(ATTEMPTS):
-            if self.size < 0 or formulation.model.size > self.largest:
-                return None
-            self.size -= formulation.model.size
             values = formulation.model.minimise({column: 1.0}, upper=upper, nodes=self.nodes, gap=GAP)
             if values is None:
                 return None

@@ -30,11 +30,6 @@ class LinearModel:
     _starts: list[int] = field(default_factory=lambda: [0])
     _rows: set[tuple[tuple[tuple[int, float], ...], float, float]] = field(default_factory=set)
 
-    @property
-    def size(self) -> int:
-        """Rows times columns: what solving is counted by."""
-        return len(self.row_low) * len(self.low)
-
     def column(self, low: float = 0, high: float = 1, *, whole: bool = False) -> int:
         """A new column's index."""
         self.low.append(low)

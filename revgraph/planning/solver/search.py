@@ -36,9 +36,9 @@ class Limits:
     to, and in how many slots. `segments` are those with: into how many segments the line is cut, the share,
     and the slots. Of all their schedules `judged` are judged first; then, at each of `budgets` from the least
     peak to ordinary autograd, those of as many programmes as `aims` that foresee the least for it come close
-    below it. Then the improver looks for less at up to `improved` budgets, with so many `branches`, in
-    programmes no larger than `largest`, until they are together larger than `size`. Lines of at most
-    `stepping` nodes are gone on from by single steps, with as many trials as go over `trials` nodes. Lines of
+    below it. Then, in lines of at most `improving` nodes, the improver looks for less at up to
+    `improved` budgets, with so many `branches`. Lines of at most `stepping` nodes are gone on from by single
+    steps, with as many trials as go over `trials` nodes. Lines of
     more than `large` nodes have fewer schedules judged, in proportion, but `fewest`.
     """
 
@@ -47,10 +47,9 @@ class Limits:
     judged: int
     budgets: int
     aims: int
+    improving: int
     improved: int
     branches: int
-    largest: int
-    size: int
     stepping: int
     trials: int
     large: int = 100
@@ -64,10 +63,9 @@ LIMITS: dict[Effort, Limits] = {
         judged=24,
         budgets=6,
         aims=1,
+        improving=0,
         improved=0,
         branches=1,
-        largest=0,
-        size=0,
         stepping=0,
         trials=0,
     ),
@@ -77,10 +75,9 @@ LIMITS: dict[Effort, Limits] = {
         judged=75,
         budgets=20,
         aims=2,
+        improving=16,
         improved=8,
         branches=1,
-        largest=1_100_000,
-        size=200_000,
         stepping=30,
         trials=5000,
     ),
@@ -93,18 +90,15 @@ LIMITS: dict[Effort, Limits] = {
         judged=400,
         budgets=40,
         aims=4,
+        improving=250,
         improved=24,
         branches=20,
-        largest=2_000_000_000,
-        size=2_000_000_000,
         stepping=60,
         trials=60_000,
     ),
 }
 # Schedules this much dearer than another programme's in the same bytes, as a share of a step, are not judged.
 CLOSE = 0.01
-# Beyond so many nodes nothing is improved.
-LARGEST = 250
 # Chains of more nodes are not improved: the programmes have found what there is.
 SHORT = 6
 # The default plan may take this much more than the least peak without repeated reruns, as a share.
@@ -230,11 +224,9 @@ class _Search:
     def _improve(self) -> None:
         """Look for less where it matters most first: at the least peak, by default, at half, in between."""
         limits = self.limits
-        if not limits.improved or self.line.count > (SHORT if self.line.is_chain else LARGEST):
+        if self.line.count > min(limits.improving, SHORT if self.line.is_chain else limits.improving):
             return
-        improver = Improver(
-            self.line.merged, self.pool, self.top, limits.branches, limits.largest, limits.size
-        )
+        improver = Improver(self.line.merged, self.pool, self.top, limits.branches)
         improver.improve(self.pool.every.least.peak_bytes)
         improver.improve(self._default_budget())
         improver.shrink()
