@@ -8,7 +8,7 @@ it shares.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,12 +19,9 @@ from revgraph.planning.solver.segments import Segment
 from revgraph.planning.solver.slots import (
     INFINITE,
     Counted,
+    Passage,
     Row,
     Slots,
-    entries,
-    from_slots,
-    least_of,
-    single,
 )
 
 # A plain run goes over at most so many nodes.
@@ -78,12 +75,10 @@ class OnceProgramme(Counted):
         turn = self.in_slots(line.problem.loss_bytes) + self.state[count]
         for table in (self.owned, self.released, self.returned):
             table[count, turn:] = 0
-        every, length = self.every, slots + 1
         for i in range(count - 1, -1, -1):
-            rows = [costs for costs, _ in self._lent(i, every)]
-            self.lent[i] = least_of([*rows, self._run_cost(i)], length)
-            self.returned[i] = least_of([costs for costs, _ in self._returned(i, every)], length)
-            self.released[i] = least_of([costs for costs, _ in self._released(i, every)], length)
+            self.lent[i] = np.minimum(self._least(self._lent(i)), self._run_cost(i))
+            self.returned[i] = self._least(self._returned(i))
+            self.released[i] = self._least(self._released(i))
             self.owned[i] = np.minimum(self.released[i], self.returned[i])
 
     @property
@@ -98,7 +93,8 @@ class OnceProgramme(Counted):
         kind, i = "lent", 0
         while i < self.count:
             costs = self.tables[kind][i]
-            slots = int(np.argmax(costs == costs[slots]))  # the fewest within which it costs no more
+            # The fewest within which it costs no more: costs fall with slots.
+            slots = self.slots + 1 - int(costs[::-1].searchsorted(costs[slots], "right"))
             task = kind, i, slots
             if task not in self._steps:
                 self._steps[task] = self._chosen(*task)
@@ -138,11 +134,13 @@ class OnceProgramme(Counted):
     def _chosen(self, kind: str, i: int, slots: int) -> Step:
         if kind == "owned":
             return ("return",) if self.returned[i, slots] <= self.released[i, slots] else ("release",)
-        ways = {"lent": self._lent, "released": self._released, "returned": self._returned}[kind]
+        moves = {"lent": self._lent, "released": self._released, "returned": self._returned}[kind]
         least, chosen = INFINITE, None
-        for costs, how in ways(i, single(slots)):
-            if costs[0] < least:
-                least, chosen = costs[0], how
+        for move in moves(i):
+            if slots >= move.least:
+                cost = move.table[move.after, slots - move.held] + move.cost
+                if cost < least:
+                    least, chosen = cost, move.how
         if kind == "lent":
             runs = self.runs[i]
             left = slots - runs.held
@@ -156,13 +154,33 @@ class OnceProgramme(Counted):
         assert chosen is not None
         return chosen
 
-    def _lent(self, i: int, at: slice) -> Iterator[tuple[Row, Step]]:
-        for number, held, cost, least in self.storing_lent[i]:
-            costs = entries(self.owned[i + 1], at, held) + cost
-            yield from_slots(costs, at, least), ("store", number, held)
-        for number, held, cost, least in self.storing_beside[i]:
-            costs = entries(self.lent[i + 1], at, held) + cost
-            yield from_slots(costs, at, least), ("store beside", number, held)
+    def _lent(self, i: int) -> Iterator[_Move]:
+        yield from self._ways(self.owned, i, self.storing_lent[i], "store")
+        yield from self._ways(self.lent, i, self.storing_beside[i], "store beside")
+
+    def _returned(self, i: int) -> Iterator[_Move]:
+        yield self._lending(i)
+        yield from self._ways(self.returned, i, self.undoing[i], "invert")
+
+    def _released(self, i: int) -> Iterator[_Move]:
+        yield self._lending(i)
+        yield from self._ways(self.owned, i, self.storing[i], "store")
+
+    def _ways(self, table: Row, i: int, passages: Sequence[Passage], what: str) -> Iterator[_Move]:
+        for number, held, cost, least in passages:
+            yield _Move(table, i + 1, held, cost, max(least, held), (what, number, held))
+
+    def _lending(self, i: int) -> _Move:
+        """The state before i stays where it is, and the task takes it for someone else's."""
+        return _Move(self.lent, i, self.state[i], np.float32(0), self.state[i], ("lend",))
+
+    def _least(self, moves: Iterable[_Move]) -> Row:
+        """The least cost with one of the moves, for each number of slots."""
+        best, end = np.full(self.slots + 1, INFINITE, np.float32), self.slots + 1
+        for table, after, held, cost, least, _ in moves:
+            if least < end:
+                np.minimum(best[least:], table[after, least - held : end - held] + cost, out=best[least:])
+        return best
 
     def _runs(self, i: int, stretches: Stretches) -> _Runs:
         """Plain runs from i to a position, which are captured when their backward comes.
@@ -204,17 +222,19 @@ class OnceProgramme(Counted):
             np.minimum(best[least:], then, out=best[least:])
         return best
 
-    def _returned(self, i: int, at: slice) -> Iterator[tuple[Row, Step]]:
-        yield entries(self.lent[i], at, self.state[i]), ("lend",)
-        for number, held, cost, least in self.undoing[i]:
-            costs = entries(self.returned[i + 1], at, held) + cost
-            yield from_slots(costs, at, least), ("invert", number, held)
 
-    def _released(self, i: int, at: slice) -> Iterator[tuple[Row, Step]]:
-        yield entries(self.lent[i], at, self.state[i]), ("lend",)
-        for number, held, cost, least in self.storing[i]:
-            costs = entries(self.owned[i + 1], at, held) + cost
-            yield from_slots(costs, at, least), ("store", number, held)
+class _Move(NamedTuple):
+    """A way on from a position: the table and position of what comes then, and how it is done.
+
+    It holds so many slots meanwhile, costs so much, and takes so many slots at least.
+    """
+
+    table: Row
+    after: int
+    held: int
+    cost: np.float32
+    least: int
+    how: Step
 
 
 class _Runs(NamedTuple):

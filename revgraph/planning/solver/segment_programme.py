@@ -19,6 +19,7 @@ them. Figures are foreseen, not simulated: they choose schedules, which are then
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -28,12 +29,13 @@ from revgraph.planning.solver.line import Line, Storages
 from revgraph.planning.solver.segments import Segment, Whole
 from revgraph.planning.solver.slots import (
     INFINITE,
+    At,
     Counted,
     Passage,
     Row,
     Slots,
     Table,
-    single,
+    width,
 )
 
 # A task (its kind, i, j, slots), or an action: what is done to a segment, and with which of its ways.
@@ -176,13 +178,16 @@ class SegmentProgramme(Counted):
 
     def schedule(self, slots: int) -> list[Step]:
         """The actions of the cheapest step within so many slots."""
+        if not self._steps:  # one after another takes several times as long as all at once
+            falls = np.flatnonzero(self.costs < np.concatenate([[INFINITE], self.costs[:-1]]))
+            self._read(*(("lent", 0, self.count, each) for each in falls.tolist()))
+        whole: Step = ("lent", 0, self.count, slots)
+        self._read(whole)
         actions: list[Step] = []
-        pending: list[Step] = [("lent", 0, self.count, slots)]
+        pending = [whole]
         while pending:
             step = pending.pop()
             if step[0] in TASKS:
-                if step not in self._steps:
-                    self._steps[step] = self._cheapest(*step)
                 pending += reversed(self._steps[step])
             else:
                 actions.append(step)
@@ -251,27 +256,26 @@ class SegmentProgramme(Counted):
         longest = int(j[0] - i[0])
         if len(i) >= longest:  # many short tasks: for each length of a run all of them at once
             for length in range(1, longest + 1):
-                for _, _, _, costs in self._jumps(i, i + length, j, self.every):
+                for _, _, costs in self._jumps(i, i + length, j, self.every):
                     np.minimum(least, costs, out=least)
-        else:
-            for place, (start, end) in enumerate(zip(i.tolist(), j.tolist(), strict=True)):
-                for _, _, _, costs in self._runs_of(start, end, self.every):
+            return least
+        for place, (start, end) in enumerate(zip(i.tolist(), j.tolist(), strict=True)):
+            peaks = (self.first_run_peaks if end == self.count else self.run_peaks)[
+                start, start + 1 : end + 1
+            ]
+            needed = self.rows_in_slots(peaks + self.gradient_bytes[end])
+            # Longer runs take no less.
+            k = np.arange(start + 1, start + 1 + int(np.searchsorted(needed, self.slots, "right")))
+            if len(k):
+                for _, _, costs in self._jumps(np.full_like(k, start), k, np.full_like(k, end), self.every):
                     np.minimum(least[place], costs.min(0), out=least[place])
         return least
 
-    def _runs_of(self, i: int, j: int, at: slice) -> Iterator[tuple[tuple[str, str], int, Slots, Row]]:
-        """Jumps of one task, to every position behind i that a run reaches: longer ones take no less."""
-        peaks = (self.first_run_peaks if j == self.count else self.run_peaks)[i, i + 1 : j + 1]
-        needed = self.rows_in_slots(peaks + self.gradient_bytes[j])
-        k = np.arange(i + 1, i + 1 + int(np.searchsorted(needed, self.slots, "right")))
-        if len(k):
-            yield from self._jumps(np.full_like(k, i), k, np.full_like(k, j), at)
+    # What follows gives for tasks from i to j every way to do them: costs `at` slots, and the way.
 
-    # What follows gives for tasks from i to j every way to do them: costs for a range of slots, and the way.
-
-    def _lent(self, i: Slots, j: Slots, at: slice) -> Iterator[tuple[Row, Step]]:
+    def _lent(self, i: Slots, j: Slots, at: At) -> Iterator[tuple[Row, Step]]:
         if i[0] == j[0]:
-            costs = np.repeat(self.at_once_cost[i, None], at.stop - at.start, 1)
+            costs = np.repeat(self.at_once_cost[i, None], width(at), 1)
             yield self.from_slots(costs, at, self.at_once_least[i]), ("at once",)
         if j[0] == self.count:
             for way in self.ways_storing_lent:
@@ -281,21 +285,19 @@ class SegmentProgramme(Counted):
         elif i[0] < j[0] and self.way_captured_lent is not None:
             yield self._captured(self.way_captured_lent, i, j, at)
 
-    def _through(self, table: Table, way: _Way, i: Slots, j: Slots, at: slice) -> Row:
+    def _through(self, table: Table, way: _Way, i: Slots, j: Slots, at: At) -> Row:
         """The first segment goes a way, and then comes the task of a table, with what that leaves."""
         costs = table.entries(i + 1, j, at, way.held[i]) + way.cost[i, None]
         return self.from_slots(costs, at, np.maximum(way.least, way.held)[i])
 
-    def _captured(self, way: _Way, i: Slots, j: Slots, at: slice) -> tuple[Row, Step]:
+    def _captured(self, way: _Way, i: Slots, j: Slots, at: At) -> tuple[Row, Step]:
         """A rerun that captures what the first segment needs."""
         costs = self.owned.entries(i + 1, j, at, way.held[i]) + self.rerun_cost[i, None]
         run = self.rows_in_slots(way.forward[i] + self.gradient_bytes[j])
         least = np.maximum(np.maximum(way.least, way.held)[i], run)
         return self.from_slots(costs, at, least), ("capture", way)
 
-    def _jumps(
-        self, i: Slots, k: Slots, j: Slots, at: slice
-    ) -> Iterator[tuple[tuple[str, str], int, Slots, Row]]:
+    def _jumps(self, i: Slots, k: Slots, j: Slots, at: At) -> Iterator[tuple[tuple[str, str], int, Row]]:
         """Plain runs from i to a position k, the backward from k to j, and then the one from i to k.
 
         By the two tasks. In the forward pass the node before k may keep results (the option of that rank),
@@ -312,43 +314,43 @@ class SegmentProgramme(Counted):
         if not first:
             then += (self.cost[k] - self.cost[i]).astype(np.float32)[:, None]
         then = self.from_slots(then, at, needed)
-        yield ("released", "lent"), 0, k, self.released.entries(k, j, at) + then
+        yield ("released", "lent"), 0, self.released.entries(k, j, at) + then
         overlaps = self.overlaps[i].any()
         if overlaps:
             beside = np.where(self.overlaps[i], beside, self.slots + 1)
-            yield ("lent", "lent"), 0, k, self._beside(k, j, at, beside) + then
+            yield ("lent", "lent"), 0, self._beside(k, j, at, beside) + then
         if self.undoes:
             back = self.at_hand.entries(i, k - 1, at)
             if not first:
                 back += (self.cost[k] - self.cost[i]).astype(np.float32)[:, None]
             back = self.from_slots(back, at, needed)
-            yield ("returned", "at hand"), 0, k, self.returned.entries(k, j, at) + back
-            yield ("lent", "at hand"), 0, k, self._beside(k, j, at, self.beside[i, k]) + back
+            yield ("returned", "at hand"), 0, self.returned.entries(k, j, at) + back
+            yield ("lent", "at hand"), 0, self._beside(k, j, at, self.beside[i, k]) + back
         if not first:
             return
         for rank, (held, saved) in enumerate(self.kept, start=1):
             less, rest = held[k - 1], then - saved[k - 1, None]
             released = self.released.entries(k, j, at, less)
-            yield ("released", "lent"), rank, k, self.from_slots(released, at, less) + rest
+            yield ("released", "lent"), rank, self.from_slots(released, at, less) + rest
             if overlaps:
-                yield ("lent", "lent"), rank, k, self._beside(k, j, at, less + beside) + rest
+                yield ("lent", "lent"), rank, self._beside(k, j, at, less + beside) + rest
 
-    def _beside(self, k: Slots, j: Slots, at: slice, less: Slots) -> Row:
+    def _beside(self, k: Slots, j: Slots, at: At, less: Slots) -> Row:
         """Costs of the stretch behind k, whose state before it is held for so many slots."""
         return self.from_slots(self.lent.entries(k, j, at, less), at, less)
 
-    def _at_hand(self, i: Slots, j: Slots, at: slice) -> Iterator[tuple[Row, Step]]:
+    def _at_hand(self, i: Slots, j: Slots, at: At) -> Iterator[tuple[Row, Step]]:
         yield self.lent.entries(i, j, at), ("let go",)
         shared = self.shared[i, j + 1]
         for way in self.ways_free:
-            costs = np.repeat(way.cost[j, None], at.stop - at.start, 1)
+            costs = np.repeat(way.cost[j, None], width(at), 1)
             if i[0] < j[0]:
                 costs += self.at_hand.entries(i, j - 1, at)
             peak = self.rows_in_slots(np.maximum(self.after[j], way.forward[j]) - shared)
             # A segment without this way holds more slots than there are.
             yield self.from_slots(costs, at, np.maximum(peak, way.held[j])), ("undo", way)
 
-    def _returned(self, i: Slots, j: Slots, at: slice) -> Iterator[tuple[Row, Step]]:
+    def _returned(self, i: Slots, j: Slots, at: At) -> Iterator[tuple[Row, Step]]:
         yield self._beside(i, j, at, self.state[i]), ("lend",)
         if i[0] == j[0]:
             return
@@ -372,11 +374,11 @@ class SegmentProgramme(Counted):
             for n, way in zip(nodes, ways, strict=True)
         )
 
-    def _owned(self, i: Slots, j: Slots, at: slice) -> Iterator[tuple[Row, Step]]:
+    def _owned(self, i: Slots, j: Slots, at: At) -> Iterator[tuple[Row, Step]]:
         yield self.returned.entries(i, j, at), ("return",)
         yield self.released.entries(i, j, at), ("release",)
 
-    def _released(self, i: Slots, j: Slots, at: slice) -> Iterator[tuple[Row, Step]]:
+    def _released(self, i: Slots, j: Slots, at: At) -> Iterator[tuple[Row, Step]]:
         yield self._beside(i, j, at, self.state[i]), ("lend",)
         if j[0] == self.count:
             for way in self.ways_storing:
@@ -384,21 +386,45 @@ class SegmentProgramme(Counted):
         elif i[0] < j[0] and self.way_captured is not None:
             yield self._captured(self.way_captured, i, j, at)
 
-    def _cheapest(self, kind: str, i: int, j: int, slots: int) -> list[Step]:
-        """A task as actions and smaller tasks, in the fewest slots within which it costs no more."""
-        if i == self.count:
-            return [("turn",)]
-        if j < i:
-            return []
-        costs = self.tables[kind].row(i, j)
-        least = kind, i, j, int(np.argmax(costs == costs[slots]))
-        if least not in self._steps:
-            self._steps[least] = self._expanded(*least)
-        return self._steps[least]
+    def _read(self, *wanted: Step) -> None:
+        """Find what tasks come to in their cheapest ways, and the tasks in these, those of a kind at once."""
+        pending = set(wanted)
+        while pending:
+            alike: defaultdict[tuple[str, bool, bool], list[Step]] = defaultdict(list)
+            for task in pending.difference(self._steps):
+                kind, i, j, _ = task
+                if i > j or i == self.count:
+                    self._steps[task] = [("turn",)] if i == j else []
+                else:
+                    alike[kind, i == j, j == self.count].append(task)
+            for tasks in alike.values():
+                self._expand(tasks)
+            pending = {
+                step
+                for tasks in alike.values()
+                for task in tasks
+                for step in self._steps[task]
+                if step[0] in TASKS
+            }
 
-    def _expanded(self, kind: str, i: int, j: int, slots: int) -> list[Step]:
-        """A task as the actions and smaller tasks of its cheapest way."""
-        at = single(slots)
+    def _expand(self, tasks: Sequence[Step]) -> None:
+        """Tasks of one kind as actions and smaller tasks, in the fewest slots in which they cost no more."""
+        kind = tasks[0][0]
+        i, j, slots = np.array([task[1:] for task in tasks]).T
+        costs = self.tables[kind].of(i, j)
+        first = (costs == costs[np.arange(len(tasks)), slots, None]).argmax(1)
+        least = [(kind, *task) for task in zip(i.tolist(), j.tolist(), first.tolist(), strict=True)]
+        places = {task: place for place, task in enumerate(least) if task not in self._steps}
+        rows = np.array([*places.values()], np.int64)
+        if len(rows):
+            chosen = self._cheapest(kind, i[rows], j[rows], first[rows])
+            for task, how in zip(places, chosen, strict=True):
+                self._steps[task] = self._taken(how, *task[1:])
+        for task, cheapest in zip(tasks, least, strict=True):
+            self._steps[task] = self._steps[cheapest]
+
+    def _cheapest(self, kind: str, i: Slots, j: Slots, slots: Slots) -> list[Step]:
+        """The cheapest way of each task."""
         ways = {
             "lent": self._lent,
             "at hand": self._at_hand,
@@ -406,16 +432,20 @@ class SegmentProgramme(Counted):
             "released": self._released,
             "returned": self._returned,
         }[kind]
-        least = self.tables[kind].row(i, j)[slots]
-        for costs, how in ways(np.array([i]), np.array([j]), at):
-            if costs[0, 0] == least:
-                return self._taken(how, i, j, slots)
-        assert kind == "lent"
-        for tasks, rank, k, costs in self._runs_of(i, j, at):
-            place = int(costs[:, 0].argmin())
-            if costs[place, 0] == least:
-                return self._taken(("jump", tasks, rank, int(k[place])), i, j, slots)
-        raise AssertionError((kind, i, j, slots))
+        least = self.tables[kind].entries(i, j, slots)[:, 0]
+        found: dict[int, Step] = {}
+        for costs, how in ways(i, j, slots):
+            for place in np.flatnonzero(costs[:, 0] == least).tolist():
+                found.setdefault(place, how)
+        rest = np.array([place for place in range(len(i)) if place not in found], np.int64)
+        if len(rest):  # they begin with a plain run
+            counts = j[rest] - i[rest]
+            task = np.repeat(rest, counts)
+            k = i[task] + 1 + np.arange(len(task)) - np.repeat(np.cumsum(counts) - counts, counts)
+            for tasks, rank, costs in self._jumps(i[task], k, j[task], slots[task]):
+                for run in np.flatnonzero(costs[:, 0] == least[task]).tolist():
+                    found.setdefault(int(task[run]), ("jump", tasks, rank, int(k[run])))
+        return [found[place] for place in range(len(i))]
 
     def _taken(self, chosen: Step, i: int, j: int, slots: int) -> list[Step]:
         match chosen:

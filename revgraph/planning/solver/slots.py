@@ -1,13 +1,11 @@
 """Slots: bytes counted in units of equal size, so that costs by bytes are rows of numbers.
 
-A row has the cost within each number of slots. What is asked of rows is asked for a range of these, `at`: all
-of them where tables are filled, and one where a schedule is read out of them.
+A row has the cost within each number of slots.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +16,8 @@ from revgraph.planning.solver.segments import Segment, Whole, kept_results
 Row = np.ndarray[Any, np.dtype[np.float32]]
 Slots = np.ndarray[Any, np.dtype[np.int64]]
 INFINITE = np.float32(np.inf)
+At = slice | Slots
+"""Where rows are looked at: in all slots, or each row in one."""
 
 
 class Passage(NamedTuple):
@@ -48,14 +48,15 @@ class Table:
         """The least of several rows for each of the stretches."""
         self.rows[self.numbers[i, j]] = np.minimum.reduce(costs)
 
-    def entries(self, i: Slots, j: Slots, at: slice, less: Slots | None = None) -> Row:
-        """Entries in a range, or so many slots before it; before a row's first one they have no meaning."""
+    def of(self, i: Slots, j: Slots) -> Row:
+        return self.rows[self.numbers[i, j]]
+
+    def entries(self, i: Slots, j: Slots, at: At, less: Slots | None = None) -> Row:
+        """Entries at some slots, or so many before; those before a row's first one have no meaning."""
         begins = (self.numbers[i, j] + 1) * self.length
         if less is not None:
             begins -= np.minimum(less, self.length)
-        if at.stop - at.start == 1:
-            return self.flat[begins + at.start][:, None]
-        return self.windows[begins]
+        return self.windows[begins] if isinstance(at, slice) else self.flat[begins + at][:, None]
 
 
 class Counted:
@@ -90,12 +91,12 @@ class Counted:
     def rows_in_slots(self, sizes: Slots) -> Slots:
         return (sizes / self.unit + 0.5).astype(np.int64)
 
-    def from_slots(self, costs: Row, at: slice, least: Slots) -> Row:
-        """The costs in a range, which are changed for that: infinite below so many slots, row by row."""
-        if at.stop - at.start == 1:
-            costs[least > at.start] = INFINITE
-        else:
+    def from_slots(self, costs: Row, at: At, least: Slots) -> Row:
+        """Costs at some slots, which are changed for that: infinite below so many, row by row."""
+        if isinstance(at, slice):
             costs += self.masks[np.minimum(least, self.slots + 1)]
+        else:
+            costs[least > at] = INFINITE
         return costs
 
     def passages(self, ways: Sequence[Whole], stop: int, before: Storages | None = None) -> list[Passage]:
@@ -128,38 +129,6 @@ class Counted:
         return found
 
 
-def single(slots: int) -> slice:
-    """The range of one number of slots."""
-    return slice(slots, slots + 1)
-
-
-def entries(row: Row, at: slice, less: int) -> Row:
-    """A row's entries so many slots before those in a range; there are none before the first."""
-    first = at.start - less
-    if first >= 0:
-        return row[first : at.stop - less]
-    if at.stop <= less:
-        return _nothing(at.stop - at.start)
-    found = np.empty(at.stop - at.start, np.float32)
-    found[:-first] = INFINITE
-    found[-first:] = row[: at.stop - less]
-    return found
-
-
-@cache
-def _nothing(length: int) -> Row:
-    row = np.full(length, INFINITE, np.float32)
-    row.flags.writeable = False
-    return row
-
-
-def from_slots(costs: Row, at: slice, least: int) -> Row:
-    """The costs in a range, which are changed for that: infinite below so many slots."""
-    if least > at.start:
-        costs[: least - at.start] = INFINITE
-    return costs
-
-
-def least_of(rows: Sequence[Row], length: int) -> Row:
-    """The least of the rows, place by place."""
-    return np.minimum.reduce(rows) if rows else np.full(length, INFINITE, np.float32)
+def width(at: At) -> int:
+    """How many slots each row is looked at in."""
+    return at.stop - at.start if isinstance(at, slice) else 1
