@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -105,6 +106,36 @@ class Course:
     def after_replay(self) -> tuple[Event, ...]:
         """The backward's events after the replay, all of them where there is none."""
         return self.backward[self.backward.index(DONE) + 1 :] if self.replays else self.backward
+
+    @cached_property
+    def passing(self) -> frozenset[str]:
+        """The labels of inputs and outputs that the forward lets go of, and of which it says no more.
+
+        Whoever made such an input, and whoever asked for such an output, holds it longer than that.
+        """
+        said = Counter(part for event in self.forward for part in event[1:] if isinstance(part, str))
+        begun = {event[1] for event in self.forward if event[0] == "born"}
+        return frozenset(
+            event[1]
+            for event in self.forward
+            if event[0] == "drop"
+            and (
+                (event[1].startswith("in") and said[event[1]] == 1)
+                or (event[1].startswith("out") and event[1] in begun and said[event[1]] == 2)
+            )
+        )
+
+    @cached_property
+    def run(self) -> tuple[Event, ...]:
+        """The events of the forward where all outputs are asked for: without those that change nothing then.
+
+        `passing` labels need not be held, and an output that begins under one is `made` for others alone.
+        """
+        return tuple(
+            ("made", *event[1:]) if event[0] == "born" and event[1] in self.passing else event
+            for event in self.forward
+            if event[0] != "drop" or event[1] not in self.passing
+        )
 
     @cached_property
     def identities(self) -> tuple[tuple[int, int], ...]:
