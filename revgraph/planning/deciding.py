@@ -146,10 +146,11 @@ def check_reruns(
         if chosen[name] == "keep":
             raise PlanError(f"{name!r} is kept, so it is never rerun: recompute it, or take it out of reruns")
     place = {node.name: index for index, node in enumerate(graph.planned)} if holds else {}
+    rerun = frozenset(reruns)
     for name, stage in holds.items():
         _check_node(name, chosen)
         _check_node(stage, chosen)
-        if name not in reruns:
+        if name not in rerun:
             raise PlanError(f"{name!r} cannot be held from the stage of {stage!r}, for it is not in reruns")
         if place[stage] <= place[name]:
             raise PlanError(

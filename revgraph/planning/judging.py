@@ -8,7 +8,7 @@ simulator alone: a solution is what its plan does.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -36,7 +36,9 @@ class Judge:
         self.values = [value.name for value in posed.graph.values]
         self.nodes = [item.name for item in posed.problem.items]
         courses = [[name.split("+") for name in each] for each in posed.courses]
-        self.decisions = [[cast("Decision", decision) for decision, *_ in each] for each in courses]
+        self.decisions: list[list[Decision]] = [
+            [cast("Decision", name[0]) for name in each] for each in courses
+        ]
         self.results = [[tuple(map(int, results)) for _, *results in each] for each in courses]
         # Solutions that come to the same once they are tidied are simulated once.
         self._judged: dict[Hashable, Solution] = {}
@@ -58,7 +60,7 @@ class Judge:
         names, nodes = self.values, self.nodes
         return decide(
             self.graph,
-            self._decided(solution),
+            self._decided(solution.options, solution.reruns),
             stored=[*self.anchors, *(names[value] for value in solution.stored)],
             reruns=[nodes[k] for k in sorted(solution.reruns)],
             **self._besides(solution),
@@ -91,12 +93,13 @@ class Judge:
         """
         names, nodes = self.values, self.nodes
         stored = [*self.anchors, *(names[value] for value in sorted(solution.stored))]
-        decided, reruns = self._decided(replace(solution, reruns=frozenset())), solution.reruns
+        decided = plain = self._decided(solution.options, ())
+        reruns = solution.reruns
         while True:
             sources = self._sources(decided, stored, [nodes[k] for k in sorted(reruns)])
             run = {source.node for source in sources.values() if source.how == "recomputed"}
             again = frozenset(k for k in reruns if nodes[k] in run)
-            then = self._decided(replace(solution, reruns=again))
+            then = self._decided(solution.options, again) if again else plain
             if again == reruns and then == decided:
                 break
             decided, reruns = then, again
@@ -157,7 +160,10 @@ class Judge:
     def _planned(self, solution: Solution) -> Plan:
         """The plan of a solution, before it is simulated."""
         names, nodes, given = self.values, self.nodes, self.graph.inputs
-        decided, reruns = self._decided(solution), [nodes[k] for k in sorted(solution.reruns)]
+        decided, reruns = (
+            self._decided(solution.options, solution.reruns),
+            [nodes[k] for k in sorted(solution.reruns)],
+        )
         values = {*self.anchors, *(names[value] for value in solution.stored)}.difference(given)
         stored = tuple([name for name in names if name in values])
         besides = self._besides(solution)
@@ -188,17 +194,17 @@ class Judge:
             },
         }
 
-    def _decided(self, solution: Solution) -> dict[str, Decision]:
+    def _decided(self, options: Sequence[int], reruns: Collection[int]) -> dict[str, Decision]:
         """The decision on every node.
 
         The engine runs nothing again that it keeps, and courses of reruns are known without kept results.
         """
         decided: dict[str, Decision] = {
             node: decisions[option]
-            for node, decisions, option in zip(self.nodes, self.decisions, solution.options, strict=True)
+            for node, decisions, option in zip(self.nodes, self.decisions, options, strict=True)
             if option >= 0
         }
-        for k in solution.reruns:
+        for k in reruns:
             if decided[self.nodes[k]] == "keep":
                 decided[self.nodes[k]] = "recompute"
         return decided

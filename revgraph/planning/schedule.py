@@ -324,7 +324,11 @@ class _Backward:
         self.plan = plan
         self.graph: Graph = plan.graph
         self.silent = silent
-        self.sources = sources
+        self.maker = {
+            name: ("own" if source.how == "inverted" else source.how, self.graph.node[source.node])
+            for name, source in sources.items()
+            if source.how != "stored"
+        }
         self.needs = Rules.of(plan.graph).needs
         self.steps = _Steps.of(plan.graph)
         self.fixed = {*plan.stored, *self.graph.inputs}.difference(gone)
@@ -348,16 +352,24 @@ class _Backward:
 
     def _stage(self, stage: Node) -> None:
         """Lines 1 to 3 of Algorithm 1 for one node, made general: derive what its replay reads, replay it."""
-        at_hand, inexact = self.at_hand, self.inexact
+        at_hand, inexact, decisions = self.at_hand, self.inexact, self.plan.decisions
+        needs, inputs, maker = self.needs, self.steps.inputs, self.maker
         pending = [("own", stage)]
         while pending:  # a list instead of recursion: a chain of ten thousand is as good as one of ten
             how, node = pending[-1]
-            reads = self._reads(how, node)
+            gives: Sequence[str] = node.outputs
+            if how == "own":
+                decision = decisions[node.name]
+                reads = needs[decision][node.name]
+                gives = (node.target,) if decision == "invert" and node.target is not None else ()
+            elif how == "rewired":
+                reads, gives = node.outputs, inputs[node.name]
+            else:
+                reads = inputs[node.name]
             if not at_hand.issuperset(reads):
-                pending += [self._maker(name) for name in reads if name not in at_hand]
+                pending += [maker[name] for name in reads if name not in at_hand]
                 continue
             pending.pop()
-            gives = self._gives(how, node)
             if not at_hand.isdisjoint(gives):
                 gives = [name for name in gives if name not in at_hand]
             if not gives and not (how == "own" and node is stage):
@@ -371,33 +383,18 @@ class _Backward:
             at_hand.update(gives)
             self.found.append((action, node.name, stage.name, reads, gives, exact))
 
-    def _maker(self, name: str) -> tuple[str, Node]:
-        source = self.sources[name]
-        return "own" if source.how == "inverted" else source.how, self.graph.node[source.node]
-
-    def _reads(self, how: str, node: Node) -> tuple[str, ...]:
-        if how == "own":
-            return self.needs[self.plan.decisions[node.name]][node.name]
-        return node.outputs if how == "rewired" else self.steps.inputs[node.name]
-
-    def _gives(self, how: str, node: Node) -> Sequence[str]:
-        if how == "own":
-            inverts = self.plan.decisions[node.name] == "invert" and node.target is not None
-            return (node.target or "",) if inverts else ()
-        return self.steps.inputs[node.name] if how == "rewired" else node.outputs
-
     def _action(self, how: str, node: Node, stage: Node) -> Action:
         if how == "rewired":
             return "invert_wiring"
         if how == "wired":
             return "wire"
-        captured = node.name in self.captured
+        captured = node.name in self.captured or node.name in self.silent
         if how == "own":
-            if captured or node.name in self.silent:
+            if captured:
                 return "invert_again"
             self.captured.add(node.name)
             return "invert" if self.plan.decisions[node.name] == "invert" else "recompute"
-        if captured or node.name in self.silent or self.plan.holds.get(node.name) != stage.name:
+        if captured or self.plan.holds.get(node.name) != stage.name:
             return "rerun"
         self.captured.add(node.name)
         return "recompute_and_keep"

@@ -19,6 +19,7 @@ COURSES = {
     "recompute_and_keep": "hold",
     "invert_wiring": "rewire",
 }
+NONE = frozenset[str]()
 # Events with which a node holds a storage under a label.
 BEGINNING = ("made", "born", "laid", "same")
 
@@ -129,7 +130,6 @@ class Machine:
         self.gradients: dict[str, int] = {}
         self.labels: dict[str, dict[str, int]] = {}
         self.begun: set[str] = set()
-        self.held_again: set[str] = set()
         self.sums: dict[str, int] = {}
         self.same: dict[str, str] = {}
         self.courses = courses_of(plan)
@@ -154,37 +154,39 @@ class Machine:
 
     def took(self, step: Instruction) -> tuple[Work, int]:
         """Take the next step; its work and its time, for those that need no moment of it."""
-        memory, action = self.memory, step.action
-        if self.states and action != "run":  # the forward is over, and what was noted for no replay goes
-            for name in self.states.keys() - self.schedule.last_at.keys():
-                self._let_state_go(name)
+        memory, action, name = self.memory, step.action, step.node
         memory.most = memory.live
         if action == "run":
             work = self._run(step)
-        elif action == "backward":
+            return work, self.clock.forward(name, work)
+        if self.states:  # the forward is over, and what was noted for no replay goes
+            for noted in self.states.keys() - self.schedule.last_at.keys():
+                self._let_state_go(noted)
+            memory.most = memory.live
+        if action == "backward":
             work = self._backward(step)
-            return work, self.clock.backward(step.node, work)
-        elif action == "free":
-            for name in step.frees:
-                memory.release(self.tape.pop(name))
+            return work, self.clock.backward(name, work)
+        if action == "free":
+            for value in step.frees:
+                memory.release(self.tape.pop(value))
             return NOTHING, 0
-        elif action == "loss":
+        if action == "loss":
             work = self._loss()
-        else:
-            work = self._rebuild(step)
-            return work, self.clock.forward(step.node, work) + self.clock.replay
-        return work, self.clock.forward(step.node, work)
+            return work, self.clock.forward(name, work)
+        work = self._rebuild(step)
+        return work, self.clock.forward(name, work) + self.clock.replay
 
     def _run(self, step: Instruction) -> Work:
         _, name, _, _, makes, stores, frees, _ = step
-        site, course = self.sites[name], self.courses[name]
-        env, memory = self.env, self.memory
-        self.labels[name] = labels = self._inputs(site, course.passing)
-        self._follow(course.run, site, labels, makes, env)
-        for output in makes:
-            env.setdefault(output, NOWHERE)  # by a node whose costs are not known
-        for output in stores:
-            self.tape[output] = memory.hold(env[output])
+        site, course, memory, env = self.sites[name], self.courses[name], self.memory, self.env
+        events, passing, _ = course.forward_in_brief
+        self.labels[name] = labels = self._inputs(site, passing)
+        self._follow(events, site, labels, makes, env)
+        for value in makes:
+            if value not in env:
+                env[value] = NOWHERE  # by a node whose costs are not known
+        for value in stores:
+            self.tape[value] = memory.hold(env[value])
         if course.identities or not course.backward:
             self._note_graph(site.node, course)
         for value in frees:
@@ -208,14 +210,12 @@ class Machine:
         """The node of whose graph a value's tensor is the result."""
         return self.graph.producer[self.same.get(name, name)].name
 
-    def _inputs(self, site: Site, passing: Collection[str] = ()) -> dict[str, int]:
+    def _inputs(self, site: Site, passing: Collection[str] = NONE) -> dict[str, int]:
         """The storages of a node's inputs in the forward pass that it holds from now on."""
         env, holders = self.env, self.memory.holders
-        labels: dict[str, int] = {}
-        for label, name in site.inputs:
-            if label not in passing:
-                labels[label] = number = env[name]
-                holders[number] += 1
+        labels = {label: env[name] for label, name in site.inputs if label not in passing}
+        for number in labels.values():
+            holders[number] += 1
         return labels
 
     def _makers(self, node: Node) -> set[str]:
@@ -258,27 +258,21 @@ class Machine:
         if step.node not in self.begun:
             self._begin(site)
         labels = self.labels.pop(step.node)
-        course = self._backward_course(site.node)
+        course = self.courses[step.node]
         self._follow(course.after_replay, site, labels)
         for number in labels.values():
             self.memory.release(number)
         return course.backward_work
 
-    def _backward_course(self, node: Node) -> Course:
-        """The course that tells a node's backward: that of the rerun that captured for it, if one did."""
-        if node.name in self.held_again:
-            return node.cost.courses.get("hold", UNKNOWN)
-        return self.courses[node.name]
-
     def _begin(self, site: Site) -> None:
         """What a node's backward does before it first asks for what it needs."""
-        node, gradients = site.node, self.gradients
-        self.begun.add(node.name)
-        labels = self.labels[node.name]
-        for label, name in site.gradients:
-            if name in gradients:
-                labels[label] = gradients.pop(name)
-        if events := self._backward_course(node).before_replay:
+        name, gradients = site.node.name, self.gradients
+        self.begun.add(name)
+        labels = self.labels[name]
+        for label, value in site.gradients:
+            if value in gradients:
+                labels[label] = gradients.pop(value)
+        if events := self.courses[name].before_replay:
             self._follow(events, site, labels)
 
     def _rebuild(self, step: Instruction) -> Work:
@@ -286,30 +280,28 @@ class Machine:
         if stage not in self.begun:
             self._begin(self.sites[stage])
         site, memory, rebuilt, tape = self.sites[name], self.memory, self.rebuilt, self.tape
-        own, courses = self.courses[name], site.node.cost.courses
-        captures = action in CAPTURING
-        replays = captures and action != "recompute_and_keep" and own.replays
-        course = own if replays else courses.get(COURSES.get(action, action), UNKNOWN)
-        if action == "recompute_and_keep":
-            self.held_again.add(name)
+        captures, course = action in CAPTURING, self.courses[name]
+        replays = captures and action != "recompute_and_keep" and course.replays
+        if not replays:
+            course = site.node.cost.courses.get(COURSES.get(action, action), UNKNOWN)
+            if action == "recompute_and_keep":  # which from now on tells the node's backward
+                self.courses[name] = course
         labels = self.labels.get(name, {}) if captures else {}
-        # Where it runs as in the forward pass, what it lets go of is held until the step is over.
-        as_forward = not replays and makes == site.node.outputs
-        passing = course.passing if as_forward else ()
+        events, passing, making = course.replay_in_brief if replays else course.forward_in_brief
+        if (labels and not passing.isdisjoint(labels)) or (
+            making and not {site.value[label] for label in making}.issubset(makes)
+        ):
+            events, passing = (course.in_replay if replays else course.forward), NONE
         for label, value in site.ends:
             if value in reads and label not in passing:
-                if value in tape:
-                    labels[label] = memory.hold(tape[value])
-                elif value in rebuilt:
-                    labels[label] = memory.hold(rebuilt[value])
-                else:
+                if value not in tape and value not in rebuilt:
                     raise _unsound(step, value)
-        events = course.in_replay if replays else course.run if as_forward else course.forward
+                labels[label] = memory.hold(tape[value] if value in tape else rebuilt[value])
         self._follow(events, site, labels, makes, rebuilt)
         for value in makes:
             rebuilt.setdefault(value, NOWHERE)  # by a node whose costs are not known
         if captures:
-            kept = self._backward_course(site.node).dropped_after_replay
+            kept = self.courses[name].dropped_after_replay
             going = [label for label in labels if label not in kept and label.startswith(("in", "out"))]
             for label in going:
                 memory.release(labels.pop(label))
@@ -343,27 +335,28 @@ class Machine:
         memory = self.memory
         sizes, holders, log = memory.sizes, memory.holders, memory.log
         live, most = memory.live, memory.most
-        inputs, same, gradients, parts = site.node.inputs, self.same, self.gradients, self.parts
         for event in events:
             what = event[0]
             if what == "drop":
-                number = labels.pop(event[1], NOWHERE)
-                holders[number] = left = holders[number] - 1
-                if not left:
-                    live -= sizes[number]
-                    sizes[number] = 0
-                    if log is not None:
-                        log.append(("free", number))
+                if event[1] in labels:
+                    number = labels.pop(event[1])
+                    holders[number] = left = holders[number] - 1
+                    if not left:
+                        live -= sizes[number]
+                        sizes[number] = 0
+                        if log is not None:
+                            log.append(("free", number))
             elif what == "use":
-                if live + event[1] > most:
-                    most = live + event[1]
-                live += event[2]
+                _, peak, net = event
+                if live + peak > most:
+                    most = live + peak
+                live += net
                 if log is not None:
-                    log.append(("use", event[1], event[2], site.node.name))
+                    log.append(("use", peak, net, site.node.name))
             elif what == "grad":
-                number = labels.get(event[2], NOWHERE)
-                name = None if event[1] >= len(inputs) or same else inputs[event[1]]
-                if name is not None and name not in gradients and name not in parts:
+                number, inputs, gradients = labels.get(event[2], NOWHERE), site.node.inputs, self.gradients
+                name = None if event[1] >= len(inputs) or self.same else inputs[event[1]]
+                if name is not None and name not in gradients and name not in self.parts:
                     gradients[name] = number  # the first of an inner value, as most are
                     holders[number] += 1
                 else:
@@ -399,8 +392,8 @@ class Machine:
                 self.states.setdefault(site.node.name, []).append(memory.born(event[1]))
                 live, most = memory.live, memory.most
             elif what == "identity":
-                source: str = inputs[event[2]]
-                same[site.node.outputs[event[1]]] = same.get(source, source)
+                source: str = site.node.inputs[event[2]]
+                self.same[site.node.outputs[event[1]]] = self.same.get(source, source)
         memory.live, memory.most = live, most
 
     def _gradient(self, events: tuple[Event, ...], event: Event, site: Site, number: int) -> None:
