@@ -90,17 +90,15 @@ def _held(plan: rg.Plan) -> str:
     for name, storage in machine.tape.items():
         if storage not in counted and name not in plan.graph.inputs:
             shape = "x".join(map(str, plan.graph.value[name].shape))
-            rows.append([f"`{name}`, {shape}", _reason(plan, name), human_bytes(sizes.get(storage, 0))])
+            rows.append([f"`{name}`, {shape}", _reason(plan, name), human_bytes(sizes[storage])])
         counted.add(storage)
     results: dict[str, list[int]] = defaultdict(list)
     statistics: list[int] = []
-    rest = plan.held_bytes - sum(sizes.get(storage, 0) for storage in counted)
+    rest = plan.held_bytes - sum(sizes[storage] for storage in counted)
     for node in plan.graph.planned:
         pinned = set(machine.labels[node.name].values()) - counted
         counted |= pinned
-        size = own_bytes(machine.courses[node.name].forward) + sum(
-            sizes.get(storage, 0) for storage in pinned
-        )
+        size = own_bytes(machine.courses[node.name].forward) + sum(sizes[storage] for storage in pinned)
         rest -= size
         if plan.decisions[node.name] == "keep":
             rows.append([f"internals of `{node.name}`", "kept, as in ordinary training", human_bytes(size)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -60,6 +61,39 @@ class Work(NamedTuple):
 NOTHING = Work()
 
 
+class Brief(NamedTuple):
+    """Events without those that change nothing where all that they make is asked for.
+
+    What a node reads is held until it has run, and so is what is asked for of it: a node that lets go of
+    these while it runs need not hold them at all. So the labels in `passing` are not held, and what begins
+    under those in `making` is "made": whoever asks for it is the first to hold it.
+    """
+
+    events: tuple[Event, ...]
+    passing: frozenset[str]
+    making: tuple[str, ...]
+
+    @classmethod
+    def of(cls, events: tuple[Event, ...]) -> Brief:
+        said = Counter(part for event in events for part in event[1:] if isinstance(part, str))
+        dropped = {event[1] for event in events if event[0] == "drop"}
+        passing = {label for label in dropped if said[label] == 1 and label.startswith(("in", "out"))}
+        making = tuple(
+            event[1]
+            for event in events
+            if event[0] == "born"
+            and event[1] in dropped
+            and said[event[1]] == 2
+            and (event[1] == "target" or PLACED.fullmatch(event[1]))
+        )
+        kept = [
+            ("made", *event[1:]) if event[0] == "born" and event[1] in making else event
+            for event in events
+            if event[0] != "drop" or event[1] not in passing.union(making)
+        ]
+        return cls(tuple(kept), frozenset(passing), making)
+
+
 @dataclass(frozen=True)
 class Course:
     """The events of a node's forward and backward under one decision, with their work.
@@ -105,6 +139,14 @@ class Course:
     def after_replay(self) -> tuple[Event, ...]:
         """The backward's events after the replay, all of them where there is none."""
         return self.backward[self.backward.index(DONE) + 1 :] if self.replays else self.backward
+
+    @cached_property
+    def forward_in_brief(self) -> Brief:
+        return Brief.of(self.forward)
+
+    @cached_property
+    def replay_in_brief(self) -> Brief:
+        return Brief.of(self.in_replay)
 
     @cached_property
     def identities(self) -> tuple[tuple[int, int], ...]:

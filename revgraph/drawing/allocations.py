@@ -1,7 +1,7 @@
 """Allocations: a predicted training step as storages that are allocated and freed, each at an address.
 
-The simulator tells its memory of every storage that begins or ends. Here that memory also writes down what it
-is told, so that live bytes summed over the events are the simulator's to the byte, and so is their maximum.
+The simulator's memory logs every storage that begins or ends. What it has logged in a step is written down
+here, so that live bytes summed over the events are the simulator's to the byte, and so is their maximum.
 What it only knows as a sum, a node's own storages of one moment, is written as one block: the part that
 stays, and a part that comes and goes at once.
 """
@@ -11,8 +11,9 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from revgraph.planning.holding import NOWHERE, Storages
+from revgraph.planning.holding import Storages
 from revgraph.planning.plans import Plan
 from revgraph.planning.schedule import schedule
 from revgraph.planning.simulating import Machine
@@ -47,13 +48,14 @@ def allocations(plan: Plan) -> list[Change]:
         PlanError: a step reads what is not in memory.
     """
     memory = _Recorded()
-    machine = Machine(plan, memory)
+    machine = Machine(plan, Storages(log=memory.log))
     for index, step in enumerate(schedule(plan)):
         memory.step = index
         memory.fresh.clear()
         machine.take(step)
-        node = machine.node.get(step.node)
-        if node is not None:
+        memory.write_down()
+        if step.node in machine.sites:
+            node = machine.sites[step.node].node
             memory.name(machine.states.get(node.name, ()), f"state noted for replays of {node.name}")
             for name in dict.fromkeys((*node.outputs, *step.makes)):
                 held = (machine.env, machine.tape, machine.rebuilt)
@@ -63,7 +65,7 @@ def allocations(plan: Plan) -> list[Change]:
                 if name in machine.gradients:
                     memory.name([machine.gradients[name]], f"gradient of {name}")
         for number, block in memory.fresh.items():
-            kind = "internals" if number in memory.holders else "temporary storage"
+            kind = "internals" if number in memory.blocks else "temporary storage"
             block.what = f"{kind} of {step.node or 'the step'}"
     return memory.changes
 
@@ -96,9 +98,10 @@ class Places:
 
 
 @dataclass
-class _Recorded(Storages):
-    """Storages that write down when each is allocated and freed."""
+class _Recorded:
+    """When each storage is allocated and freed, by the `log` of a memory."""
 
+    log: list[tuple[Any, ...]] = field(default_factory=list)
     step: int = 0
     changes: list[Change] = field(default_factory=list)
     fresh: dict[int, Block] = field(default_factory=dict)
@@ -108,26 +111,26 @@ class _Recorded(Storages):
     """By node, the blocks of its own storages, which have no numbers."""
     places: Places = field(default_factory=Places)
 
-    def born(self, size: int) -> int:
-        number = super().born(size)
-        self.fresh[number] = self.blocks[number] = self._allocate(size)
-        return number
+    def write_down(self) -> None:
+        """Take over what has been logged."""
+        for what, *told in self.log:
+            if what == "born":
+                number, size = told
+                self.fresh[number] = self.blocks[number] = self._allocate(size)
+            elif what == "free":
+                self._free(self.blocks.pop(told[0]))
+            else:
+                self._use(*told)
+        self.log.clear()
 
-    def release(self, number: int) -> None:
-        super().release(number)
-        if number != NOWHERE and number not in self.holders:
-            self._free(self.blocks.pop(number))
-
-    def use(self, most: int, net: int, owner: str = "") -> None:
-        super().use(most, net, owner)
-        if owner:
-            stays = max(net, 0)
-            mine = self.own.setdefault(owner, [])
-            if stays:
-                mine.append(self._allocate(stays, f"internals of {owner}"))
-            if most > stays:
-                self._free(self._allocate(most - stays, f"temporary storage of {owner}"))
-            self._shrink(mine, -net)
+    def _use(self, most: int, net: int, owner: str) -> None:
+        stays = max(net, 0)
+        mine = self.own.setdefault(owner, [])
+        if stays:
+            mine.append(self._allocate(stays, f"internals of {owner}"))
+        if most > stays:
+            self._free(self._allocate(most - stays, f"temporary storage of {owner}"))
+        self._shrink(mine, -net)
 
     def name(self, numbers: Iterable[int], what: str) -> None:
         """Say what lies in storages that began in this step; what was said first holds."""

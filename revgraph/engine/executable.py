@@ -25,7 +25,7 @@ from revgraph.errors import GraphError, TraceError
 from revgraph.expressions import Expression, leaves
 from revgraph.gridding import OnGrid
 from revgraph.planning.plans import TERM, Plan
-from revgraph.planning.schedule import CAPTURING, Action, Schedule, schedule, silent_nodes
+from revgraph.planning.schedule import CAPTURING, Action, Schedule, lent_inputs, schedule, silent_nodes
 from revgraph.planning.simulating import course_names
 from revgraph.program import Arithmetic, Difference, Law, Named, Operation, Program, Sum
 from revgraph.rearrangements import Rearrangement
@@ -245,10 +245,10 @@ class Executable:
         captures = way == "hold"
         return ReplayStep(action, operation, reads, makes, frozenset(makes), (), captures, True, False, True)
 
-    def _reads_no_more(self, whole: Schedule, silent: frozenset[str]) -> bool:
+    def _reads_no_more(self, whole: Schedule, silent: frozenset[str], lent: frozenset[str]) -> bool:
         """Whether the schedule without the lent inputs makes do with what this one leaves on the tape."""
-        without = schedule(self.plan, silent, whole.lent)
-        held = {*self.plan.stored, *self.plan.graph.inputs}.difference(whole.lent)
+        without = schedule(self.plan, silent, lent)
+        held = {*self.plan.stored, *self.plan.graph.inputs}.difference(lent)
         needed = {name for each in without.replays for name in each.reads}.intersection(held)
         return needed.issubset(name for each in whole.replays for name in each.reads)
 
@@ -287,8 +287,9 @@ class Executable:
                 )
             )
         fixed = frozenset(map(place, {*plan.stored, *plan.graph.inputs}.difference(names)))
-        lent = frozenset(map(place, whole.lent.difference(names)))
-        if lent and not names and not self._reads_no_more(whole, silent):
+        given_back = lent_inputs(plan)
+        lent = frozenset(map(place, given_back.difference(names)))
+        if lent and not names and not self._reads_no_more(whole, silent, given_back):
             lent = frozenset()
         return Replays(whole, steps, captured_at, whole.begins, fixed, frozenset(read), lent, silent)
 

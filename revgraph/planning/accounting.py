@@ -17,7 +17,7 @@ from revgraph.errors import PlanError
 from revgraph.graph import Node
 from revgraph.planning.plans import TERM, Plan, result_name
 from revgraph.planning.schedule import schedule
-from revgraph.planning.simulating import Machine
+from revgraph.planning.simulating import Machine, Site
 
 CALLER = ""
 """Among holdings, in the place of a node: the caller, who holds the outputs and the loss."""
@@ -56,7 +56,7 @@ def holdings(plan: Plan) -> tuple[Holding, ...]:
     graph, counted = plan.graph, set[int]()
 
     def bytes_of(numbers: Iterable[int]) -> int:
-        new = {number for number in numbers if number in machine.memory.sizes} - counted
+        new = set(numbers) - counted
         counted.update(new)
         return sum(machine.memory.sizes[number] for number in new)
 
@@ -72,7 +72,7 @@ def holdings(plan: Plan) -> tuple[Holding, ...]:
                 what += (", " if made else "") + _own(plan, node, bool(made))
             found.append(Holding(node.name, sum(stored[name] for name in made), own, what))
     loss = "" if graph.loss is None else graph.loss.name
-    rest = bytes_of(list(machine.memory.sizes)) + machine.own[loss]
+    rest = bytes_of(range(len(machine.memory.sizes))) + machine.own[loss]
     return (*found, Holding(CALLER, 0, rest, "for you"))
 
 
@@ -86,13 +86,13 @@ class _Ledger(Machine):
     def _follow(
         self,
         events: tuple[Event, ...],
-        node: Node,
+        site: Site,
         labels: dict[str, int],
         makes: Collection[str] = (),
         place: dict[str, int] | None = None,
     ) -> None:
-        self.own[node.name] += own_bytes(events)
-        super()._follow(events, node, labels, makes, place)
+        self.own[site.node.name] += own_bytes(events)
+        super()._follow(events, site, labels, makes, place)
 
 
 def _stored(plan: Plan, node: Node, made: list[str], stored: dict[str, int]) -> str:

@@ -207,7 +207,8 @@ class _Plans:
         self.judge = Judge(posed, anchors)
         fronts = known(graph, key)
         if fronts is None:
-            fronts = note(graph, key, search(posed.problem, self.judge, effort, self._by_hand(graph)))
+            judge = Judge(posed, anchors)  # what it remembers goes with the search
+            fronts = note(graph, key, search(posed.problem, judge, effort, self._by_hand(graph)))
         self.pool = fronts
 
     def _by_hand(self, graph: Graph) -> Iterator[Solution]:

@@ -47,7 +47,7 @@ def _parts(machine: Machine) -> dict[str, int]:
     parts: dict[str, int] = dict.fromkeys(PARTS, 0)
     counted: set[int] = set()
     for name, numbers in held.items():
-        parts[name] = sum(sizes.get(number, 0) for number in numbers - counted)
+        parts[name] = sum(sizes[number] for number in numbers - counted)
         counted |= numbers
     parts["internals"] = machine.memory.live - sum(parts.values())
     return parts

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 from revgraph.errors import PlanError
 from revgraph.graph import Graph, Node
-from revgraph.planning.plans import DECISIONS, TERM, Decision, Plan
+from revgraph.planning.plans import DECISIONS, TERM, Decision, Plan, Source
 from revgraph.planning.profiles import GENERIC, DeviceProfile
-from revgraph.planning.simulating import simulate
+from revgraph.planning.simulating import weigh
 from revgraph.planning.sources import sources_from, sources_of
 
 
@@ -66,8 +66,7 @@ def decide(
         if name not in graph.value:
             raise PlanError(f"anchor {name!r} is no value of the graph")
     reruns = tuple(dict.fromkeys(reruns))
-    holds = dict(holds or {})
-    _check_reruns(graph, chosen, reruns, holds)
+    check_reruns(graph, chosen, reruns, holds or {})
     if stored is None:
         stored, sources = sources_of(graph, chosen, anchors, reruns)
     else:
@@ -77,22 +76,40 @@ def decide(
         node.name: "as asked" if node.name in decisions else _reason(node, chosen[node.name])
         for node in graph.planned
     }
-    return finished(
-        Plan(
-            graph=graph,
-            decisions=chosen,
-            stored=stored,
-            sources=sources,
-            reasons=reasons,
-            peak_bytes=0,
-            held_bytes=0,
-            peak_at="",
-            flops_ratio=1.0,
-            results=_checked_results(graph, chosen, holds, results or {}),
-            holds=holds,
-            drops=_checked_drops(graph, chosen, stored, drops or {}),
-            profile=profile,
-        )
+    plan = unweighed(graph, chosen, stored, sources, holds, drops, results, profile)
+    return finished(plan.noted(reasons=reasons))
+
+
+def unweighed(
+    graph: Graph,
+    chosen: Mapping[str, Decision],
+    stored: tuple[str, ...],
+    sources: Mapping[str, Source],
+    holds: Mapping[str, str] | None = None,
+    drops: Mapping[str, Iterable[str]] | None = None,
+    results: Mapping[str, Iterable[int]] | None = None,
+    profile: DeviceProfile = GENERIC,
+) -> Plan:
+    """The plan of decisions on all nodes and of the sources that they lead to, before it is simulated.
+
+    Raises:
+        PlanError: what is asked for does not fit a node.
+    """
+    holds = dict(holds or {})
+    return Plan(
+        graph=graph,
+        decisions=chosen,
+        stored=stored,
+        sources=sources,
+        reasons={},
+        peak_bytes=0,
+        held_bytes=0,
+        peak_at="",
+        flops_ratio=1.0,
+        results=_checked_results(graph, chosen, holds, results or {}),
+        holds=holds,
+        drops=_checked_drops(graph, chosen, stored, drops or {}),
+        profile=profile,
     )
 
 
@@ -116,18 +133,24 @@ def _exactly(graph: Graph, stored: Iterable[str], anchors: tuple[str, ...]) -> t
     return tuple(value.name for value in graph.values if value.name in names - set(graph.inputs))
 
 
-def _check_reruns(
-    graph: Graph, chosen: Mapping[str, Decision], reruns: tuple[str, ...], holds: Mapping[str, str]
+def check_reruns(
+    graph: Graph, chosen: Mapping[str, Decision], reruns: Sequence[str], holds: Mapping[str, str]
 ) -> None:
-    place = {node.name: index for index, node in enumerate(graph.planned)}
+    """Nothing, where these nodes can be rerun, and those of `holds` captured in the stages named.
+
+    Raises:
+        PlanError: which node cannot, and why.
+    """
     for name in reruns:
         _check_node(name, chosen)
         if chosen[name] == "keep":
             raise PlanError(f"{name!r} is kept, so it is never rerun: recompute it, or take it out of reruns")
+    place = {node.name: index for index, node in enumerate(graph.planned)} if holds else {}
+    rerun = frozenset(reruns)
     for name, stage in holds.items():
         _check_node(name, chosen)
         _check_node(stage, chosen)
-        if name not in reruns:
+        if name not in rerun:
             raise PlanError(f"{name!r} cannot be held from the stage of {stage!r}, for it is not in reruns")
         if place[stage] <= place[name]:
             raise PlanError(
@@ -204,21 +227,17 @@ def finished(plan: Plan) -> Plan:
     Raises:
         PlanError: a step of its schedule reads what is not in memory.
     """
-    moments = simulate(plan)
-    if not moments:
+    weight = weigh(plan)
+    if weight.peak_step is None:
         return plan
-    top = max(moments, key=lambda moment: moment.peak_bytes)
-    turn = next((index for index, moment in enumerate(moments) if moment.step.action == "loss"), -1)
     ordinary = Ordinary.of(plan.graph)
-    flops = sum(moment.flops for moment in moments)
-    nanoseconds = sum(moment.nanoseconds for moment in moments)
     plain = ordinary.nanoseconds(plan.graph, plan.profile)
     return plan.noted(
-        peak_bytes=top.peak_bytes,
-        held_bytes=moments[turn].live_bytes,
-        peak_at=f"{top.step.action} of {top.step.node}",
-        flops_ratio=flops / ordinary.flops if ordinary.flops else 1.0,
-        time_ratio=nanoseconds / plain if plain else 1.0,
+        peak_bytes=weight.peak_bytes,
+        held_bytes=weight.held_bytes,
+        peak_at=f"{weight.peak_step.action} of {weight.peak_step.node}",
+        flops_ratio=weight.flops / ordinary.flops if ordinary.flops else 1.0,
+        time_ratio=weight.nanoseconds / plain if plain else 1.0,
         ordinary_bytes=ordinary.peak_bytes,
     )
 
@@ -228,7 +247,7 @@ class Ordinary:
 
     def __init__(self, graph: Graph) -> None:
         self.flops = sum(node.cost.flops + node.cost.backward_flops for node in graph.nodes)
-        self.peak_bytes = max((each.peak_bytes for each in simulate(_kept(graph, GENERIC))), default=0)
+        self.peak_bytes = weigh(_kept(graph, GENERIC)).peak_bytes
         self._nanoseconds: dict[DeviceProfile, int] = {}
 
     @classmethod
@@ -241,8 +260,7 @@ class Ordinary:
     def nanoseconds(self, graph: Graph, profile: DeviceProfile) -> int:
         """How long it takes by a profile."""
         if profile not in self._nanoseconds:
-            moments = simulate(_kept(graph, profile))
-            self._nanoseconds[profile] = sum(each.nanoseconds for each in moments)
+            self._nanoseconds[profile] = weigh(_kept(graph, profile)).nanoseconds
         return self._nanoseconds[profile]
 
 

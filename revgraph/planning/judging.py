@@ -8,15 +8,16 @@ simulator alone: a solution is what its plan does.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 from revgraph.errors import PlanError
-from revgraph.planning.deciding import decide
-from revgraph.planning.plans import Decision, Plan
+from revgraph.planning.deciding import check_reruns, decide, unweighed
+from revgraph.planning.plans import Decision, Plan, Source
 from revgraph.planning.posing import Posed
 from revgraph.planning.schedule import EVALUATING, schedule
+from revgraph.planning.simulating import weigh
 from revgraph.planning.solver.problem import Solution
 from revgraph.planning.sources import sources_from
 
@@ -34,16 +35,37 @@ class Judge:
         self.anchors = tuple(anchors)
         self.values = [value.name for value in posed.graph.values]
         self.nodes = [item.name for item in posed.problem.items]
+        courses = [[name.split("+") for name in each] for each in posed.courses]
+        self.decisions: list[list[Decision]] = [
+            [cast("Decision", name[0]) for name in each] for each in courses
+        ]
+        self.results = [[tuple(map(int, results)) for _, *results in each] for each in courses]
+        # Solutions that come to the same once they are tidied are simulated once.
+        self._judged: dict[Hashable, Solution] = {}
+        self._asked: tuple[object, ...] = ()
+        self._answer: dict[str, Source] = {}
 
     def __call__(self, solution: Solution) -> Solution | None:
         try:
-            return self._simulated(self._tidied(solution))
+            tidied = self._tidied(solution)
+            key = tidied.decisions()
+            if key not in self._judged:
+                self._judged[key] = self._simulated(tidied)
+            return self._judged[key]
         except PlanError:
             return None
 
     def plan(self, solution: Solution) -> Plan:
         """The plan of a solution that was judged."""
-        return self._planned(solution)
+        names, nodes = self.values, self.nodes
+        return decide(
+            self.graph,
+            self._decided(solution.options, solution.reruns),
+            stored=[*self.anchors, *(names[value] for value in solution.stored)],
+            reruns=[nodes[k] for k in sorted(solution.reruns)],
+            **self._besides(solution),
+            profile=self.posed.profile,
+        ).noted(cost=self.posed.cost)
 
     def solution(self, plan: Plan) -> Solution:
         """What a plan decides, as a solution.
@@ -71,12 +93,13 @@ class Judge:
         """
         names, nodes = self.values, self.nodes
         stored = [*self.anchors, *(names[value] for value in sorted(solution.stored))]
-        decided, reruns = self._decided(replace(solution, reruns=frozenset())), solution.reruns
+        decided = plain = self._decided(solution.options, ())
+        reruns = solution.reruns
         while True:
-            sources = sources_from(self.graph, decided, stored, [nodes[k] for k in sorted(reruns)])
+            sources = self._sources(decided, stored, [nodes[k] for k in sorted(reruns)])
             run = {source.node for source in sources.values() if source.how == "recomputed"}
             again = frozenset(k for k in reruns if nodes[k] in run)
-            then = self._decided(replace(solution, reruns=again))
+            then = self._decided(solution.options, again) if again else plain
             if again == reruns and then == decided:
                 break
             decided, reruns = then, again
@@ -107,13 +130,13 @@ class Judge:
             if len(holds) < len(solution.holds):
                 solution = replace(solution, holds=holds)
                 plan = self._planned(solution)
-        plain = self.posed.problem.plain_cost
-        cost = round(plan.cost_ratio * plain) - plain  # a whole number of so few digits comes out exactly
-        runs = Counter(each.node for each in schedule(plan) if each.action in EVALUATING)
+        weight, plain = weigh(plan), self.posed.problem.plain_cost
+        spent = weight.nanoseconds if self.posed.cost == "time" else weight.flops
+        runs = Counter([each.node for each in schedule(plan) if each.action in EVALUATING])
         return replace(
             solution,
-            peak_bytes=plan.peak_bytes,
-            cost=cost,
+            peak_bytes=weight.peak_bytes,
+            cost=spent - plain if plain else 0,
             repeats=runs.total() - len(runs),
             most_runs=max(runs.values(), default=0),
         )
@@ -135,37 +158,60 @@ class Judge:
         return {k: j for k, j in holds.items() if j not in holds}
 
     def _planned(self, solution: Solution) -> Plan:
+        """The plan of a solution, before it is simulated."""
+        names, nodes, given = self.values, self.nodes, self.graph.inputs
+        decided, reruns = (
+            self._decided(solution.options, solution.reruns),
+            [nodes[k] for k in sorted(solution.reruns)],
+        )
+        values = {*self.anchors, *(names[value] for value in solution.stored)}.difference(given)
+        stored = tuple([name for name in names if name in values])
+        besides = self._besides(solution)
+        check_reruns(self.graph, decided, reruns, besides["holds"])
+        sources = self._sources(decided, stored, reruns)
+        return unweighed(self.graph, decided, stored, sources, **besides, profile=self.posed.profile)
+
+    def _sources(
+        self, decided: Mapping[str, Decision], stored: Sequence[str], reruns: Sequence[str]
+    ) -> dict[str, Source]:
+        """How all that is asked for comes back; the last answer is kept, for most is asked more than once."""
+        asked = decided, tuple(stored), reruns
+        if asked != self._asked:
+            self._answer = sources_from(self.graph, decided, stored, reruns)
+            self._asked = asked
+        return self._answer
+
+    def _besides(self, solution: Solution) -> dict[str, Any]:
+        """What a plan decides besides, in the words of `decide`."""
         names, nodes = self.values, self.nodes
-        results = {name: course.split("+")[1:] for name, course in self._courses(solution).items()}
-        return decide(
-            self.graph,
-            self._decided(solution),
-            stored=[*self.anchors, *(names[value] for value in sorted(solution.stored))],
-            reruns=[nodes[k] for k in sorted(solution.reruns)],
-            holds={nodes[k]: nodes[j] for k, j in solution.holds.items()},
-            drops={nodes[j]: [names[v] for v in values] for j, values in solution.drops.items()},
-            results={name: map(int, each) for name, each in results.items() if each},
-            profile=self.posed.profile,
-        ).noted(cost=self.posed.cost)
+        return {
+            "holds": {nodes[k]: nodes[j] for k, j in solution.holds.items()},
+            "drops": {nodes[j]: [names[v] for v in values] for j, values in solution.drops.items()},
+            "results": {
+                nodes[k]: self.results[k][option]
+                for k, option in enumerate(solution.options)
+                if option >= 0 and self.results[k][option] and k not in solution.reruns
+            },
+        }
 
-    def _decided(self, solution: Solution) -> dict[str, Decision]:
-        courses = self._courses(solution)
-        return {name: cast("Decision", course.split("+")[0]) for name, course in courses.items()}
-
-    def _courses(self, solution: Solution) -> dict[str, str]:
-        """The course of every node that is decided on.
+    def _decided(self, options: Sequence[int], reruns: Collection[int]) -> dict[str, Decision]:
+        """The decision on every node.
 
         The engine runs nothing again that it keeps, and courses of reruns are known without kept results.
         """
-        chosen = {
-            k: self.posed.courses[k][option] for k, option in enumerate(solution.options) if option >= 0
+        decided: dict[str, Decision] = {
+            node: decisions[option]
+            for node, decisions, option in zip(self.nodes, self.decisions, options, strict=True)
+            if option >= 0
         }
-        for k in solution.reruns:
-            decision = chosen[k].split("+")[0]
-            chosen[k] = "recompute" if decision == "keep" else decision
-        return {self.nodes[k]: course for k, course in chosen.items()}
+        for k in reruns:
+            if decided[self.nodes[k]] == "keep":
+                decided[self.nodes[k]] = "recompute"
+        return decided
 
 
 def _captured(plan: Plan) -> set[str]:
     """The nodes that a rerun captures."""
+    if not plan.holds:
+        return set()
     return {each.node for each in schedule(plan) if each.action == "recompute_and_keep"}

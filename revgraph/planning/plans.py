@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -21,6 +22,7 @@ DECISIONS: tuple[str, ...] = get_args(Decision)
 CostKind = Literal["time", "flops"]
 How = Literal["stored", "inverted", "rewired", "wired", "recomputed"]
 Made = Literal["by hand", "file", "default", "least", "budget", "frontier"]
+UNKNOWN = Course()
 TERM = -1  # among kept results: what a coupling's function returns
 
 
@@ -41,7 +43,7 @@ def course_of(node: Node, name: str) -> Course:
     """A node's course of this name, `invert+0+2`: without the kept results where that with them is not known,
     and empty where that is not known either."""
     courses = node.cost.courses
-    return courses.get(name) or courses.get(name.split("+")[0]) or Course()
+    return courses.get(name) or courses.get(name.split("+")[0], UNKNOWN)
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,18 @@ class Plan(ShownAsPicture):
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: without what is made again when it is needed."""
-        return {**self.__dict__, "schedules": {}}
+        return {name: fact for name, fact in self.__dict__.items() if name != "courses"} | {"schedules": {}}
+
+    @cached_property
+    def courses(self) -> Mapping[str, Course]:
+        """For each node how its memory runs as it is decided; empty where that is not known."""
+        decisions, results = self.decisions, self.results
+        return {
+            node.name: course_of(
+                node, self.decided(node.name) if node.name in results else decisions.get(node.name, "keep")
+            )
+            for node in self.graph.nodes
+        }
 
     def decided(self, name: str) -> str:
         """A node's decision, and the results that it keeps besides: `invert+0+2`."""

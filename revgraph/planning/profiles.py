@@ -98,6 +98,7 @@ class Clock:
         self.profile = profile
         self.replay = round(profile.seconds_per_replay * 1e9)
         self._scale: dict[str, tuple[float, float]] = {}
+        self._known: dict[Work, int] = {}
         for name, *measured in profile.nodes:
             if name not in graph.node:
                 raise PlanError(
@@ -111,16 +112,31 @@ class Clock:
             )
             self._scale[name] = forward, backward
 
+    @classmethod
+    def of(cls, graph: Graph, profile: DeviceProfile) -> Clock:
+        """The clock of a graph by a profile, made once and kept with the graph."""
+        clocks: dict[DeviceProfile, Clock] = graph.__dict__.setdefault("_clocks", {})
+        if profile not in clocks:
+            clocks[profile] = cls(graph, profile)
+        return clocks[profile]
+
     def forward(self, node: str, work: Work) -> int:
         """Of a node's function, in the forward pass or run again."""
-        return self._nanoseconds(work, self._scale[node][0] if node in self._scale else 1.0)
+        if node in self._scale:
+            return round(self.profile.seconds(work) * self._scale[node][0] * 1e9)
+        known = self._known.get(work)
+        return self._unscaled(work) if known is None else known
 
     def backward(self, node: str, work: Work) -> int:
         """Of a node's backward."""
-        return self._nanoseconds(work, self._scale[node][1] if node in self._scale else 1.0)
+        if node in self._scale:
+            return round(self.profile.seconds(work) * self._scale[node][1] * 1e9)
+        known = self._known.get(work)
+        return self._unscaled(work) if known is None else known
 
-    def _nanoseconds(self, work: Work, scale: float) -> int:
-        return round(self.profile.seconds(work) * scale * 1e9)
+    def _unscaled(self, work: Work) -> int:
+        self._known[work] = found = round(self.profile.seconds(work) * 1e9)
+        return found
 
 
 def profile_of(cost: str | DeviceProfile) -> DeviceProfile:

@@ -28,12 +28,13 @@ values are at hand, however it got there.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Literal, NamedTuple, overload
 
 from revgraph.errors import PlanError
 from revgraph.graph import Graph, Node
-from revgraph.planning.plans import Plan, Source, course_of
-from revgraph.planning.sources import needs, sources_from
+from revgraph.planning.plans import Plan, Source
+from revgraph.planning.sources import Rules, sources_from
 
 Action = Literal[
     "run",
@@ -48,18 +49,13 @@ Action = Literal[
     "wire",
     "backward",
 ]
-EVALUATING: tuple[Action, ...] = (
-    "run",
-    "invert",
-    "recompute",
-    "recompute_and_keep",
-    "invert_again",
-    "rerun",
+EVALUATING: frozenset[Action] = frozenset(
+    ("run", "invert", "recompute", "recompute_and_keep", "invert_again", "rerun")
 )
 """Actions in which a node's function runs."""
-CAPTURING: tuple[Action, ...] = ("invert", "recompute", "recompute_and_keep")
+CAPTURING: frozenset[Action] = frozenset(("invert", "recompute", "recompute_and_keep"))
 """Actions that capture what the node's own backward will ask for."""
-REPLAYING: tuple[Action, ...] = (*EVALUATING[1:], "invert_wiring", "wire")
+REPLAYING: frozenset[Action] = EVALUATING.difference(("run",)).union(("invert_wiring", "wire"))
 """Actions that are carried out again in the backward pass."""
 
 
@@ -87,23 +83,41 @@ class Instruction(NamedTuple):
     exact: bool = True
 
 
+class _Index(NamedTuple):
+    captured_at: dict[str, int]
+    begins: list[int]
+    last_reads: list[list[int]]
+
+
 class Schedule(Sequence[Instruction]):
     """The instructions of a step, and where the backward's are.
 
-    `replays` are those that are carried out again in the backward pass, in order; a position counts them.
-    `captured_at` gives for a node the position that captures it, `last_at` that of its last replay, and
-    `begins` for each position that of its stage's first instruction. `lent` are the caller's inputs that need
-    not be held for the backward, because inversion gives them back.
+    What is told of the backward is worked out when it is first asked for: a plan that is only weighed asks
+    for none of it.
     """
 
-    def __init__(self, instructions: Sequence[Instruction], lent: frozenset[str] = frozenset()) -> None:
+    def __init__(self, instructions: Sequence[Instruction]) -> None:
         self.instructions = tuple(instructions)
-        self.lent = lent
-        self.replays = tuple(each for each in instructions if each.action in REPLAYING)
-        self.captured_at: dict[str, int] = {}
-        self.last_at = {each.node: position for position, each in enumerate(self.replays)}
-        self.begins: list[int] = []
-        self._index()
+
+    @cached_property
+    def replays(self) -> tuple[Instruction, ...]:
+        """What is carried out again in the backward pass, in order; a position counts them."""
+        return tuple(each for each in self.instructions if each.action in REPLAYING)
+
+    @cached_property
+    def last_at(self) -> dict[str, int]:
+        """For a node the position of its last replay."""
+        return {each.node: position for position, each in enumerate(self.replays)}
+
+    @property
+    def captured_at(self) -> dict[str, int]:
+        """For a node the position that captures it."""
+        return self._index.captured_at
+
+    @property
+    def begins(self) -> list[int]:
+        """For each position that of its stage's first instruction."""
+        return self._index.begins
 
     @overload
     def __getitem__(self, index: int) -> Instruction: ...
@@ -131,7 +145,7 @@ class Schedule(Sequence[Instruction]):
         targets = {
             position
             for position, captured in captures.items()
-            if captured or any(last > place for last in self._last_reads[position])
+            if captured or any(last > place for last in self._index.last_reads[position])
         }
         return {position: captures[position] for position in self._needed(start, targets)[0]}
 
@@ -151,7 +165,7 @@ class Schedule(Sequence[Instruction]):
     def _asked_until(self, position: int) -> int:
         """The position by which what is captured here has been asked for; -1 where nothing is captured."""
         each = self.replays[position]
-        reads = self._last_reads[position]
+        reads = self._index.last_reads[position]
         return reads[-1] if each.action in CAPTURING and len(reads) > len(each.makes) else -1
 
     def _needed(self, start: int, targets: set[int]) -> tuple[list[int], frozenset[str]]:
@@ -169,14 +183,17 @@ class Schedule(Sequence[Instruction]):
                 wanted.update(each.reads)
         return found[::-1], frozenset(wanted)
 
-    def _index(self) -> None:
-        """Number the replays, and note when what each makes or captures is read for the last time."""
+    @cached_property
+    def _index(self) -> _Index:
+        """The replays by number, and when what each makes or captures is read for the last time."""
         made_at: dict[str, tuple[int, int]] = {}  # for a value, the position that made it and its place there
+        captured_at: dict[str, int] = {}
+        begins: list[int] = []
         last_reads: list[list[int]] = []
         stage, begin = "", 0
         for each in self.instructions:
             if each.action == "backward":  # captured tensors are asked for until here
-                at = self.captured_at.get(each.node)
+                at = captured_at.get(each.node)
                 if at is not None:
                     last_reads[at].append(len(last_reads))
             if each.action not in REPLAYING:
@@ -188,12 +205,12 @@ class Schedule(Sequence[Instruction]):
                     last_reads[made][place] = position
             if each.stage != stage:
                 stage, begin = each.stage, position
-            self.begins.append(begin)
+            begins.append(begin)
             if each.action in CAPTURING:
-                self.captured_at[each.node] = position
+                captured_at[each.node] = position
             made_at.update((name, (position, place)) for place, name in enumerate(each.makes))
             last_reads.append([-1] * len(each.makes))
-        self._last_reads = last_reads
+        return _Index(captured_at, begins, last_reads)
 
 
 def schedule(
@@ -214,17 +231,15 @@ def schedule(
     if made is None:
         silent, gone = key
         sources = sources_without(plan, gone) if gone else plan.sources
-        found = [*_forward(plan), *_Backward(plan, silent, sources, gone).instructions()]
-        made = plan.schedules[key] = Schedule(_with_lifetimes(plan, found), _lent(plan))
+        backward = _Backward(plan, silent, sources, gone).instructions()
+        made = plan.schedules[key] = Schedule(_with_lifetimes(plan, _forward(plan), backward))
     return made
 
 
 def silent_nodes(plan: Plan) -> frozenset[str]:
     """The nodes that save nothing under this plan, as far as costs are known."""
     return frozenset(
-        node.name
-        for node in plan.graph.planned
-        if node.cost.courses and not course_of(node, plan.decided(node.name)).replays
+        node.name for node in plan.graph.planned if node.cost.courses and not plan.courses[node.name].replays
     )
 
 
@@ -238,8 +253,9 @@ def sources_without(plan: Plan, gone: Collection[str]) -> dict[str, Source]:
     return sources_from(plan.graph, plan.decisions, plan.stored, sorted(reruns), gone)
 
 
-def _lent(plan: Plan) -> frozenset[str]:
-    """The inputs that inversion gives back, all of them at once, for whatever reads them."""
+def lent_inputs(plan: Plan) -> frozenset[str]:
+    """The caller's inputs that need not be held for the backward: inversion gives them back, all of them at
+    once, for whatever reads them."""
     graph = plan.graph
     given = {graph.node[name].target for name, decision in plan.decisions.items() if decision == "invert"}
     for node in reversed(graph.nodes):
@@ -259,29 +275,48 @@ def _held(plan: Plan) -> list[str]:
     return [name for name in plan.stored if name in plan.sources]
 
 
+class _Steps:
+    """The instructions of a graph that no plan changes, but for what they store, made once for a graph and
+    kept with it; `inputs` are those of each node, each once."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.backwards = [node for node in reversed(graph.nodes) if node.kind not in ("input", "output")]
+        self.inputs = {node.name: tuple(dict.fromkeys(node.inputs)) for node in graph.nodes}
+        self.backward = {node.name: Instruction("backward", node.name, node.name) for node in graph.nodes}
+        self.forward = [
+            Instruction("run", node.name, reads=node.inputs, makes=node.outputs, frees=node.cost.frees)
+            for node in reversed(self.backwards)
+        ]
+        if graph.loss is not None:
+            name = graph.loss.name
+            self.forward.append(Instruction("loss", name, reads=graph.loss.inputs))
+            self.forward.append(Instruction("backward", name, name))
+
+    @classmethod
+    def of(cls, graph: Graph) -> _Steps:
+        found: _Steps | None = graph.__dict__.get("_steps")
+        if found is None:
+            found = graph.__dict__["_steps"] = cls(graph)
+        return found
+
+
 def _forward(plan: Plan) -> list[Instruction]:
-    graph = plan.graph
     stored = set(_held(plan))
-    found = [
-        Instruction(
-            "run",
-            node.name,
-            reads=node.inputs,
-            makes=node.outputs,
-            stores=tuple(name for name in node.outputs if name in stored),
-            frees=node.cost.frees,
-        )
-        for node in graph.nodes
-        if node.kind not in ("input", "output")
+    return [
+        each
+        if each.action != "run" or stored.isdisjoint(each.makes)
+        else each._replace(stores=tuple([name for name in each.makes if name in stored]))
+        for each in _Steps.of(plan.graph).forward
     ]
-    if graph.loss is not None:
-        name = graph.loss.name
-        found += [Instruction("loss", name, reads=graph.loss.inputs), Instruction("backward", name, name)]
-    return found
+
+
+# A replay before it is known what of all that it could give is read, and what is read for the last time: the
+# fields of an instruction, with the values that it gives in place of `makes`.
+_Replay = tuple[Action, str, str, tuple[str, ...], Sequence[str], bool]
 
 
 class _Backward:
-    """The order of the backward pass: what each stage does, with all that it could give as `makes`."""
+    """The order of the backward pass: what each stage does, with all that it could give."""
 
     def __init__(
         self, plan: Plan, silent: Collection[str], sources: Mapping[str, Source], gone: Collection[str]
@@ -289,99 +324,101 @@ class _Backward:
         self.plan = plan
         self.graph: Graph = plan.graph
         self.silent = silent
-        self.sources = sources
+        self.maker = {
+            name: ("own" if source.how == "inverted" else source.how, self.graph.node[source.node])
+            for name, source in sources.items()
+            if source.how != "stored"
+        }
+        self.needs = Rules.of(plan.graph).needs
+        self.steps = _Steps.of(plan.graph)
         self.fixed = {*plan.stored, *self.graph.inputs}.difference(gone)
-        self.rebuilt: set[str] = set()
+        self.at_hand = set(self.fixed)  # with what has been rebuilt
         self.inexact: set[str] = set()
         self.captured: set[str] = set()
-        self.found: list[Instruction] = []
+        self.found: list[_Replay | Instruction] = []
 
-    def instructions(self) -> list[Instruction]:
-        plan = self.plan
-        for node in reversed(self.graph.nodes):
-            if node.kind in ("input", "output"):
-                continue
-            decision = plan.decisions.get(node.name, "keep")
-            if decision != "keep" and node.name not in self.captured and node.name not in self.silent:
+    def instructions(self) -> list[_Replay | Instruction]:
+        plan, steps = self.plan, self.steps
+        for node in steps.backwards:
+            name = node.name
+            decision = plan.decisions.get(name, "keep")
+            if decision != "keep" and name not in self.captured and name not in self.silent:
                 self._stage(node)
-            self.rebuilt.difference_update(plan.drops.get(node.name, ()))
-            if not node.cost.courses or course_of(node, plan.decided(node.name)).backward:
-                self.found.append(Instruction("backward", node.name, node.name))
+            if name in plan.drops:
+                self.at_hand.difference_update(set(plan.drops[name]) - self.fixed)
+            if plan.courses[name].backward or not node.cost.courses:
+                self.found.append(steps.backward[name])
         return self.found
 
     def _stage(self, stage: Node) -> None:
         """Lines 1 to 3 of Algorithm 1 for one node, made general: derive what its replay reads, replay it."""
+        at_hand, inexact, decisions = self.at_hand, self.inexact, self.plan.decisions
+        needs, inputs, maker = self.needs, self.steps.inputs, self.maker
         pending = [("own", stage)]
         while pending:  # a list instead of recursion: a chain of ten thousand is as good as one of ten
             how, node = pending[-1]
-            reads = self._reads(how, node)
-            missing = [self._maker(name) for name in reads if not self._is_there(name)]
-            if missing:
-                pending += missing
+            gives: Sequence[str] = node.outputs
+            if how == "own":
+                decision = decisions[node.name]
+                reads = needs[decision][node.name]
+                gives = (node.target,) if decision == "invert" and node.target is not None else ()
+            elif how == "rewired":
+                reads, gives = node.outputs, inputs[node.name]
+            else:
+                reads = inputs[node.name]
+            if not at_hand.issuperset(reads):
+                pending += [maker[name] for name in reads if name not in at_hand]
                 continue
             pending.pop()
-            gives = tuple(name for name in self._gives(how, node) if not self._is_there(name))
+            if not at_hand.isdisjoint(gives):
+                gives = [name for name in gives if name not in at_hand]
             if not gives and not (how == "own" and node is stage):
                 continue  # two values asked for it, and it ran for the first
             action = self._action(how, node, stage)
-            exact = self.inexact.isdisjoint(node.others if node.kind == "coupling" else reads)
-            if action in ("invert", "invert_again") or not self.inexact.isdisjoint(reads):
-                self.inexact.update(gives)
+            exact = inexact.isdisjoint(node.others if node.kind == "coupling" else reads)
+            if action in ("invert", "invert_again") or not inexact.isdisjoint(reads):
+                inexact.update(gives)
             else:
-                self.inexact.difference_update(gives)
-            self.rebuilt.update(gives)
-            self.found.append(Instruction(action, node.name, stage.name, reads, gives, exact=exact))
-
-    def _is_there(self, name: str) -> bool:
-        return name in self.fixed or name in self.rebuilt
-
-    def _maker(self, name: str) -> tuple[str, Node]:
-        source = self.sources[name]
-        return "own" if source.how == "inverted" else source.how, self.graph.node[source.node]
-
-    def _reads(self, how: str, node: Node) -> tuple[str, ...]:
-        if how == "own":
-            return needs(node, self.plan.decisions[node.name])
-        return node.outputs if how == "rewired" else tuple(dict.fromkeys(node.inputs))
-
-    def _gives(self, how: str, node: Node) -> tuple[str, ...]:
-        if how == "own":
-            inverts = self.plan.decisions[node.name] == "invert" and node.target is not None
-            return (node.target or "",) if inverts else ()
-        return tuple(dict.fromkeys(node.inputs if how == "rewired" else node.outputs))
+                inexact.difference_update(gives)
+            at_hand.update(gives)
+            self.found.append((action, node.name, stage.name, reads, gives, exact))
 
     def _action(self, how: str, node: Node, stage: Node) -> Action:
         if how == "rewired":
             return "invert_wiring"
         if how == "wired":
             return "wire"
-        captured = node.name in self.captured
+        captured = node.name in self.captured or node.name in self.silent
         if how == "own":
-            if captured or node.name in self.silent:
+            if captured:
                 return "invert_again"
             self.captured.add(node.name)
             return "invert" if self.plan.decisions[node.name] == "invert" else "recompute"
-        if captured or node.name in self.silent or self.plan.holds.get(node.name) != stage.name:
+        if captured or self.plan.holds.get(node.name) != stage.name:
             return "rerun"
         self.captured.add(node.name)
         return "recompute_and_keep"
 
 
-def _with_lifetimes(plan: Plan, found: list[Instruction]) -> list[Instruction]:
+def _with_lifetimes(
+    plan: Plan, forward: list[Instruction], backward: list[_Replay | Instruction]
+) -> list[Instruction]:
     """The instructions, each making what is read later and freeing what is not, and a `free` at the turn."""
     live: set[str] = set()
     done: list[Instruction] = []
-    for each in reversed(found):
-        if each.action in REPLAYING:
-            makes = tuple(name for name in each.makes if name in live)
-            frees = tuple(name for name in dict.fromkeys(each.reads) if name not in live)
-            live.difference_update(makes)
-            live.update(each.reads)
-            if makes != each.makes or frees:
-                each = each._replace(makes=makes, frees=frees)
-        done.append(each)
+    for each in reversed(backward):
+        if isinstance(each, Instruction):
+            done.append(each)
+            continue
+        action, node, stage, reads, gives, exact = each
+        makes = tuple([name for name in gives if name in live])
+        frees = () if live.issuperset(reads) else [name for name in reads if name not in live]
+        live.difference_update(makes)
+        live.update(reads)
+        done.append(Instruction(action, node, stage, reads, makes, (), tuple(dict.fromkeys(frees)), exact))
+    done.extend(reversed(forward))
     done.reverse()
-    if unread := tuple(name for name in _held(plan) if name not in live):
+    if unread := tuple([name for name in _held(plan) if name not in live]):
         turn = next((place for place, each in enumerate(done) if each.action != "run"), len(done))
         done.insert(turn, Instruction("free", "", frees=unread))
     return done

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from revgraph.courses import NOTHING, Course, Event, Work
 from revgraph.errors import PlanError
 from revgraph.graph import Graph, Node
 from revgraph.planning.holding import NOWHERE, Storages
-from revgraph.planning.plans import Plan, course_of
+from revgraph.planning.plans import UNKNOWN, Plan, course_of
 from revgraph.planning.profiles import Clock
 from revgraph.planning.schedule import CAPTURING, Instruction, schedule
 
@@ -20,7 +19,9 @@ COURSES = {
     "recompute_and_keep": "hold",
     "invert_wiring": "rewire",
 }
-UNKNOWN = Course()
+NONE = frozenset[str]()
+# Events with which a node holds a storage under a label.
+BEGINNING = ("made", "born", "laid", "same")
 
 
 class Moment(NamedTuple):
@@ -49,28 +50,69 @@ def simulate(plan: Plan) -> list[Moment]:
     return [machine.take(step) for step in schedule(plan)]
 
 
+class Weight(NamedTuple):
+    """A step in all: its most bytes and when it takes them, its bytes at the turn, its FLOPs and its time."""
+
+    peak_bytes: int = 0
+    peak_step: Instruction | None = None
+    held_bytes: int = 0
+    flops: int = 0
+    nanoseconds: int = 0
+
+
+def weigh(plan: Plan) -> Weight:
+    """What `simulate` says in all, without a moment for every step: as many plans are weighed as are tried.
+
+    Raises:
+        PlanError: a step reads what is not in memory.
+    """
+    machine = Machine(plan)
+    memory = machine.memory
+    peak, top, held = -1, None, None
+    flops = nanoseconds = 0
+    for step in machine.schedule:
+        work, time = machine.took(step)
+        flops += work.flops
+        nanoseconds += time
+        if memory.most > peak:
+            peak, top = memory.most, step
+        if held is None and step.action == "loss":
+            held = memory.live
+    if top is None:
+        return Weight()
+    return Weight(peak, top, memory.live if held is None else held, flops, nanoseconds)
+
+
 def course_names(plan: Plan) -> dict[str, str]:
     """For each node the name of the course that its memory takes under this plan: `invert+0+2`.
 
     The replay of a sum whose target nobody asks for stops before the sum, as if it were recomputed. The
     caller's inputs are always asked for, to see how far they drift.
     """
-    graph = plan.graph
-    names = {node.name: plan.decided(node.name) for node in graph.nodes}
-    for each in schedule(plan).replays:
-        node = graph.node[each.node]
-        if each.action == "invert" and node.additive and not each.makes and node.target not in graph.inputs:
-            names[node.name] = names[node.name].replace("invert", "recompute")
+    names = {node.name: plan.decided(node.name) for node in plan.graph.nodes}
+    for node in _stopping(plan):
+        names[node.name] = names[node.name].replace("invert", "recompute")
     return names
 
 
 def courses_of(plan: Plan) -> dict[str, Course]:
     """For each node, and the loss, how its memory runs under this plan; empty where that is not known."""
-    graph, names = plan.graph, course_names(plan)
-    found = {node.name: course_of(node, names[node.name]) for node in graph.nodes}
-    if graph.loss is not None:
-        found[graph.loss.name] = graph.loss.cost.courses.get("keep", UNKNOWN)
+    found, loss = dict(plan.courses), plan.graph.loss
+    for node in _stopping(plan):
+        found[node.name] = course_of(node, plan.decided(node.name).replace("invert", "recompute"))
+    if loss is not None:
+        found[loss.name] = loss.cost.courses.get("keep", UNKNOWN)
     return found
+
+
+def _stopping(plan: Plan) -> Iterator[Node]:
+    """The sums whose replay stops before the sum."""
+    graph = plan.graph
+    for each in schedule(plan):
+        if each.action == "invert" and not each.makes:
+            node = graph.node[each.node]
+            if node.additive and node.target not in graph.inputs:
+                yield node
 
 
 class Machine:
@@ -88,64 +130,69 @@ class Machine:
         self.gradients: dict[str, int] = {}
         self.labels: dict[str, dict[str, int]] = {}
         self.begun: set[str] = set()
-        self.held_again: set[str] = set()
         self.sums: dict[str, int] = {}
         self.same: dict[str, str] = {}
         self.courses = courses_of(plan)
-        self.last_replay = schedule(plan).last_at
+        self.schedule = schedule(plan)
         self.position = 0
         self.states: dict[str, list[int]] = {}
-        self.clock = Clock(plan.graph, plan.profile)
-        self.node = dict(self.graph.node)
-        if self.graph.loss is not None:
-            self.node[self.graph.loss.name] = self.graph.loss
-        self.parts = _contributors(self.graph, self.courses)
+        self.clock = Clock.of(plan.graph, plan.profile)
+        sites = Sites.of(plan.graph)
+        self.sites, self.own_bytes = sites.by_name, sites.own_bytes
+        self.parts = _contributors(self.graph, sites.summing, self.courses)
         # Of nodes that no gradient reaches: who holds autograd's graph of them.
         self.graphs: dict[str, int] = {}
 
     def gradient_bytes(self) -> int:
         """The bytes of all gradients that have arrived and are not used yet."""
-        return sum(self.memory.sizes.get(number, 0) for number in set(self.gradients.values()))
+        return sum(self.memory.sizes[number] for number in set(self.gradients.values()))
 
     def take(self, step: Instruction) -> Moment:
         """Take the next step."""
-        if self.states and step.action != "run":  # the forward is over, and what was noted for no replay goes
-            for name in self.states.keys() - self.last_replay.keys():
-                self._let_state_go(name)
-        self.memory.most = self.memory.live
-        work, nanoseconds = NOTHING, 0
-        match step.action:
-            case "free":
-                for name in step.frees:
-                    self.memory.release(self.tape.pop(name))
-            case "backward":
-                work = self._backward(step)
-                nanoseconds = self.clock.backward(step.node, work)
-            case "run":
-                work = self._run(step)
-                nanoseconds = self.clock.forward(step.node, work)
-            case "loss":
-                work = self._loss()
-                nanoseconds = self.clock.forward(step.node, work)
-            case _:
-                work = self._rebuild(step)
-                nanoseconds = self.clock.forward(step.node, work) + self.clock.replay
+        work, nanoseconds = self.took(step)
         return Moment(step, self.memory.live, self.memory.most, work.flops, nanoseconds)
 
+    def took(self, step: Instruction) -> tuple[Work, int]:
+        """Take the next step; its work and its time, for those that need no moment of it."""
+        memory, action, name = self.memory, step.action, step.node
+        memory.most = memory.live
+        if action == "run":
+            work = self._run(step)
+            return work, self.clock.forward(name, work)
+        if self.states:  # the forward is over, and what was noted for no replay goes
+            for noted in self.states.keys() - self.schedule.last_at.keys():
+                self._let_state_go(noted)
+            memory.most = memory.live
+        if action == "backward":
+            work = self._backward(step)
+            return work, self.clock.backward(name, work)
+        if action == "free":
+            for value in step.frees:
+                memory.release(self.tape.pop(value))
+            return NOTHING, 0
+        if action == "loss":
+            work = self._loss()
+            return work, self.clock.forward(name, work)
+        work = self._rebuild(step)
+        return work, self.clock.forward(name, work) + self.clock.replay
+
     def _run(self, step: Instruction) -> Work:
-        node = self.graph.node[step.node]
-        course = self.courses[node.name]
-        labels = self._inputs(node)
-        self._follow(course.forward, node, labels, node.outputs, self.env)
-        for name in node.outputs:
-            self.env.setdefault(name, NOWHERE)
-        for name in step.stores:
-            self.tape[name] = self._held(self.env, name)
-        self.labels[node.name] = labels
-        self._note_graph(node, course)
-        for name in step.frees:
-            self.memory.release(self.env.pop(name, NOWHERE))
-            self._let_graph_go(self._maker(name))
+        _, name, _, _, makes, stores, frees, _ = step
+        site, course, memory, env = self.sites[name], self.courses[name], self.memory, self.env
+        events, passing, _ = course.forward_in_brief
+        self.labels[name] = labels = self._inputs(site, passing)
+        self._follow(events, site, labels, makes, env)
+        for value in makes:
+            if value not in env:
+                env[value] = NOWHERE  # by a node whose costs are not known
+        for value in stores:
+            self.tape[value] = memory.hold(env[value])
+        if course.identities or not course.backward:
+            self._note_graph(site.node, course)
+        for value in frees:
+            memory.release(env.pop(value, NOWHERE))
+            if self.graphs:
+                self._let_graph_go(self._maker(value))
         return course.forward_work
 
     def _note_graph(self, node: Node, course: Course) -> None:
@@ -163,10 +210,13 @@ class Machine:
         """The node of whose graph a value's tensor is the result."""
         return self.graph.producer[self.same.get(name, name)].name
 
-    def _inputs(self, node: Node) -> dict[str, int]:
-        """The storages of a node's inputs in the forward pass, which it holds from now on."""
-        env, hold = self.env, self.memory.hold
-        return {f"in{index}": hold(env[name]) for index, name in enumerate(node.inputs)}
+    def _inputs(self, site: Site, passing: Collection[str] = NONE) -> dict[str, int]:
+        """The storages of a node's inputs in the forward pass that it holds from now on."""
+        env, holders = self.env, self.memory.holders
+        labels = {label: env[name] for label, name in site.inputs if label not in passing}
+        for number in labels.values():
+            holders[number] += 1
+        return labels
 
     def _makers(self, node: Node) -> set[str]:
         """The nodes before this one whose graphs its own holds, among those that no gradient reaches."""
@@ -183,86 +233,87 @@ class Machine:
             self.graphs[name] -= 1
             if not self.graphs[name]:
                 del self.graphs[name]
-                node = self.node[name]
+                site = self.sites[name]
                 labels = self.labels.pop(name)
-                self._follow(self.courses[node.name].release, node, labels)
+                self._follow(self.courses[name].release, site, labels)
                 for number in labels.values():
                     self.memory.release(number)
-                pending += self._makers(node)
+                pending += self._makers(site.node)
 
     def _loss(self) -> Work:
         node = self.graph.loss
         if node is None:
             return Work()
-        course = self.courses[node.name]
-        labels = self._inputs(node)
-        self._follow(course.forward, node, labels, node.outputs, self.env)
-        self.labels[node.name] = labels
+        site, course = self.sites[node.name], self.courses[node.name]
+        self.labels[node.name] = labels = self._inputs(site)
+        self._follow(course.forward, site, labels, node.outputs, self.env)
         return course.forward_work
 
     def _backward(self, step: Instruction) -> Work:
-        node = self.node[step.node]
-        if node is self.graph.loss:
-            root = self.memory.born(self.memory.sizes[self.env[node.outputs[0]]])
-            self.gradients[node.outputs[0]] = self.memory.hold(root)  # the caller of backward holds one, too
-        self._begin(node)
-        labels = self.labels.pop(node.name)
-        course = self._backward_course(node)
-        self._follow(course.after_replay, node, labels)
+        site = self.sites[step.node]
+        if site.node is self.graph.loss:
+            output = site.node.outputs[0]
+            root = self.memory.born(self.memory.sizes[self.env[output]])
+            self.gradients[output] = self.memory.hold(root)  # the caller of backward holds one, too
+        if step.node not in self.begun:
+            self._begin(site)
+        labels = self.labels.pop(step.node)
+        course = self.courses[step.node]
+        self._follow(course.after_replay, site, labels)
         for number in labels.values():
             self.memory.release(number)
         return course.backward_work
 
-    def _backward_course(self, node: Node) -> Course:
-        """The course that tells a node's backward: that of the rerun that captured for it, if one did."""
-        if node.name in self.held_again:
-            return node.cost.courses.get("hold", UNKNOWN)
-        return self.courses[node.name]
-
-    def _begin(self, node: Node) -> None:
+    def _begin(self, site: Site) -> None:
         """What a node's backward does before it first asks for what it needs."""
-        if node.name in self.begun:
-            return
-        self.begun.add(node.name)
-        labels = self.labels[node.name]
-        for index, name in enumerate(node.outputs):
-            if name in self.gradients:
-                labels[f"go{index}"] = self.gradients.pop(name)
-        self._follow(self._backward_course(node).before_replay, node, labels)
+        name, gradients = site.node.name, self.gradients
+        self.begun.add(name)
+        labels = self.labels[name]
+        for label, value in site.gradients:
+            if value in gradients:
+                labels[label] = gradients.pop(value)
+        if events := self.courses[name].before_replay:
+            self._follow(events, site, labels)
 
     def _rebuild(self, step: Instruction) -> Work:
-        self._begin(self.node[step.stage])
-        node = self.graph.node[step.node]
-        own = self.courses[node.name]
-        captures = step.action in CAPTURING
-        replays = captures and step.action != "recompute_and_keep" and own.replays
-        course = own if replays else node.cost.courses.get(COURSES.get(step.action, step.action), UNKNOWN)
-        events = course.in_replay if replays else course.forward
-        work = course.replay_work if replays else course.forward_work
-        if step.action == "recompute_and_keep":
-            self.held_again.add(node.name)
-        labels = self.labels.get(node.name, {}) if captures else {}
-        for prefix, names in (("in", node.inputs), ("out", node.outputs)):
-            for index, name in enumerate(names):
-                if name in step.reads:
-                    labels[f"{prefix}{index}"] = self._held(self._place(name, step), name)
-        self._follow(events, node, labels, step.makes, self.rebuilt)
-        for name in step.makes:
-            self.rebuilt.setdefault(name, NOWHERE)  # by a node whose costs are not known
+        action, name, stage, reads, makes, _, frees, _ = step
+        if stage not in self.begun:
+            self._begin(self.sites[stage])
+        site, memory, rebuilt, tape = self.sites[name], self.memory, self.rebuilt, self.tape
+        captures, course = action in CAPTURING, self.courses[name]
+        replays = captures and action != "recompute_and_keep" and course.replays
+        if not replays:
+            course = site.node.cost.courses.get(COURSES.get(action, action), UNKNOWN)
+            if action == "recompute_and_keep":  # which from now on tells the node's backward
+                self.courses[name] = course
+        labels = self.labels.get(name, {}) if captures else {}
+        events, passing, making = course.replay_in_brief if replays else course.forward_in_brief
+        if (labels and not passing.isdisjoint(labels)) or (
+            making and not {site.value[label] for label in making}.issubset(makes)
+        ):
+            events, passing = (course.in_replay if replays else course.forward), NONE
+        for label, value in site.ends:
+            if value in reads and label not in passing:
+                if value not in tape and value not in rebuilt:
+                    raise _unsound(step, value)
+                labels[label] = memory.hold(tape[value] if value in tape else rebuilt[value])
+        self._follow(events, site, labels, makes, rebuilt)
+        for value in makes:
+            rebuilt.setdefault(value, NOWHERE)  # by a node whose costs are not known
         if captures:
-            kept = self._backward_course(node).dropped_after_replay
+            kept = self.courses[name].dropped_after_replay
             going = [label for label in labels if label not in kept and label.startswith(("in", "out"))]
+            for label in going:
+                memory.release(labels.pop(label))
         else:
-            going = list(labels)
-        for label in going:
-            self.memory.release(labels.pop(label))
-        for name in step.frees:
-            place = self.rebuilt if name in self.rebuilt else self.tape
-            self.memory.release(place.pop(name))
-        if self.last_replay[node.name] == self.position:
-            self._let_state_go(node.name)
+            for number in labels.values():
+                memory.release(number)
+        for value in frees:
+            memory.release((rebuilt if value in rebuilt else tape).pop(value))
+        if self.states and self.schedule.last_at[name] == self.position:
+            self._let_state_go(name)
         self.position += 1
-        return work
+        return course.replay_work if replays else course.forward_work
 
     def _let_state_go(self, name: str) -> None:
         """Let go of what a node's forward noted for replays."""
@@ -272,57 +323,98 @@ class Machine:
     def _follow(
         self,
         events: tuple[Event, ...],
-        node: Node,
+        site: Site,
         labels: dict[str, int],
         makes: Collection[str] = (),
         place: dict[str, int] | None = None,
     ) -> None:
-        """Take a node's events; storages of the values it makes are held at `place`, too."""
-        memory = self.memory
-        for position, event in enumerate(events):
-            what = event[0]
-            if what == "use":
-                memory.use(event[1], event[2], node.name)
-            elif what == "state":
-                self.states.setdefault(node.name, []).append(memory.born(event[1]))
-            elif what == "drop":
-                memory.release(labels.pop(event[1], NOWHERE))
-            elif what in ("born", "laid", "same"):
-                label = event[1]
-                name = None if place is None else _name_of(label, node)
-                held_on = name is not None and name in makes
-                if what == "laid" and not held_on:
-                    continue
-                number = memory.hold(labels[event[2]]) if what == "same" else memory.born(event[2])
-                labels[label] = number
-                if place is not None and name is not None and held_on:
-                    place[name] = memory.hold(number)
-            elif what == "grad":
-                follows = events[position + 1] if position + 1 < len(events) else None
-                passed_on = event[2].startswith("go") and follows != ("drop", event[2])
-                number = labels.get(event[2], NOWHERE)
-                if event[1] < len(node.inputs):
-                    self._gradient(node.inputs[event[1]], number, passed_on)
-                else:
-                    self._parameter(node.cost.shared[event[1] - len(node.inputs)], number)
-            elif what == "identity":
-                source: str = node.inputs[event[2]]
-                self.same[node.outputs[event[1]]] = self.same.get(source, source)
+        """Take a node's events; storages of the values it makes are held at `place`, too.
 
-    def _gradient(self, name: str, number: int, passed_on: bool) -> None:
+        Most of a simulation's time goes by here, so what `Storages` does is written out, on local names.
+        """
+        memory = self.memory
+        sizes, holders, log = memory.sizes, memory.holders, memory.log
+        live, most = memory.live, memory.most
+        for event in events:
+            what = event[0]
+            if what == "drop":
+                if event[1] in labels:
+                    number = labels.pop(event[1])
+                    holders[number] = left = holders[number] - 1
+                    if not left:
+                        live -= sizes[number]
+                        sizes[number] = 0
+                        if log is not None:
+                            log.append(("free", number))
+            elif what == "use":
+                _, peak, net = event
+                if live + peak > most:
+                    most = live + peak
+                live += net
+                if log is not None:
+                    log.append(("use", peak, net, site.node.name))
+            elif what == "grad":
+                number, inputs, gradients = labels.get(event[2], NOWHERE), site.node.inputs, self.gradients
+                name = None if event[1] >= len(inputs) or self.same else inputs[event[1]]
+                if name is not None and name not in gradients and name not in self.parts:
+                    gradients[name] = number  # the first of an inner value, as most are
+                    holders[number] += 1
+                else:
+                    memory.live, memory.most = live, most
+                    self._gradient(events, event, site, number)
+                    live, most = memory.live, memory.most
+            elif what in BEGINNING:
+                label = event[1]
+                name = None if place is None else site.value.get(label)
+                held_on = name is not None and name in makes
+                if what == "same":
+                    number = labels[event[2]]
+                    holders[number] += 1
+                elif what == "laid" and not held_on:
+                    continue
+                else:
+                    number = len(sizes)
+                    sizes.append(event[2])
+                    holders.append(1)
+                    live += event[2]
+                    if live > most:
+                        most = live
+                    if log is not None:
+                        log.append(("born", number, event[2]))
+                if place is not None and name is not None and held_on:
+                    place[name] = number
+                    if what == "made":
+                        continue
+                    holders[number] += 1
+                labels[label] = number
+            elif what == "state":
+                memory.live, memory.most = live, most
+                self.states.setdefault(site.node.name, []).append(memory.born(event[1]))
+                live, most = memory.live, memory.most
+            elif what == "identity":
+                source: str = site.node.inputs[event[2]]
+                self.same[site.node.outputs[event[1]]] = self.same.get(source, source)
+        memory.live, memory.most = live, most
+
+    def _gradient(self, events: tuple[Event, ...], event: Event, site: Site, number: int) -> None:
         """A gradient arrives for a value: the first is held as it is, a further one is added to a new sum."""
-        name = self.same.get(name, name)
-        before = self.gradients.get(name)
-        size = self.graph.own_bytes(name)
+        index, inputs = event[1], site.node.inputs
+        if index >= len(inputs):
+            self._parameter(site.node.cost.shared[index - len(inputs)], number)
+            return
+        given: str = inputs[index]
+        name = self.same.get(given, given)
+        before, size = self.gradients.get(name), self.own_bytes[name]
         if before is None:
             self.gradients[name] = self.memory.hold(number)
         else:
             self.gradients[name] = self.memory.born(size)
             self.memory.release(before)
-        self.parts[name] -= 1
-        if name in self.graph.inputs and not self.parts[name] and before is None and passed_on:
-            self.memory.release(self.gradients[name])
-            self.gradients[name] = self.memory.born(size)  # the caller's leaf takes a copy
+        if name in self.parts:
+            self.parts[name] -= 1
+            if not self.parts[name] and before is None and _passes_on(events, event):
+                self.memory.release(self.gradients[name])
+                self.gradients[name] = self.memory.born(size)  # the caller's leaf takes a copy
 
     def _parameter(self, name: str, number: int) -> None:
         """A gradient of a parameter that several nodes use arrives; the last sum is the parameter's own, and
@@ -336,43 +428,75 @@ class Machine:
                 self.sums[name] = self.memory.born(self.memory.sizes[number])
             self.memory.release(before)
 
-    def _held(self, place: Mapping[str, int], name: str) -> int:
-        return self.memory.hold(place[name])
 
-    def _place(self, name: str, step: Instruction) -> Mapping[str, int]:
-        """Where a value is that a step reads in backward."""
-        if name in self.tape:
-            return self.tape
-        if name in self.rebuilt:
-            return self.rebuilt
-        raise PlanError(
-            f"the plan is not sound: {step.action} of {step.node!r} for the backward of {step.stage!r} reads "
-            f"{name!r}, which is neither stored nor rebuilt by then"
-        )
+def _unsound(step: Instruction, name: str) -> PlanError:
+    return PlanError(
+        f"the plan is not sound: {step.action} of {step.node!r} for the backward of {step.stage!r} reads "
+        f"{name!r}, which is neither stored nor rebuilt by then"
+    )
 
 
-def _name_of(label: str, node: Node) -> str | None:
-    """The value that a label of something rebuilt stands for."""
-    if label == "target":
-        return node.target
-    if label.startswith("out"):
-        return node.outputs[int(label[3:])]
-    return node.inputs[int(label[2:])] if label.startswith("in") else None
+def _passes_on(events: tuple[Event, ...], event: Event) -> bool:
+    """Whether a gradient that arrives by this event is that of an output, which its node holds on to."""
+    after = events.index(event) + 1
+    follows = events[after] if after < len(events) else None
+    return event[2].startswith("go") and follows != ("drop", event[2])
 
 
-def _contributors(graph: Graph, courses: Mapping[str, Course]) -> Counter[str]:
-    """How many gradients arrive at every value, and at every parameter that several nodes share."""
-    parts: Counter[str] = Counter()
+class Site:
+    """A node, and for its labels the values that they stand for: `ends` are those of inputs and outputs."""
+
+    __slots__ = ("ends", "gradients", "inputs", "node", "value")
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.inputs = [(f"in{index}", name) for index, name in enumerate(node.inputs)]
+        self.ends = [*self.inputs, *((f"out{index}", name) for index, name in enumerate(node.outputs))]
+        self.gradients = [(f"go{index}", name) for index, name in enumerate(node.outputs)]
+        self.value = dict(self.ends)
+        if node.target is not None:
+            self.value["target"] = node.target
+
+
+class Sites:
+    """What of a graph every simulation asks for, made once for a graph and kept with it.
+
+    `own_bytes` are those of values, `summing` the nodes that may give a gradient which is counted.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        nodes = graph.nodes if graph.loss is None else (*graph.nodes, graph.loss)
+        self.by_name = {node.name: Site(node) for node in nodes}
+        self.own_bytes = {value.name: graph.own_bytes(value.name) for value in graph.values}
+        renames = any(course.identities for node in graph.nodes for course in node.cost.courses.values())
+        given = frozenset(graph.inputs)
+        self.summing = [
+            node for node in graph.nodes if renames or node.cost.shared or not given.isdisjoint(node.inputs)
+        ]
+
+    @classmethod
+    def of(cls, graph: Graph) -> Sites:
+        found: Sites | None = graph.__dict__.get("_sites")
+        if found is None:
+            found = graph.__dict__["_sites"] = cls(graph)
+        return found
+
+
+def _contributors(graph: Graph, nodes: Iterable[Node], courses: Mapping[str, Course]) -> dict[str, int]:
+    """How many gradients arrive at every input of the graph, and at every parameter that nodes share."""
+    parts: dict[str, int] = dict.fromkeys(graph.inputs, 0)
     same: dict[str, str] = {}
-    for node in graph.nodes:
+    for node in nodes:
         course = courses[node.name]
         for output, source in course.identities:
             name = node.inputs[source]
             same[node.outputs[output]] = same.get(name, name)
         for index in course.gradients:
             if index < len(node.inputs):
-                name = node.inputs[index]
-                parts[same.get(name, name)] += 1
+                name = same.get(node.inputs[index], node.inputs[index])
+                if name in parts:
+                    parts[name] += 1
             else:
-                parts[node.cost.shared[index - len(node.inputs)]] += 1
+                name = node.cost.shared[index - len(node.inputs)]
+                parts[name] = parts.get(name, 0) + 1
     return parts

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import cast
 
 from revgraph.errors import PlanError
 from revgraph.graph import Graph, Node
-from revgraph.planning.plans import Decision, Source
+from revgraph.planning.plans import DECISIONS, Decision, Source
+
+STORED = 0  # the rule of what is stored
 
 
 def needs(node: Node, decision: Decision) -> tuple[str, ...]:
@@ -45,15 +47,15 @@ def sources_of(
     reruns = frozenset(reruns)
     given = (*graph.inputs, *anchors)
     reach = _reach(graph, decisions, reruns, given)
-    for node in reversed(graph.planned):
-        for name in needs(node, decisions[node.name]):
-            if name not in reach.sources:
+    for _, names in reach.rules.asked(decisions):
+        for name in names:
+            if name not in reach.by:
                 reach.add(_storing_place(graph, name))
                 reach.rerun()
     reach = _pruned(graph, decisions, reruns, given, reach)
     if reruns:  # what was stored late may give by inversion or wiring what was rerun until then
         reach = _reach(graph, decisions, reruns, given, reach.stored)
-    sources = _wanted(graph, decisions, reach.sources)
+    sources = reach.wanted(decisions)
     stored = {*anchors, *(name for name, source in sources.items() if source.how == "stored")}
     stored.difference_update(graph.inputs)
     return tuple(value.name for value in graph.values if value.name in stored), sources
@@ -73,99 +75,168 @@ def sources_from(
     Raises:
         PlanError: a value cannot come back; the text names it and the node that asks for it.
     """
-    reach = _Reach(graph, decisions, frozenset(reruns))
+    reach = _Reach(Rules.of(graph), decisions, frozenset(reruns))
     reach.store((*(name for name in graph.inputs if name not in gone), *stored))
     reach.rerun()
-    for node in reversed(graph.planned):
-        for name in needs(node, decisions[node.name]):
-            if name not in reach.sources:
+    for node, names in reach.rules.asked(decisions):
+        for name in names:
+            if name not in reach.by:
                 raise PlanError(
-                    f"value {name!r} cannot come back for {node.name!r}, which is to be "
-                    f"{'inverted' if decisions[node.name] == 'invert' else 'recomputed'}: it is not stored, "
+                    f"value {name!r} cannot come back for {node!r}, which is to be "
+                    f"{'inverted' if decisions[node] == 'invert' else 'recomputed'}: it is not stored, "
                     f"and does not follow from what is. Store it, or rerun {graph.producer[name].name!r}, "
-                    f"which makes it, or keep {node.name!r}."
+                    f"which makes it, or keep {node!r}."
                 )
-    return _wanted(graph, decisions, reach.sources)
+    return reach.wanted(decisions)
 
 
-@dataclass
+class Rules:
+    """How the values of a graph follow from others, made once for a graph and kept with it.
+
+    They are all the rules that a plan may have, by numbers: a plan has the inversions of what it inverts and
+    the runs of what it reruns. `needs` are for each decision the values that a node asks for under it.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.sources = [Source("stored")]  # rule 0, which takes nothing and gives what it is told to
+        self.takes: list[tuple[str, ...]] = [()]
+        self.gives: list[tuple[str, ...]] = [()]
+        self.inversions: dict[str, int] = {}
+        self.runs: dict[str, int] = {}
+        for node in graph.nodes:
+            if node.kind == "coupling":
+                assert node.target is not None
+                self.inversions[node.name] = self._add(Source("inverted", node.name), (node.target,), graph)
+            elif node.kind == "wiring":
+                self._add(Source("rewired", node.name), node.inputs, graph)
+                self._add(Source("wired", node.name), node.outputs, graph)
+            self.runs[node.name] = self._add(Source("recomputed", node.name), node.outputs, graph)
+        self.counts = [len(set(taken)) for taken in self.takes]
+        # A rule that a plan has only if it decides so counts from below 0, and so never gets there.
+        self.unless_decided = list(self.counts)
+        for rule in (0, *self.inversions.values(), *self.runs.values()):
+            self.unless_decided[rule] = -1
+        self.from_nothing = [rule for rule, count in enumerate(self.counts) if count == 0]
+        watching: defaultdict[str, list[int]] = defaultdict(list)
+        for rule, taken in enumerate(self.takes):
+            for name in dict.fromkeys(taken):
+                watching[name].append(rule)
+        self.watching = dict(watching)
+        self.needs = {
+            decision: {
+                node.name: needs(node, cast("Decision", decision))
+                for node in graph.planned
+                if decision != "invert" or node.kind == "coupling"
+            }
+            for decision in DECISIONS
+        }
+        self.planned = tuple(node.name for node in graph.planned)
+
+    @classmethod
+    def of(cls, graph: Graph) -> Rules:
+        found: Rules | None = graph.__dict__.get("_rules")
+        if found is None:
+            found = graph.__dict__["_rules"] = cls(graph)
+        return found
+
+    def _add(self, source: Source, gives: tuple[str, ...], graph: Graph) -> int:
+        self.sources.append(source)
+        self.takes.append(rule_needs(graph, source))
+        self.gives.append(gives)
+        return len(self.sources) - 1
+
+    def asked(self, decisions: Mapping[str, Decision]) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """In backward order, the nodes that a plan decides on and the values that each asks for."""
+        for node in reversed(self.planned):
+            yield node, self.needs[decisions[node]][node]
+
+
 class _Reach:
     """The values that can be rebuilt, kept up to date as more are stored: unit propagation over rules.
 
-    What only a rerun gives waits until `rerun` is called, so that inversion and wiring go first.
+    `by` is for each value the rule that gives it. What only a rerun gives waits until `rerun` is called, so
+    that inversion and wiring go first.
     """
 
-    graph: Graph
-    decisions: Mapping[str, Decision]
-    reruns: frozenset[str]
-    sources: dict[str, Source] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.rules: list[tuple[Source, tuple[str, ...]]] = []
-        self.missing: list[int] = []
-        self.watching: dict[str, list[int]] = defaultdict(list)
+    def __init__(self, rules: Rules, decisions: Mapping[str, Decision], reruns: Collection[str]) -> None:
+        self.rules = rules
+        self.missing = list(rules.unless_decided)
+        for node, rule in rules.inversions.items():
+            if decisions[node] == "invert":
+                self.missing[rule] = rules.counts[rule]
+        for node in reruns:
+            if node in rules.runs:
+                self.missing[rules.runs[node]] = rules.counts[rules.runs[node]]
+        self.by: dict[str, int] = {}
         self.waiting: deque[int] = deque()
-        for index, (source, given, made) in enumerate(_rules(self.graph, self.decisions, self.reruns)):
-            self.rules.append((source, made))
-            self.missing.append(len(given))
-            for name in given:
-                self.watching[name].append(index)
-        for index, count in enumerate(self.missing):
-            if count == 0:
-                pending: list[tuple[str, Source]] = []
-                self._fire(index, pending)
+        for rule in rules.from_nothing:
+            if self.missing[rule] == 0:
+                pending: list[tuple[str, int]] = []
+                self._fire(rule, pending)
                 self._propagate(pending)
 
     @property
     def stored(self) -> list[str]:
-        return [name for name, source in self.sources.items() if source.how == "stored"]
+        return [name for name, rule in self.by.items() if rule == STORED]
 
     def add(self, name: str) -> None:
         """Store a value, unless it can be rebuilt already."""
-        self._propagate([(name, Source("stored"))])
+        self._propagate([(name, STORED)])
 
     def store(self, names: Iterable[str]) -> None:
         """Store values, whether or not they could be rebuilt from each other."""
-        names = [name for name in dict.fromkeys(names) if name not in self.sources]
-        self.sources.update((name, Source("stored")) for name in names)
+        names = [name for name in dict.fromkeys(names) if name not in self.by]
+        self.by.update(dict.fromkeys(names, STORED))
         for name in names:
-            pending: list[tuple[str, Source]] = []
+            pending: list[tuple[str, int]] = []
             self._follow(name, pending)
             self._propagate(pending)
 
     def rerun(self) -> None:
         """Add what reruns give, one at a time and each with all that follows from it."""
         while self.waiting:
-            rule, made = self.rules[self.waiting.popleft()]
-            self._propagate([(name, rule) for name in made])
+            rule = self.waiting.popleft()
+            self._propagate([(name, rule) for name in self.rules.gives[rule]])
 
     def has_other_source(self, name: str) -> bool:
         """Whether a rule whose values are all at hand gives this value too."""
-        return any(
-            count == 0 and name in made for (_, made), count in zip(self.rules, self.missing, strict=True)
-        )
+        gives = self.rules.gives
+        return any(count == 0 and name in gives[rule] for rule, count in enumerate(self.missing))
 
-    def _propagate(self, pending: list[tuple[str, Source]]) -> None:
+    def wanted(self, decisions: Mapping[str, Decision]) -> dict[str, Source]:
+        """The sources of the values that replays ask for, directly or to rebuild another."""
+        sources, takes = self.rules.sources, self.rules.takes
+        wanted: dict[str, Source] = {}
+        needs = self.rules.needs
+        pending = [name for node in self.rules.planned for name in needs[decisions[node]][node]]
         while pending:
-            name, source = pending.pop()
-            if name not in self.sources:
-                self.sources[name] = source
+            name = pending.pop()
+            if name not in wanted:
+                rule = self.by[name]
+                wanted[name] = sources[rule]
+                pending += takes[rule]
+        return wanted
+
+    def _propagate(self, pending: list[tuple[str, int]]) -> None:
+        while pending:
+            name, rule = pending.pop()
+            if name not in self.by:
+                self.by[name] = rule
                 self._follow(name, pending)
 
-    def _follow(self, name: str, pending: list[tuple[str, Source]]) -> None:
+    def _follow(self, name: str, pending: list[tuple[str, int]]) -> None:
         """Add to `pending` what rules give, now that this value is at hand too."""
-        for index in self.watching.get(name, ()):
-            self.missing[index] -= 1
-            if self.missing[index] == 0:
-                self._fire(index, pending)
+        missing = self.missing
+        for rule in self.rules.watching.get(name, ()):
+            missing[rule] -= 1
+            if missing[rule] == 0:
+                self._fire(rule, pending)
 
-    def _fire(self, index: int, pending: list[tuple[str, Source]]) -> None:
-        rule, made = self.rules[index]
-        if rule.how == "recomputed":
-            self.waiting.append(index)
+    def _fire(self, rule: int, pending: list[tuple[str, int]]) -> None:
+        if self.rules.sources[rule].how == "recomputed":
+            self.waiting.append(rule)
         else:
-            for name in made:
-                pending.append((name, rule))
+            pending += [(name, rule) for name in self.rules.gives[rule]]
 
 
 def _reach(
@@ -179,7 +250,7 @@ def _reach(
 
     Anchors are given: they follow from others, and are stored because they would be far off then.
     """
-    reach = _Reach(graph, decisions, reruns)
+    reach = _Reach(Rules.of(graph), decisions, reruns)
     reach.store(given)
     for name in stored:
         reach.add(name)
@@ -195,37 +266,14 @@ def _pruned(
     reach: _Reach,
 ) -> _Reach:
     """The reach without values that were stored early and follow from others stored later."""
-    needed = {name for node in graph.planned for name in needs(node, decisions[node.name])}
+    needed = {name for _, names in reach.rules.asked(decisions) for name in names}
     stored = [name for name in reach.stored if name not in given]
     for name in [name for name in stored if reach.has_other_source(name)]:
         rest = [each for each in stored if each != name]
         trial = _reach(graph, decisions, reruns, given, rest)
-        if needed <= trial.sources.keys():
+        if needed <= trial.by.keys():
             reach, stored = trial, rest
     return reach
-
-
-def _rules(
-    graph: Graph, decisions: Mapping[str, Decision], reruns: frozenset[str]
-) -> list[tuple[Source, tuple[str, ...], tuple[str, ...]]]:
-    """How values follow from others: (source, the values it takes, the values it gives)."""
-    rules: list[tuple[Source, tuple[str, ...], tuple[str, ...]]] = []
-    for node in graph.nodes:
-        inputs, outputs, name = (
-            tuple(dict.fromkeys(node.inputs)),
-            tuple(dict.fromkeys(node.outputs)),
-            node.name,
-        )
-        if node.kind == "coupling" and decisions[name] == "invert":
-            assert node.target is not None
-            taken = tuple(dict.fromkeys(needs(node, "invert")))
-            rules.append((Source("inverted", name), taken, (node.target,)))
-        elif node.kind == "wiring":
-            rules.append((Source("rewired", name), outputs, node.inputs))
-            rules.append((Source("wired", name), inputs, node.outputs))
-        if name in reruns:
-            rules.append((Source("recomputed", name), inputs, node.outputs))
-    return rules
 
 
 def _storing_place(graph: Graph, name: str) -> str:
@@ -236,17 +284,3 @@ def _storing_place(graph: Graph, name: str) -> str:
             if any(after.kind in ("boundary", "output") for after in graph.readers[joined]):
                 return joined
     return name
-
-
-def _wanted(
-    graph: Graph, decisions: Mapping[str, Decision], sources: Mapping[str, Source]
-) -> dict[str, Source]:
-    """The sources of the values that replays ask for, directly or to rebuild another."""
-    wanted: dict[str, Source] = {}
-    pending = [name for node in graph.planned for name in needs(node, decisions[node.name])]
-    while pending:
-        name = pending.pop()
-        if name not in wanted:
-            wanted[name] = sources[name]
-            pending += rule_needs(graph, sources[name])
-    return wanted
