@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -62,19 +62,22 @@ NOTHING = Work()
 
 
 class Brief(NamedTuple):
-    """Events without those that change nothing where all that they make is asked for.
+    """Events to the same end as a node's own, and fewer, where all that they make is asked for.
 
     What a node reads is held until it has run, and so is what is asked for of it: a node that lets go of
     these while it runs need not hold them at all. So the labels in `passing` are not held, and what begins
-    under those in `making` is "made": whoever asks for it is the first to hold it.
+    under those in `making` is "made": whoever asks for it is the first to hold it. All that comes and goes
+    between two events of another kind is one "use", in which the bytes of what is "made" or "begun" count;
+    and a gradient that the node lets go of at once is one to "give".
     """
 
     events: tuple[Event, ...]
-    passing: frozenset[str]
-    making: tuple[str, ...]
+    passing: frozenset[str] = frozenset()
+    making: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, events: tuple[Event, ...]) -> Brief:
+    def of_run(cls, events: tuple[Event, ...]) -> Brief:
+        """Of events in which the node's function runs."""
         said = Counter(part for event in events for part in event[1:] if isinstance(part, str))
         dropped = {event[1] for event in events if event[0] == "drop"}
         passing = {label for label in dropped if said[label] == 1 and label.startswith(("in", "out"))}
@@ -91,7 +94,42 @@ class Brief(NamedTuple):
             for event in events
             if event[0] != "drop" or event[1] not in passing.union(making)
         ]
-        return cls(tuple(kept), frozenset(passing), making)
+        return cls(_summed(kept), frozenset(passing), making)
+
+    @classmethod
+    def of_backward(cls, events: tuple[Event, ...]) -> Brief:
+        return cls(_summed(events))
+
+
+def _summed(events: Sequence[Event]) -> tuple[Event, ...]:
+    """Events with what comes and goes between two others as one, and gradients that are given away."""
+    found: list[Event] = []
+    begun: list[Event] = []
+    most = net = 0
+
+    def close() -> None:
+        nonlocal most, net
+        if most or net:
+            found.append(("use", most, net))
+        found.extend(begun)
+        begun.clear()
+        most = net = 0
+
+    for event in events:
+        if event[0] == "use":
+            most, net = max(most, net + event[1]), net + event[2]
+        elif event[0] in ("born", "made"):
+            net += event[2]
+            most = max(most, net)
+            begun.append(("begun" if event[0] == "born" else "made", *event[1:]))
+        else:
+            close()
+            if event[0] == "drop" and found and found[-1][0] == "grad" and found[-1][2] == event[1]:
+                found[-1] = ("give", *found[-1][1:])
+            else:
+                found.append(event)
+    close()
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -142,11 +180,19 @@ class Course:
 
     @cached_property
     def forward_in_brief(self) -> Brief:
-        return Brief.of(self.forward)
+        return Brief.of_run(self.forward)
 
     @cached_property
     def replay_in_brief(self) -> Brief:
-        return Brief.of(self.in_replay)
+        return Brief.of_run(self.in_replay)
+
+    @cached_property
+    def before_in_brief(self) -> Brief:
+        return Brief.of_backward(self.before_replay)
+
+    @cached_property
+    def after_in_brief(self) -> Brief:
+        return Brief.of_backward(self.after_replay)
 
     @cached_property
     def identities(self) -> tuple[tuple[int, int], ...]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from revgraph.courses import Event, own_bytes
 from revgraph.errors import PlanError
 from revgraph.graph import Node
+from revgraph.planning.holding import Storages
 from revgraph.planning.plans import TERM, Plan, result_name
 from revgraph.planning.schedule import schedule
 from revgraph.planning.simulating import Machine, Site
@@ -80,7 +81,7 @@ class _Ledger(Machine):
     """A machine that notes the bytes that nodes hold of storages which nothing else can hold."""
 
     def __init__(self, plan: Plan) -> None:
-        super().__init__(plan)
+        super().__init__(plan, Storages(log=[]))  # with a log, for it follows every single event then
         self.own: Counter[str] = Counter()
 
     def _follow(

@@ -287,6 +287,7 @@ class _Steps:
             Instruction("run", node.name, reads=node.inputs, makes=node.outputs, frees=node.cost.frees)
             for node in reversed(self.backwards)
         ]
+        self.run_at = {name: place for place, each in enumerate(self.forward) for name in each.makes}
         if graph.loss is not None:
             name = graph.loss.name
             self.forward.append(Instruction("loss", name, reads=graph.loss.inputs))
@@ -301,13 +302,12 @@ class _Steps:
 
 
 def _forward(plan: Plan) -> list[Instruction]:
-    stored = set(_held(plan))
-    return [
-        each
-        if each.action != "run" or stored.isdisjoint(each.makes)
-        else each._replace(stores=tuple([name for name in each.makes if name in stored]))
-        for each in _Steps.of(plan.graph).forward
-    ]
+    steps, stored = _Steps.of(plan.graph), set(_held(plan))
+    found = list(steps.forward)
+    for place in {steps.run_at[name] for name in stored}:
+        stores = tuple([name for name in found[place].makes if name in stored])
+        found[place] = found[place]._replace(stores=stores)
+    return found
 
 
 # A replay before it is known what of all that it could give is read, and what is read for the last time: the

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from revgraph.courses import NOTHING, Course, Event, Work
+from revgraph.courses import NOTHING, Brief, Course, Event, Work
 from revgraph.errors import PlanError
 from revgraph.graph import Graph, Node
 from revgraph.planning.holding import NOWHERE, Storages
@@ -21,7 +21,7 @@ COURSES = {
 }
 NONE = frozenset[str]()
 # Events with which a node holds a storage under a label.
-BEGINNING = ("made", "born", "laid", "same")
+BEGINNING = ("made", "begun", "born", "laid", "same")
 
 
 class Moment(NamedTuple):
@@ -124,6 +124,7 @@ class Machine:
     def __init__(self, plan: Plan, memory: Storages | None = None) -> None:
         self.graph: Graph = plan.graph
         self.memory = Storages() if memory is None else memory
+        self.briefly = self.memory.log is None  # a log is told every single event
         self.env: dict[str, int] = dict.fromkeys(self.graph.inputs, NOWHERE)
         self.tape: dict[str, int] = dict.fromkeys(self.graph.inputs, NOWHERE)
         self.rebuilt: dict[str, int] = {}
@@ -179,7 +180,7 @@ class Machine:
     def _run(self, step: Instruction) -> Work:
         _, name, _, _, makes, stores, frees, _ = step
         site, course, memory, env = self.sites[name], self.courses[name], self.memory, self.env
-        events, passing, _ = course.forward_in_brief
+        events, passing, _ = course.forward_in_brief if self.briefly else Brief(course.forward)
         self.labels[name] = labels = self._inputs(site, passing)
         self._follow(events, site, labels, makes, env)
         for value in makes:
@@ -259,7 +260,8 @@ class Machine:
             self._begin(site)
         labels = self.labels.pop(step.node)
         course = self.courses[step.node]
-        self._follow(course.after_replay, site, labels)
+        events = course.after_in_brief.events if self.briefly else course.after_replay
+        self._follow(events, site, labels)
         for number in labels.values():
             self.memory.release(number)
         return course.backward_work
@@ -272,7 +274,9 @@ class Machine:
         for label, value in site.gradients:
             if value in gradients:
                 labels[label] = gradients.pop(value)
-        if events := self.courses[name].before_replay:
+        course = self.courses[name]
+        if course.replays:
+            events = course.before_in_brief.events if self.briefly else course.before_replay
             self._follow(events, site, labels)
 
     def _rebuild(self, step: Instruction) -> Work:
@@ -288,8 +292,10 @@ class Machine:
                 self.courses[name] = course
         labels = self.labels.get(name, {}) if captures else {}
         events, passing, making = course.replay_in_brief if replays else course.forward_in_brief
-        if (labels and not passing.isdisjoint(labels)) or (
-            making and not {site.value[label] for label in making}.issubset(makes)
+        if (
+            not self.briefly
+            or (labels and not passing.isdisjoint(labels))
+            or (making and not {site.value[label] for label in making}.issubset(makes))
         ):
             events, passing = (course.in_replay if replays else course.forward), NONE
         for label, value in site.ends:
@@ -353,15 +359,22 @@ class Machine:
                 live += net
                 if log is not None:
                     log.append(("use", peak, net, site.node.name))
-            elif what == "grad":
-                number, inputs, gradients = labels.get(event[2], NOWHERE), site.node.inputs, self.gradients
-                name = None if event[1] >= len(inputs) or self.same else inputs[event[1]]
+            elif what == "grad" or what == "give":
+                _, index, label = event
+                inputs, gradients = site.node.inputs, self.gradients
+                number = labels.get(label, NOWHERE)
+                if what == "give" and number:
+                    del labels[label]
+                name = None if index >= len(inputs) or self.same else inputs[index]
                 if name is not None and name not in gradients and name not in self.parts:
                     gradients[name] = number  # the first of an inner value, as most are
-                    holders[number] += 1
+                    if what == "grad":
+                        holders[number] += 1
                 else:
                     memory.live, memory.most = live, most
-                    self._gradient(events, event, site, number)
+                    self._gradient(index, site, number, what == "grad" and _passes_on(events, event))
+                    if what == "give":
+                        memory.release(number)
                     live, most = memory.live, memory.most
             elif what in BEGINNING:
                 label = event[1]
@@ -376,11 +389,12 @@ class Machine:
                     number = len(sizes)
                     sizes.append(event[2])
                     holders.append(1)
-                    live += event[2]
-                    if live > most:
-                        most = live
-                    if log is not None:
-                        log.append(("born", number, event[2]))
+                    if what == "born" or what == "laid":
+                        live += event[2]
+                        if live > most:
+                            most = live
+                        if log is not None:
+                            log.append(("born", number, event[2]))
                 if place is not None and name is not None and held_on:
                     place[name] = number
                     if what == "made":
@@ -396,14 +410,13 @@ class Machine:
                 self.same[site.node.outputs[event[1]]] = self.same.get(source, source)
         memory.live, memory.most = live, most
 
-    def _gradient(self, events: tuple[Event, ...], event: Event, site: Site, number: int) -> None:
+    def _gradient(self, index: int, site: Site, number: int, passed_on: bool) -> None:
         """A gradient arrives for a value: the first is held as it is, a further one is added to a new sum."""
-        index, inputs = event[1], site.node.inputs
+        inputs = site.node.inputs
         if index >= len(inputs):
             self._parameter(site.node.cost.shared[index - len(inputs)], number)
             return
-        given: str = inputs[index]
-        name = self.same.get(given, given)
+        name = self.same.get(inputs[index], inputs[index])
         before, size = self.gradients.get(name), self.own_bytes[name]
         if before is None:
             self.gradients[name] = self.memory.hold(number)
@@ -412,7 +425,7 @@ class Machine:
             self.memory.release(before)
         if name in self.parts:
             self.parts[name] -= 1
-            if not self.parts[name] and before is None and _passes_on(events, event):
+            if not self.parts[name] and before is None and passed_on:
                 self.memory.release(self.gradients[name])
                 self.gradients[name] = self.memory.born(size)  # the caller's leaf takes a copy
 

@@ -78,16 +78,21 @@ def sources_from(
     reach = _Reach(Rules.of(graph), decisions, frozenset(reruns))
     reach.store((*(name for name in graph.inputs if name not in gone), *stored))
     reach.rerun()
-    for node, names in reach.rules.asked(decisions):
-        for name in names:
-            if name not in reach.by:
-                raise PlanError(
-                    f"value {name!r} cannot come back for {node!r}, which is to be "
-                    f"{'inverted' if decisions[node] == 'invert' else 'recomputed'}: it is not stored, "
-                    f"and does not follow from what is. Store it, or rerun {graph.producer[name].name!r}, "
-                    f"which makes it, or keep {node!r}."
-                )
-    return reach.wanted(decisions)
+    try:
+        return reach.wanted(decisions)
+    except KeyError:
+        node, name = next(
+            (node, name)
+            for node, names in reach.rules.asked(decisions)
+            for name in names
+            if name not in reach.by
+        )
+    raise PlanError(
+        f"value {name!r} cannot come back for {node!r}, which is to be "
+        f"{'inverted' if decisions[node] == 'invert' else 'recomputed'}: it is not stored, "
+        f"and does not follow from what is. Store it, or rerun {graph.producer[name].name!r}, "
+        f"which makes it, or keep {node!r}."
+    )
 
 
 class Rules:
