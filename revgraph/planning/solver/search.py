@@ -36,9 +36,9 @@ class Limits:
     to, and in how many slots. `segments` are those with: into how many segments the line is cut, the share,
     and the slots. Of all their schedules `judged` are judged first; then, at each of `budgets` from the least
     peak to ordinary autograd, those of as many programmes as `aims` that foresee the least for it come close
-    below it. Then, in lines of at most `improving` nodes, the improver looks for less at up to
-    `improved` budgets, with so many `branches`. Lines of at most `stepping` nodes are gone on from by single
-    steps, with as many trials as go over `trials` nodes. Lines of
+    below it. Then the improver looks for less, with so many `branches`, at the least peak in lines of at
+    most `largest` nodes, and at up to `improved` budgets in those of at most `improving`. Lines of at most
+    `stepping` nodes are gone on from by single steps, with as many trials as go over `trials` nodes. Lines of
     more than `large` nodes have fewer schedules judged, in proportion, but `fewest`.
     """
 
@@ -47,6 +47,7 @@ class Limits:
     judged: int
     budgets: int
     aims: int
+    largest: int
     improving: int
     improved: int
     branches: int
@@ -63,6 +64,7 @@ LIMITS: dict[Effort, Limits] = {
         judged=24,
         budgets=6,
         aims=1,
+        largest=0,
         improving=0,
         improved=0,
         branches=1,
@@ -75,6 +77,7 @@ LIMITS: dict[Effort, Limits] = {
         judged=75,
         budgets=20,
         aims=2,
+        largest=60,
         improving=16,
         improved=8,
         branches=1,
@@ -90,6 +93,7 @@ LIMITS: dict[Effort, Limits] = {
         judged=400,
         budgets=40,
         aims=4,
+        largest=250,
         improving=250,
         improved=24,
         branches=20,
@@ -224,10 +228,12 @@ class _Search:
     def _improve(self) -> None:
         """Look for less where it matters most first: at the least peak, by default, at half, in between."""
         limits = self.limits
-        if self.line.count > min(limits.improving, SHORT if self.line.is_chain else limits.improving):
+        if self.line.count > (min(limits.largest, SHORT) if self.line.is_chain else limits.largest):
             return
         improver = Improver(self.line.merged, self.pool, self.top, limits.branches)
         improver.improve(self.pool.every.least.peak_bytes)
+        if self.line.count > limits.improving:
+            return
         improver.improve(self._default_budget())
         improver.shrink()
         for share in islice(halvings(), limits.improved):
