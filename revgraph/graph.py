@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
@@ -76,6 +76,10 @@ class Graph(ShownAsPicture):
     def planned(self) -> tuple[Node, ...]:
         """The nodes that a plan decides on: couplings and boundaries, in order."""
         return tuple(node for node in self.nodes if node.kind in ("coupling", "boundary"))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: without what is worked out of it again when it is needed."""
+        return {each.name: self.__dict__[each.name] for each in fields(self)}
 
     def own_bytes(self, name: str) -> int:
         """The bytes of a value's own elements, which a view has fewer of than its storage."""

@@ -304,7 +304,7 @@ class _Steps:
 def _forward(plan: Plan) -> list[Instruction]:
     steps, stored = _Steps.of(plan.graph), set(_held(plan))
     found = list(steps.forward)
-    for place in {steps.run_at[name] for name in stored}:
+    for place in {steps.run_at[name] for name in stored if name in steps.run_at}:
         stores = tuple([name for name in found[place].makes if name in stored])
         found[place] = found[place]._replace(stores=stores)
     return found

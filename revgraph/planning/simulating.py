@@ -61,7 +61,7 @@ class Weight(NamedTuple):
 
 
 def weigh(plan: Plan) -> Weight:
-    """What `simulate` says in all, without a moment for every step: as many plans are weighed as are tried.
+    """What `simulate` says in all, without a moment for every step.
 
     Raises:
         PlanError: a step reads what is not in memory.
@@ -71,7 +71,7 @@ def weigh(plan: Plan) -> Weight:
     peak, top, held = -1, None, None
     flops = nanoseconds = 0
     for step in machine.schedule:
-        work, time = machine.took(step)
+        work, time = machine.advance(step)
         flops += work.flops
         nanoseconds += time
         if memory.most > peak:
@@ -118,13 +118,15 @@ def _stopping(plan: Plan) -> Iterator[Node]:
 class Machine:
     """Takes steps; knows where every value, gradient and tape entry lies.
 
-    What its `memory` is told, in order, is every storage of the training step.
+    What its `memory` logs, in order, is every storage of the training step. Without a log the events of nodes
+    are followed in brief: bytes live after each step and the most in it are the same, and a planner weighs
+    hundreds of plans of thousands of steps.
     """
 
     def __init__(self, plan: Plan, memory: Storages | None = None) -> None:
         self.graph: Graph = plan.graph
         self.memory = Storages() if memory is None else memory
-        self.briefly = self.memory.log is None  # a log is told every single event
+        self.briefly = self.memory.log is None
         self.env: dict[str, int] = dict.fromkeys(self.graph.inputs, NOWHERE)
         self.tape: dict[str, int] = dict.fromkeys(self.graph.inputs, NOWHERE)
         self.rebuilt: dict[str, int] = {}
@@ -150,10 +152,10 @@ class Machine:
 
     def take(self, step: Instruction) -> Moment:
         """Take the next step."""
-        work, nanoseconds = self.took(step)
+        work, nanoseconds = self.advance(step)
         return Moment(step, self.memory.live, self.memory.most, work.flops, nanoseconds)
 
-    def took(self, step: Instruction) -> tuple[Work, int]:
+    def advance(self, step: Instruction) -> tuple[Work, int]:
         """Take the next step; its work and its time, for those that need no moment of it."""
         memory, action, name = self.memory, step.action, step.node
         memory.most = memory.live

@@ -80,30 +80,31 @@ class _Unrolled:
 
     def _stages(self) -> list[int]:
         """For each action after the turn the node whose backward it comes before, of those that replay."""
+        silent = self.line.silent
+        stage = self.actions[-1].node
         stages: list[int] = []
-        for action in reversed(self.actions):
-            begins = action.what == "backward" and not self.line.silent[action.node]
-            stages.append(action.node if begins or not stages else stages[-1])
+        for what, node, *_ in reversed(self.actions):
+            if what == "backward" and not silent[node]:
+                stage = node
+            stages.append(stage)
         return stages[::-1]
 
     def solution(self) -> Solution:
         nodes = self.line.nodes
         options = [-1] * len(self.line.problem.items)
         reruns, holds = set[int](), dict[int, int]()
-        for time, action in enumerate(self.actions):
-            k = nodes[action.node]
-            if action.what == "backward" and options[k] < 0:
-                replay = self.line.replay[action.node]
-                options[k] = (
-                    action.way.option if action.way is not None else replay if replay is not None else 0
-                )
-            elif action.what == "forward" and time > self.turn:
+        for time, (what, n, how, way, _) in enumerate(self.actions):
+            k = nodes[n]
+            if what == "backward" and options[k] < 0:
+                replay = self.line.replay[n]
+                options[k] = way.option if way is not None else replay if replay is not None else 0
+            elif what == "forward" and time > self.turn:
                 reruns.add(k)
-                if action.how == "captured" and self.stage[time] != action.node:
+                if how == "captured" and self.stage[time] != n:
                     holds[k] = nodes[self.stage[time]]
-        for action in self.actions:
-            if action.how == "results":
-                options[nodes[action.node]] = action.option
+        for _, n, how, _, option in self.actions:
+            if how == "results":
+                options[nodes[n]] = option
         for n, k in enumerate(nodes):
             replay = self.line.replay[n]
             if k in reruns and replay is not None and self.line.item(n).options[options[k]].name == "keep":
@@ -130,30 +131,26 @@ class _Unrolled:
         states: defaultdict[int, list[list[int]]] = defaultdict(list)
         spans: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
         began: dict[int, int] = {}
-
-        def read(position: int, time: int) -> None:
-            if states[position]:
-                states[position][-1][1] = time
-
-        for time, action in enumerate(self.actions):
-            n = action.node
-            if action.what == "forward":
-                read(n, time)
+        for time, (what, n, how, way, _) in enumerate(self.actions):
+            if what == "forward":
+                if states[n]:
+                    states[n][-1][1] = time
                 states[n + 1].append([time, time])
                 began[n] = time
-            elif action.what == "backward":
-                if action.how == "input":
-                    read(n, time)
-                elif action.how == "undo":
-                    read(n + 1, time)
+            elif what == "backward":
+                read = n if how == "input" else n + 1 if how == "undo" else -1
+                if read >= 0 and states[read]:
+                    states[read][-1][1] = time
+                if how == "undo":
                     states[n].append([time, time])
-                if action.way is not None and n in began:
-                    for value in action.way.stores:
+                if way is not None and n in began:
+                    for value in way.stores:
                         spans[value].append((began[n], time))
         for position, found in states.items():
+            times = [(made, last) for made, last in found]
             for value in self.line.states[position]:
-                spans[value] += [(made, last) for made, last in found]
-        return {value: _joined(found) for value, found in spans.items()}
+                spans[value] += times
+        return {value: found if len(found) == 1 else _joined(found) for value, found in spans.items()}
 
 
 def _joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
