@@ -152,6 +152,15 @@ def test_equations_become_mathml() -> None:
     assert block.startswith("<math") and 'display="block"' in block
 
 
+def test_equations_beside_each_other_may_stand_below_each_other() -> None:
+    block = set_(
+        '<div class="arithmatex">\\[\nx = y \\qquad\\qquad z = \\text{if } w \\qquad\\quad v\n\\]</div>'
+    )
+    assert block.startswith('<div class="equations"><math') and block.count("<math") == 3
+    inner = set_('<div class="arithmatex">\\[\n\\frac{x \\qquad y}{z}\n\\]</div>')
+    assert inner.count("<math") == 1
+
+
 def test_a_letter_in_roman_is_upright() -> None:
     assert "<mtext>d</mtext>" in set_(r'<span class="arithmatex">\(\mathrm{d} C\)</span>')
 
