@@ -23,6 +23,9 @@ from mkdocs.exceptions import PluginError
 from notebooks import notebook
 
 FOLDER = ROOT / "tutorials"
+WIDEST = 480.0
+"""Points of a picture that is made as narrow as a phone; one that is wider is scrolled there."""
+WIDTH = re.compile(r'<svg [^>]*?width="([0-9.]+)pt"')
 TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.DOTALL)
 
 
@@ -100,7 +103,8 @@ def _cell(cell: Cell, output: Output | None, name: str) -> str:
                 f'title="{escape(_title(svg))}"></iframe>\n\n[Open it as a page of its own]({name}/{picture})'
             )
         else:
-            parts.append(f"![{_title(svg)}]({name}/{picture})")
+            large = "{ .large }" if _points(svg) > WIDEST else ""
+            parts.append(f"![{_title(svg)}]({name}/{picture}){large}")
     if cell.drawing:
         parts = [*parts[1:], hidden("quote", "How this is drawn", parts[0])]
     return "\n\n".join(parts)
@@ -122,6 +126,12 @@ def _title(svg: str) -> str:
     """What an SVG says that it shows, as the text for those who do not see it."""
     found = TITLE.search(svg)
     return re.sub(r"[\[\]\s]+", " ", unescape(found[1])).strip() if found else "A picture"
+
+
+def _points(svg: str) -> float:
+    """The width of an SVG in points; 0 of one that does not say it."""
+    found = WIDTH.search(svg)
+    return float(found[1]) if found else 0.0
 
 
 if __name__ == "__main__":
