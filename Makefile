@@ -138,7 +138,7 @@ clients: $(CLIENTS_READY)
 	OMP_NUM_THREADS=1 $(CLIENTS)/bin/python -m benchmarks.clients
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(CLIENTS) site dist runs .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS) $(CLIENTS) docs/tutorials/[0-9]* site dist runs .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp goes first and comes back last: a set-up that was interrupted starts again from an empty .venv,

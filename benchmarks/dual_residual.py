@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.dual_residual_depth import COEFFICIENTS, by_depth
-from benchmarks.shared import machine, markdown_table, write_json, write_text
+from benchmarks.shared import machine, markdown_table, svg_of, write_json, write_text
 
 RESULTS = Path(__file__).parent / "results"
 PRETRAINING, FINETUNING, BATCH = 240, 80, 16
@@ -255,8 +255,7 @@ def _draw(found: dict[str, Any], path: Path) -> None:
             axes.grid(alpha=0.35, axis="y" if axes is memory else "both")
             axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside lower center", ncols=3, frameon=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, transparent=True, metadata={"Date": None, "Title": "dual-residual finetuning"})
+        write_text(path, svg_of(figure, "dual-residual finetuning"))
 
 
 if __name__ == "__main__":

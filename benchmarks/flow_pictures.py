@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from benchmarks.shared import svg_of, write_text
+
 INK = "#808080"
 BLUE, GREEN, RED = "#3f86c9", "#2f9a72", "#d9534a"
 SHOWN = 40
@@ -82,5 +84,4 @@ def smoothed(losses: Sequence[float], window: int = 50) -> list[float]:
 
 def save(figure: Any, path: Path, title: str) -> None:
     """Write a picture with a title for screen readers, without a date."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, transparent=True, metadata={"Date": None, "Title": title})
+    write_text(path, svg_of(figure, title))

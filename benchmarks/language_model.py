@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.shared import machine, markdown_table, write_json, write_text
+from benchmarks.shared import machine, markdown_table, svg_of, write_json, write_text
 
 if TYPE_CHECKING:
     from revgraph.training.comparing import Comparison
@@ -220,12 +220,7 @@ def _draw(found: dict[str, Any], path: Path) -> None:
         axes.grid(alpha=0.35)
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside lower center", ncols=5, frameon=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".unfinished-{path.name}")
-        figure.savefig(
-            unfinished, format="svg", transparent=True, metadata={"Date": None, "Title": "reversible-lm"}
-        )
-        unfinished.replace(path)
+        write_text(path, svg_of(figure, "reversible-lm"))
 
 
 if __name__ == "__main__":

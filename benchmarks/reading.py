@@ -16,10 +16,8 @@ from typing import Any
 
 import revgraph as rg
 from benchmarks.shared import machine, markdown_table, version, write_text
-from revgraph.courses import own_bytes
 from revgraph.planning import human_bytes
-from revgraph.planning.schedule import schedule
-from revgraph.planning.simulating import Machine
+from revgraph.planning.accounting import holdings
 
 RESULTS = Path(__file__).parent / "results"
 NETWORK, BATCH, BUDGET = "revnet-110", 100, "500 MiB"
@@ -83,47 +81,37 @@ def _comparison(plans: dict[str, rg.Plan]) -> str:
 
 def _held(plan: rg.Plan) -> str:
     """What waits at the turn from forward to backward, and why."""
-    machine = _at_the_turn(plan)
-    sizes = machine.memory.sizes
     rows: list[list[str]] = []
-    counted: set[int] = set()
-    for name, storage in machine.tape.items():
-        if storage not in counted and name not in plan.graph.inputs:
-            shape = "x".join(map(str, plan.graph.value[name].shape))
-            rows.append([f"`{name}`, {shape}", _reason(plan, name), human_bytes(sizes[storage])])
-        counted.add(storage)
     results: dict[str, list[int]] = defaultdict(list)
-    statistics: list[int] = []
-    rest = plan.held_bytes - sum(sizes[storage] for storage in counted)
-    for node in plan.graph.planned:
-        pinned = set(machine.labels[node.name].values()) - counted
-        counted |= pinned
-        size = own_bytes(machine.courses[node.name].forward) + sum(sizes[storage] for storage in pinned)
-        rest -= size
-        if plan.decisions[node.name] == "keep":
-            rows.append([f"internals of `{node.name}`", "kept, as in ordinary training", human_bytes(size)])
-        elif node.name in plan.results:
-            results[node.name.partition(".")[0]].append(size)
-        elif size:
-            statistics.append(size)
+    notes: list[int] = []
+    *nodes, caller = holdings(plan)
+    for each in nodes:
+        name, decision = each.node, plan.decisions.get(each.node)
+        if each.stored_bytes:
+            made = [value for value, _ in each.values]
+            shapes = {"x".join(map(str, plan.graph.value[value].shape)) for value in made}
+            said = ", ".join(f"`{value}`" for value in made)
+            rows.append(
+                [f"{said}, {', '.join(shapes)}", _reason(plan, made[0]), human_bytes(each.stored_bytes)]
+            )
+        if decision == "keep" and each.own_bytes:
+            rows.append(
+                [f"internals of `{name}`", "kept, as in ordinary training", human_bytes(each.own_bytes)]
+            )
+        elif plan.results.get(name):
+            results[name.partition(".")[0]].append(each.own_bytes)
+        elif each.own_bytes:
+            notes.append(each.own_bytes)
+    rows.sort(key=lambda row: row[0].startswith("internals"))
     for stage, found in results.items():
         what = f"results inside {len(found)} nodes of `{stage}`"
         rows.append([what, "so that their convolutions do not run twice", human_bytes(sum(found))])
-    if statistics:
-        what = f"means and variances in {len(statistics)} nodes"
-        rows.append([what, "a replay takes BatchNorm's from the forward", human_bytes(sum(statistics))])
-    rows.append(["the output and the loss", "", human_bytes(rest)])
+    if notes:
+        what = f"means and variances in {len(notes)} nodes"
+        rows.append([what, "a replay takes BatchNorm's from the forward", human_bytes(sum(notes))])
+    rows.append(["the output and the loss", "", human_bytes(caller.nbytes)])
     rows.append(["**all of it**", "", f"**{human_bytes(plan.held_bytes)}**"])
     return markdown_table(["what", "why", "bytes"], rows, left=2) + "\n"
-
-
-def _at_the_turn(plan: rg.Plan) -> Machine:
-    machine = Machine(plan)
-    for step in schedule(plan):
-        machine.take(step)
-        if step.action == "loss":
-            break
-    return machine
 
 
 def _reason(plan: rg.Plan, name: str) -> str:

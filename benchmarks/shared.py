@@ -125,6 +125,18 @@ def write_text(path: Path, text: str) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+def svg_of(figure: Any, title: str) -> str:
+    """A matplotlib figure as SVG: with `title` for those who hear it, no date, on a transparent ground.
+
+    Its letters in the ink of revgraph's charts can be read on light and on dark.
+    """
+    from revgraph.drawing.charts import legible
+
+    svg = io.StringIO()
+    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Title": title})
+    return legible(svg.getvalue())
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, as `write_text` does; infinity and what is no number are errors."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

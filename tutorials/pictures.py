@@ -6,6 +6,7 @@ shown besides. A tutorial's notebook carries this file as its first cell of code
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from revgraph.drawing.charts import INK, INKED, STYLE
+from revgraph.drawing.charts import INK, INKED, STYLE, legible
 
 # Mid-tones that can be told from each other without colour vision, too.
 BLUE, ORANGE, GREEN, PURPLE = "#3f86c9", "#c77d17", "#2f9a72", "#a06fc4"
@@ -46,7 +47,7 @@ def show(path: Path) -> None:
 
 @contextmanager
 def chart(
-    name: str, title: str, width: float = 8.0, height: float = 3.6, count: int = 1
+    name: str, title: str, width: float = 6.0, height: float = 3.2, count: int = 1
 ) -> Iterator[Any]:
     """Axes to draw on, or `count` of them side by side, that become the picture `name`."""
     with rc_context(STYLE | dict.fromkeys(INKED, INK)):
@@ -59,5 +60,8 @@ def chart(
             if each.get_legend_handles_labels()[0]:
                 each.legend(frameon=False)
         path = picture(name)
-        figure.savefig(path, transparent=True, metadata={"Date": None, "Title": title})
+        svg = io.StringIO()
+        metadata = {"Date": None, "Title": title}
+        figure.savefig(svg, format="svg", transparent=True, metadata=metadata)
+        path.write_text(legible(svg.getvalue()), encoding="utf-8")
     show(path)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.comparison.results import Result
 from benchmarks.comparison.steps import Step
+from benchmarks.shared import svg_of
 
 # Mid-tones, at least 3:1 against white and against near-black; and a shape each, for who cannot tell colours.
 INK = "#808080"
@@ -40,9 +40,7 @@ def draw(results: Sequence[Result]) -> str:
         _panel(peak, results, "Peak of the step", lambda step: step.peak_bytes)
         handles, names = held.get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
-        svg = io.StringIO()
-        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Title": TITLE})
-    return svg.getvalue()
+        return svg_of(figure, TITLE)
 
 
 def _panel(axes: Any, results: Sequence[Result], title: str, read: Callable[[Step], int]) -> None:

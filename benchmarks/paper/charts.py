@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from benchmarks.shared import write_text
+from benchmarks.shared import svg_of, write_text
 from revgraph.drawing.charts import INK, INKED, STYLE
 
 if TYPE_CHECKING:
@@ -37,10 +36,9 @@ def chart(
             axes.set_axisbelow(True)
             axes.grid(axis=grid, alpha=0.35)
             axes.spines[["top", "right"]].set_visible(False)
-        svg = io.StringIO()
-        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Title": title})
+        svg = svg_of(figure, title)
     described = f'<svg role="img" lang="en" aria-label="{escape(title)}" '
-    write_text(path, svg.getvalue().replace("<svg ", described, 1))
+    write_text(path, svg.replace("<svg ", described, 1))
 
 
 def legend(figure: Figure, columns: int, handles: Sequence[Any] | None = None) -> None:

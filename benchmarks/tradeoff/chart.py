@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 from benchmarks.comparison.chart import INK
+from benchmarks.shared import svg_of
 from benchmarks.tradeoff.results import COMPILED, EVERY_ROOT, OURS, PER_BLOCK, Result
 
 # Mid-tones, at least 3:1 against white and against near-black; a shape each, for who cannot tell colours.
@@ -29,10 +29,7 @@ def draw(result: Result) -> str:
         axes = figure.subplots()
         _plot(axes, result)
         figure.legend(loc="outside lower center", ncols=3, frameon=False)
-        svg = io.StringIO()
-        metadata = {"Date": None, "Title": f"Memory against computation: {result.title}"}
-        figure.savefig(svg, format="svg", transparent=True, metadata=metadata)
-    return svg.getvalue()
+        return svg_of(figure, f"Memory against computation: {result.title}")
 
 
 def _plot(axes: Any, result: Result) -> None:

@@ -1,11 +1,14 @@
-"""A hook of mkdocs: every script of tutorials/ is run and becomes a page, with what it printed and drew.
+"""Every script of tutorials/ is run and becomes a page, with what it printed and drew.
 
-Beside the page lies its notebook, to be downloaded.
+Beside the page lies its notebook, to be downloaded. The pages are files among the others in docs/tutorials,
+written before the site is built, so that any builder can take them: `python docs/hooks/tutorial_pages.py`. As
+a hook of mkdocs this does the same before each of its builds.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from html import escape, unescape
@@ -17,10 +20,12 @@ from cells import Cell, cells
 from execution import ROOT, Output, TutorialError, run_all
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
-from mkdocs.structure.files import File, Files
 from notebooks import notebook
 
 FOLDER = ROOT / "tutorials"
+WIDEST = 480.0
+"""Points of a picture that is made as narrow as a phone; one that is wider is scrolled there."""
+WIDTH = re.compile(r'<svg [^>]*?width="([0-9.]+)pt"')
 TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.DOTALL)
 
 
@@ -29,19 +34,41 @@ def scripts() -> list[Path]:
     return sorted(FOLDER.glob("[0-9][0-9]_*.py"))
 
 
-def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages, their pictures and the notebooks."""
+def on_pre_build(config: MkDocsConfig) -> None:
+    """Write the pages before mkdocs looks which there are."""
     try:
-        for script, outputs in zip(scripts(), run_all(scripts()), strict=True):
-            text = page(script.stem, cells(script.read_text(encoding="utf-8")), outputs)
-            files.append(File.generated(config, f"tutorials/{script.stem}.md", content=text))
-            told = json.dumps(notebook(script), indent=1, ensure_ascii=False) + "\n"
-            files.append(File.generated(config, f"tutorials/{script.stem}.ipynb", content=told))
-            for name, svg in (picture for output in outputs for picture in output.pictures):
-                files.append(File.generated(config, f"tutorials/{script.stem}/{name}", content=svg))
+        write(Path(config.docs_dir) / "tutorials")
     except (TutorialError, ValueError) as error:
         raise PluginError(str(error)) from error
-    return files
+
+
+def write(folder: Path) -> None:
+    """Write pages, pictures and notebooks into a folder, from which those of other tutorials go.
+
+    Files that would not change are left alone: who watches the folder is not told.
+
+    Raises:
+        TutorialError: a tutorial does not run.
+        ValueError: a script is no sequence of cells.
+    """
+    texts: dict[Path, str] = {}
+    for script, outputs in zip(scripts(), run_all(scripts()), strict=True):
+        name = script.stem
+        texts[folder / f"{name}.md"] = page(name, cells(script.read_text(encoding="utf-8")), outputs)
+        told = json.dumps(notebook(script), indent=1, ensure_ascii=False)
+        texts[folder / f"{name}.ipynb"] = f"{told}\n"
+        pictures = (picture for output in outputs for picture in output.pictures)
+        texts |= {folder / name / picture: text for picture, text in pictures}
+    for old in sorted(folder.glob("[0-9][0-9]_*")):
+        for path in [old] if old.is_file() else sorted(old.iterdir()):
+            if path not in texts:
+                path.unlink(missing_ok=True)
+    for path, text in texts.items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+            unfinished.write_text(text, encoding="utf-8")
+            unfinished.replace(path)
 
 
 def page(name: str, content: Sequence[Cell], outputs: Sequence[Output]) -> str:
@@ -76,7 +103,8 @@ def _cell(cell: Cell, output: Output | None, name: str) -> str:
                 f'title="{escape(_title(svg))}"></iframe>\n\n[Open it as a page of its own]({name}/{picture})'
             )
         else:
-            parts.append(f"![{_title(svg)}]({name}/{picture})")
+            large = "{ .large }" if _points(svg) > WIDEST else ""
+            parts.append(f"![{_title(svg)}]({name}/{picture}){large}")
     if cell.drawing:
         parts = [*parts[1:], hidden("quote", "How this is drawn", parts[0])]
     return "\n\n".join(parts)
@@ -98,3 +126,13 @@ def _title(svg: str) -> str:
     """What an SVG says that it shows, as the text for those who do not see it."""
     found = TITLE.search(svg)
     return re.sub(r"[\[\]\s]+", " ", unescape(found[1])).strip() if found else "A picture"
+
+
+def _points(svg: str) -> float:
+    """The width of an SVG in points; 0 of one that does not say it."""
+    found = WIDTH.search(svg)
+    return float(found[1]) if found else 0.0
+
+
+if __name__ == "__main__":
+    write(ROOT / "docs" / "tutorials")

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from revgraph.drawing.canvas import Canvas
-from revgraph.drawing.lettering import TIMES, clean, width
+from revgraph.drawing.lettering import TIMES, clean, shorten, width
 from revgraph.drawing.timeline import ceiling
 from revgraph.planning.deciding import keep_all
 from revgraph.planning.plans import Plan, human_bytes
 from revgraph.planning.simulating import Moment, simulate
 
-WIDTH, HEIGHT = 640.0, 220.0
-LEFT, RIGHT, TOP, BOTTOM = 74.0, 20.0, 64.0, 46.0
-TEXT = 11.0
+# Narrow, so that its letters can be read where a phone makes it as wide as its screen.
+WIDTH, HEIGHT = 368.0, 180.0
+LEFT, RIGHT, TOP, BOTTOM = 76.0, 16.0, 74.0, 62.0
+TITLE, TEXT = 14.0, 12.0
 
 Point = tuple[float, float]
 
@@ -42,7 +43,7 @@ def hill(plan: Plan) -> str:
     for tick in range(round(top / scale) + 1):
         (left, y), (right, _) = place(0, tick * scale), place(longest, 0)
         canvas.line([(left, y), (right, y)], line="grid")
-        canvas.text(left - 6, y + 3.5, human_bytes(round(tick * scale)), anchor="end")
+        canvas.text(left - 6, y + 4, human_bytes(round(tick * scale)), size=TEXT, anchor="end")
     for moments, fill, line, about in (
         (theirs, "area-passing", "muted", "ordinary training"),
         (ours, "area-rebuilt", "ink", "this plan"),
@@ -51,7 +52,8 @@ def hill(plan: Plan) -> str:
         ground = [(outline[0][0], 0.0), *outline, (outline[-1][0], 0.0)]
         canvas.area([place(*point) for point in ground], fill=fill, about=about)
         canvas.line([place(*point) for point in outline], line=line)
-    canvas.text(LEFT, 20, f"{name}: memory over one training step", size=14, role="ink", bold=True)
+    title = shorten(f"{name}: memory over one training step", LEFT + WIDTH, TITLE, bold=True)
+    canvas.text(RIGHT, 20, title, size=TITLE, role="ink", bold=True)
     words = [
         ("area-passing", f"ordinary training, {human_bytes(ordinary.peak_bytes)}"),
         (
@@ -59,21 +61,19 @@ def hill(plan: Plan) -> str:
             f"this plan, {human_bytes(plan.peak_bytes)}: {abs(saved):.0%} {_more_or_less(saved)}",
         ),
     ]
-    x = LEFT
-    for fill, text in words:
-        canvas.box(x, 34, 11, 11, fill=fill, line="plain-line")
-        canvas.text(x + 16, 44, text, size=TEXT, role="ink")
-        x += 16 + width(text, TEXT) + 24
+    for row, (fill, text) in enumerate(words):
+        canvas.box(RIGHT, 31 + 17 * row, 11, 11, fill=fill, line="plain-line")
+        canvas.text(RIGHT + 17, 41 + 17 * row, text, size=TEXT, role="ink")
     floor = TOP + HEIGHT
-    for seconds, text in (
-        (plain, "ordinary training ends"),
-        (_seconds(ours), f"{TIMES}{plan.time_ratio:.2f}"),
+    for row, (seconds, text) in enumerate(
+        ((_seconds(ours), f"{TIMES}{plan.time_ratio:.2f}"), (plain, "ordinary training ends"))
     ):
         across, _ = place(seconds, 0)
-        canvas.line([(across, floor), (across, floor + 6)], line="muted")
-        canvas.text(across, floor + 18, text, anchor="end")
-    canvas.text(LEFT, floor + 18, "forward, then backward")
-    canvas.text(LEFT, floor + 36, f"time, estimated ({plan.profile.name})")
+        under = floor + 18 + 17 * row
+        canvas.line([(across, floor), (across, under - 11)], line="muted")
+        canvas.text(max(across, LEFT + width(text, TEXT)), under, text, size=TEXT, anchor="end")
+    time = shorten(f"time, estimated ({plan.profile.name}): forward, then backward", WIDTH + LEFT, TEXT)
+    canvas.text(RIGHT, floor + 54, time, size=TEXT)
     return canvas.svg()
 
 

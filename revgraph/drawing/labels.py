@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from revgraph.drawing.lettering import TIMES, Line, clean, shorten
 from revgraph.drawing.stages import short_names, stage_names
 from revgraph.drawing.subject import Subject
 from revgraph.graph import Node, Value
-from revgraph.planning.plans import Plan, course_of, human_bytes
+from revgraph.planning.plans import human_bytes
 
 NAME_SIZE = 12.0
 SMALL_SIZE = 10.0
@@ -42,18 +42,30 @@ def value_lines(subject: Subject) -> Mapping[str, Line]:
     tags: dict[str, Line] = {}
     storages: set[str] = set()
     for value in subject.graph.values:
-        first = value.storage not in storages
-        if subject.plan is not None and subject.copies.get(value.name, 0):
-            copies = subject.copies[value.name]
-            times = f"{copies} {TIMES} " if copies > 1 else ""
-            held = f"stored {times}{human_bytes(value.nbytes)}" if first else "stored, shared"
-            tags[value.name] = Line(held, "stored-ink", SMALL_SIZE, bold=True)
-            storages.add(value.storage)
+        if value.name in subject.stored:
+            held = amount(subject.stored[value.name])
+            tags[value.name] = Line(
+                f"stored {held}" if held else "stored, shared", "stored-ink", SMALL_SIZE, bold=True
+            )
         elif subject.plan is None and _tagged(subject, value):
-            held = f", {human_bytes(value.nbytes)}" if first else ", shared"
+            held = ", shared" if value.storage in storages else f", {human_bytes(value.nbytes)}"
             tags[value.name] = Line(shorten(shape(value) + held, ROOM, SMALL_SIZE), "muted", SMALL_SIZE)
             storages.add(value.storage)
     return tags
+
+
+def amount(sizes: Sequence[int]) -> str:
+    """Bytes of one thing or of several, drawn once; nothing where there are none.
+
+    >>> amount([2048]), amount([2048, 2048]), amount([2048, 0, 1024])
+    ('2.0 KiB', '2 \N{MULTIPLICATION SIGN} 2.0 KiB', '3.0 KiB in 2 of 3')
+    """
+    held = [size for size in sizes if size]
+    if not held:
+        return ""
+    if len(held) < len(sizes) or len(set(held)) > 1:
+        return f"{human_bytes(sum(held))} in {len(held)} of {len(sizes)}"
+    return (f"{len(held)} {TIMES} " if len(held) > 1 else "") + human_bytes(held[0])
 
 
 def shape(value: Value) -> str:
@@ -75,7 +87,7 @@ def node_text(subject: Subject, node: Node) -> str:
     if plan is not None and node.name in plan.decisions:
         parts.append(f"{plan.decisions[node.name]}, {plan.reasons.get(node.name, 'no reason given')}")
         if plan.results.get(node.name):
-            parts.append(f"keeps of its function: {kept_results(plan, node)}")
+            parts.append(f"keeps of its function: {kept_results(subject, node)}")
     if node.expression:
         parts.append(f"computes {node.computes}")
     if node.cost.saved_bytes:
@@ -97,12 +109,12 @@ def value_text(subject: Subject, name: str) -> str:
     return clean(text)
 
 
-def kept_results(plan: Plan, node: Node) -> str:
+def kept_results(subject: Subject, node: Node) -> str:
     """How many results of its function a node keeps from the forward, and their bytes if known."""
-    count = len(plan.results[node.name])
-    kept, without = (course_of(node, name) for name in (plan.decided(node.name), plan.decisions[node.name]))
-    size = kept.held_bytes - without.held_bytes
-    return ("result" if count == 1 else f"{count} results") + (f" {human_bytes(size)}" if size > 0 else "")
+    assert subject.plan is not None
+    count = len(subject.plan.results[node.name])
+    held = amount(subject.own.get(node.name, ()))
+    return ("result" if count == 1 else f"{count} results") + (f" {held}" if held else "")
 
 
 def headline(subject: Subject) -> tuple[Line, ...]:
@@ -149,12 +161,13 @@ def _lines(subject: Subject, node: Node, name: str, expression: str) -> tuple[Li
             lines.append(Line(shorten(expression, ROOM, SMALL_SIZE), "muted", SMALL_SIZE))
         return tuple(lines)
     decision = plan.decisions[node.name]
-    word = decision
-    if decision == "keep" and node.cost.saved_bytes:
-        word = f"keep {human_bytes(node.cost.saved_bytes)}"
+    held = amount(subject.own.get(node.name, ()))
+    word = f"keep {held}" if decision == "keep" and held else decision
     lines.append(Line(word, f"{decision}-line", SMALL_SIZE))
     if plan.results.get(node.name):
-        lines.append(Line(f"+ {kept_results(plan, node)}", "keep-line", SMALL_SIZE, bold=True))
+        lines.append(Line(f"+ {kept_results(subject, node)}", "keep-line", SMALL_SIZE, bold=True))
+    elif held and decision != "keep":
+        lines.append(Line(f"+ notes {held}", "keep-line", SMALL_SIZE))
     if node.name in subject.peak_nodes:
         lines.append(Line(f"peak {human_bytes(plan.peak_bytes)}", "peak", SMALL_SIZE, bold=True))
     return tuple(lines)

@@ -90,7 +90,7 @@ def _signs(subject: Subject, routes: Sequence[Route]) -> Iterator[Sign]:
             found = [kind for kind in ("coupling", "boundary") if (decision, kind) in used]
             if found:
                 yield Sign(meaning, node_style(decision, found[0]))
-        if any(name in subject.copies for name in graph.value):
+        if any(name in subject.stored for name in graph.value):
             yield Sign("value stored", tag_style(stored=True), inset=(0.0, 2.5))
         if subject.peak_nodes:
             yield Sign("at the peak", node_style("plain", "boundary", peak=True))

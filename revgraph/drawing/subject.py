@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from revgraph.folding import Fold, find_folds, up_to_change
 from revgraph.graph import Graph, Node
+from revgraph.planning.accounting import holdings
 from revgraph.planning.plans import Plan
 
 FOLD_ABOVE = 32
@@ -38,9 +39,10 @@ class Subject:
     """A graph as it is drawn.
 
     `graph` has one block left of each repetition, the last, wired to what the first one read. `shown` leads
-    from every node of the full graph to the node drawn for it, `copies` from a stored value to how many
-    stored values it stands for. `full` is the graph before folding; `peak_nodes` are the drawn nodes that the
-    plan's peak names.
+    from every node of the full graph to the node drawn for it. `stored` leads from a drawn value to the bytes
+    of every stored value that it stands for, `own` from a drawn node to what every node that it stands for
+    holds besides between forward and backward: with what the caller holds, these are the plan's held bytes.
+    `full` is the graph before folding; `peak_nodes` are the drawn nodes that the plan's peak names.
     """
 
     graph: Graph
@@ -48,7 +50,8 @@ class Subject:
     plan: Plan | None
     blocks: tuple[Block, ...]
     shown: Mapping[str, str]
-    copies: Mapping[str, int]
+    stored: Mapping[str, tuple[int, ...]]
+    own: Mapping[str, tuple[int, ...]]
     peak_nodes: frozenset[str]
 
 
@@ -62,7 +65,7 @@ def subject(drawn: Graph | Plan, fold: bool | None = None) -> Subject:
         marks = {name: plan.decided(name) for name in plan.decisions} if plan else {}
         folds = find_folds(full, marks, stored)
     shown = {node.name: node.name for node in full.nodes}
-    copies: Counter[str] = Counter(stored)
+    told = {name: name for name in (plan.stored if plan else ())}
     entries: dict[tuple[str, str], str] = {}
     blocks: list[Block] = []
     hidden: set[str] = set()
@@ -75,7 +78,8 @@ def subject(drawn: Graph | Plan, fold: bool | None = None) -> Subject:
             hidden.add(node.name)
             shown[node.name] = twin.name
             for name, again in zip(node.outputs, twin.outputs, strict=True):
-                copies[again] += name in stored
+                if name in stored:
+                    told[name] = again
         for node, twin in zip(full.nodes[each.start :], kept, strict=False):
             for name, again in zip(node.inputs, twin.inputs, strict=True):
                 if again not in inside:
@@ -84,7 +88,32 @@ def subject(drawn: Graph | Plan, fold: bool | None = None) -> Subject:
     made = {name for node in nodes for name in node.outputs}
     graph = replace(full, nodes=nodes, values=tuple(value for value in full.values if value.name in made))
     peak = frozenset(shown[name] for name in _peak_names(plan)) if plan else frozenset[str]()
-    return Subject(graph, full, plan, tuple(blocks), shown, +copies, peak)
+    return Subject(graph, full, plan, tuple(blocks), shown, *_held(plan, shown, told), peak)
+
+
+def _held(
+    plan: Plan | None, shown: Mapping[str, str], told: Mapping[str, str]
+) -> tuple[Mapping[str, tuple[int, ...]], Mapping[str, tuple[int, ...]]]:
+    """`stored` and `own` of a subject, from the nodes and the values that stand for others."""
+    stored: defaultdict[str, tuple[int, ...]] = defaultdict(tuple)
+    own: defaultdict[str, tuple[int, ...]] = defaultdict(tuple)
+    if plan is None:
+        return {}, {}
+    graph, sizes, owns = plan.graph, dict.fromkeys(plan.stored, 0), dict[str, int]()
+    if any(node.cost.courses for node in graph.nodes):
+        for each in holdings(plan)[:-1]:
+            sizes.update(each.values)
+            owns[each.node] = each.own_bytes
+    else:  # traced without costs: what is known is how large values are
+        first = {graph.value[name].storage: name for name in reversed(plan.stored)}
+        sizes.update((name, graph.value[name].nbytes) for name in first.values())
+        kept = (node for node in graph.planned if plan.decisions[node.name] == "keep")
+        owns = {node.name: node.cost.saved_bytes for node in kept}
+    for name, drawn in told.items():
+        stored[drawn] += (sizes[name],)
+    for name, size in owns.items():
+        own[shown[name]] += (size,)
+    return dict(stored), dict(own)
 
 
 def _rewired(node: Node, entries: Mapping[tuple[str, str], str]) -> Node:

@@ -28,13 +28,18 @@ CALLER = ""
 class Holding:
     """What one node holds between forward and backward: bytes of stored values that it made, and its own.
 
-    Its own are internals, kept results, or notes to run again; `what` says in words what all of it is.
+    `values` are those values by name; a view of what is counted already has 0 bytes. The node's own bytes are
+    internals, kept results, or notes to run again; `what` says in words what all of it is.
     """
 
     node: str
-    stored_bytes: int
+    values: tuple[tuple[str, int], ...]
     own_bytes: int
     what: str
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(size for _, size in self.values)
 
     @property
     def nbytes(self) -> int:
@@ -51,6 +56,8 @@ def holdings(plan: Plan) -> tuple[Holding, ...]:
         PlanError
     ):  # that a plan is not sound is said where it is carried out, not where it is shown
         for step in schedule(plan):
+            if step.action == "backward":
+                break
             machine.take(step)
             if step.action == "loss":
                 break
@@ -71,10 +78,10 @@ def holdings(plan: Plan) -> tuple[Holding, ...]:
             what = _stored(plan, node, made, stored) if made else ""
             if own or plan.results.get(node.name):
                 what += (", " if made else "") + _own(plan, node, bool(made))
-            found.append(Holding(node.name, sum(stored[name] for name in made), own, what))
+            found.append(Holding(node.name, tuple((name, stored[name]) for name in made), own, what))
     loss = "" if graph.loss is None else graph.loss.name
     rest = bytes_of(range(len(machine.memory.sizes))) + machine.own[loss]
-    return (*found, Holding(CALLER, 0, rest, "for you"))
+    return (*found, Holding(CALLER, (), rest, "for you"))
 
 
 class _Ledger(Machine):

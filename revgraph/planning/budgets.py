@@ -11,7 +11,7 @@ from typing import SupportsIndex, get_args
 
 from revgraph.errors import BudgetError, PlanError
 from revgraph.graph import Graph
-from revgraph.planning.deciding import decide, keep_all
+from revgraph.planning.deciding import anchored, decide, keep_all
 from revgraph.planning.drifting import anchors_of, check_estimates
 from revgraph.planning.judging import Judge
 from revgraph.planning.known_pools import known, note
@@ -77,10 +77,7 @@ def plan(
     effort = _effort(effort, seconds)
     if max_drift is not None:
         check_estimates(graph, max_drift)
-    anchors = tuple(anchors)
-    for name in anchors:
-        if name not in graph.value:
-            raise PlanError(f"anchor {name!r} is no value of the graph")
+    anchors = anchored(graph, anchors)
     wanted = LEAST if budget == LEAST else None if budget is None else budget_bytes(graph, budget)
     if max_drift is not None:
         anchors = (*anchors, *anchors_of(decide(graph, {}, anchors), max_drift))

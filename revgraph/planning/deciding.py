@@ -61,10 +61,7 @@ def decide(
         if decision == "invert" and graph.node[name].kind != "coupling":
             raise PlanError(f"boundary {name!r} cannot be inverted: keep or recompute it")
         chosen[name] = decision
-    anchors = tuple(anchors)
-    for name in anchors:
-        if name not in graph.value:
-            raise PlanError(f"anchor {name!r} is no value of the graph")
+    anchors = anchored(graph, anchors)
     reruns = tuple(dict.fromkeys(reruns))
     check_reruns(graph, chosen, reruns, holds or {})
     if stored is None:
@@ -77,7 +74,7 @@ def decide(
         for node in graph.planned
     }
     plan = unweighed(graph, chosen, stored, sources, holds, drops, results, profile)
-    return finished(plan.noted(reasons=reasons))
+    return finished(plan.noted(reasons=reasons, anchors=anchors))
 
 
 def unweighed(
@@ -111,6 +108,19 @@ def unweighed(
         drops=_checked_drops(graph, chosen, stored, drops or {}),
         profile=profile,
     )
+
+
+def anchored(graph: Graph, names: Iterable[str]) -> tuple[str, ...]:
+    """The anchors of a plan: values to store, once each, without the caller's inputs, which are always there.
+
+    Raises:
+        PlanError: a name is no value of the graph.
+    """
+    names = tuple(dict.fromkeys(names))
+    for name in names:
+        if name not in graph.value:
+            raise PlanError(f"anchor {name!r} is no value of the graph")
+    return tuple(name for name in names if name not in graph.inputs)
 
 
 def _check_node(name: str, chosen: Mapping[str, Decision]) -> None:

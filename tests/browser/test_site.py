@@ -33,6 +33,75 @@ Promise.all([...document.querySelectorAll('article img')].map(async each => {
     return [found.filter(Boolean), equations.length, small.map(each => each.textContent)];
 })
 """
+# Pictures whose letters, most of them, are smaller here than can be read. A link shows its picture large.
+TINY = """\
+(async () => {
+    const found = [];
+    for (const image of document.querySelectorAll('article img[src$=".svg"]')) {
+        if (image.closest('a')) continue;
+        const text = await (await fetch(image.src)).text();
+        const drawn = new DOMParser().parseFromString(text, 'image/svg+xml');
+        const own = each => /font(?:-size)?:[^;]*?([0-9.]+)px/.exec(each.getAttribute('style') ?? '')?.[1];
+        const sizes = [...drawn.querySelectorAll('text')]
+            .map(each => Number(each.getAttribute('font-size') ?? own(each) ?? NaN))
+            .filter(Number.isFinite).sort((one, other) => one - other);
+        const inside = drawn.documentElement.viewBox.baseVal.width || image.naturalWidth;
+        const size = sizes[sizes.length >> 1] * image.getBoundingClientRect().width / inside;
+        if (size < 8) found.push(`${size.toFixed(1)} ${image.src}`);
+    }
+    return found;
+})()
+"""
+# What the search box of the theme finds, page by page in its order: the addresses of each page's hits. The
+# box is emptied first, so that what is read belongs to this question.
+SEARCH = """\
+(async question => {
+    const box = document.querySelector('.md-search__input');
+    const meta = document.querySelector('.md-search-result__meta');
+    const type = text => {
+        box.focus();
+        box.value = text;
+        box.dispatchEvent(new Event('keyup', {bubbles: true}));
+        box.dispatchEvent(new Event('input', {bubbles: true}));
+    };
+    const until = async wanted => {
+        while (!wanted()) await new Promise(done => setTimeout(done, 20));
+    };
+    document.querySelector('#__search').checked = true;
+    type('');
+    await until(() => meta.textContent.includes('Type to start'));
+    type(question);
+    await until(() => meta.textContent.includes('matching'));
+    return [...document.querySelectorAll('.md-search-result__item')].map(
+        item => [...item.querySelectorAll('a')].map(link => new URL(link.href))
+            .map(url => url.pathname.slice(1) + url.hash));
+})(QUESTION)
+"""
+# What newcomers ask, in a sentence and in the words that one types, and the page that answers it.
+ASKED = {
+    "reading.html": (
+        "What does a plan store for RevNet-110, and why?",
+        "what is stored for RevNet-110 and why",
+        "RevNet-110",
+        "What does it take to train in 500 MiB?",
+        "500 MiB",
+    ),
+    "reading.html#does-batchnorm-count-a-step-twice": ("Does BatchNorm count a step twice?",),
+    "howto.html#use-batchnorm-and-dropout": ("BatchNorm",),
+    "howto.html#write-a-coupling-of-my-own": (
+        "How do I write a coupling of my own?",
+        "coupling of my own",
+        "own coupling",
+    ),
+    "hugging_face.html": ("Does it take my Hugging Face model?", "my Hugging Face model", "Hugging Face"),
+    "lightning.html": ("How do I train with Lightning?", "Lightning", "PyTorch Lightning"),
+    "own_loop.html": ("How do I train on my own data?", "my data", "own data set"),
+    "devices.html": ("How do I use a GPU?", "one GPU", "GPU"),
+    "compiling.html": ("How do I compile the step?", "compile", "torch.compile"),
+    "concepts.html#coupling": ("coupling",),
+    "planning.html": ("budget",),
+    "distributed.html": ("several processes",),
+}
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +178,7 @@ class Visit:
     broken: list[str] = field(default_factory=list)
     equations: int = 0
     small: list[str] = field(default_factory=list)
+    tiny: list[str] = field(default_factory=list)
     faint: list[str] = field(default_factory=list)
     wide: list[str] = field(default_factory=list)
 
@@ -134,6 +204,7 @@ def visits(site: Path, origin: str, page: Page) -> dict[str, Visit]:
         visit.broken, visit.equations, visit.small = page.run(CONTENTS)
         if path.suffix == ".svg":
             continue  # by itself it has no icon, and the browser asks for one
+        visit.tiny = page.run(TINY)
         visit.outside = [url for url in page.requests if not url.startswith((origin, "data:", "blob:"))]
         visit.errors = list(page.errors)
     return found
@@ -155,6 +226,11 @@ def test_pictures_are_seen_and_equations_are_set(visits: dict[str, Visit]) -> No
     assert told({name: visit.broken for name, visit in visits.items()}) == ""
     assert told({name: visit.small for name, visit in visits.items()}) == ""
     assert sum(visit.equations for visit in visits.values()) > 20
+
+
+@browser
+def test_letters_of_pictures_can_be_read_on_a_phone(visits: dict[str, Visit]) -> None:
+    assert told({name: visit.tiny for name, visit in visits.items()}) == ""
 
 
 @browser
@@ -264,6 +340,34 @@ def test_what_is_asked_most_is_one_click_from_the_start_page(site: Path) -> None
         name, _, anchor = link.partition("#")
         answer = (site / name).read_text(encoding="utf-8")
         assert not anchor or f'id="{anchor}"' in answer, text
+
+
+@browser
+def test_what_is_asked_comes_first_in_the_search(site: Path, origin: str, page: Page) -> None:
+    page.open(origin + "index.html")
+    start = (site / "index.html").read_text(encoding="utf-8")
+    asked = re.findall(r"<li><a href=[^>]*>(.*?)</a></li>", start[start.index('<div class="asked"') :])
+    assert set(asked) <= {question for questions in ASKED.values() for question in questions}
+    missed: dict[str, list[str]] = {}
+    for answer, questions in ASKED.items():
+        for question in questions:
+            found = page.run(SEARCH.replace("QUESTION", json.dumps(question)))
+            if not found or answer not in found[0]:
+                missed[question] = found[0] if found else []
+    assert missed == {}
+    assert page.errors == []
+
+
+# A sign that stands alone, a sign within a word, and nothing that there is.
+@browser
+@pytest.mark.parametrize("typed", ["rg.plan(", "?", "(", "x1 + f(x2)", "torch.nn.Linear", '"own coupling"'])
+def test_the_search_takes_whatever_is_typed(origin: str, page: Page, typed: str) -> None:
+    page.open(origin + "index.html")
+    page.run(SEARCH.replace("QUESTION", '"budget"'))
+    page.run(f"document.querySelector('.md-search__input').value = {json.dumps(typed)}")
+    page.run("document.querySelector('.md-search__input').dispatchEvent(new Event('keyup'))")
+    assert page.run(SEARCH.replace("QUESTION", '"budget"'))[0][0].startswith("planning.html")
+    assert page.errors == []
 
 
 @browser

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 
+import revgraph as rg
 from revgraph.graph import Cost, Graph, Kind, Node, Value, verify
-from revgraph.planning.plans import Decision, Plan, Source
+from revgraph.planning.plans import Decision, Plan
 
 
 @dataclass
@@ -104,43 +105,29 @@ def chain(blocks: int, name: str = "chain") -> Graph:
 
 
 def plan_for(
-    graph: Graph, decide: Callable[[Node], Decision] | None = None, peak_at: str = "", **changes: object
+    graph: Graph,
+    decide: Callable[[Node], Decision] | None = None,
+    peak_at: str = "",
+    stored: Iterable[str] = (),
+    results: Mapping[str, Iterable[int]] | None = None,
+    **changes: object,
 ) -> Plan:
-    """A plausible plan: couplings inverted but the last, boundaries kept; not a planner's."""
+    """A plan: couplings inverted but the last, boundaries kept; its peak and its operations are made up.
+
+    `stored` are values to store besides, `changes` what else is as a test wants it.
+    """
     last = [node.name for node in graph.planned][-1:]
 
     def usual(node: Node) -> Decision:
         return "invert" if node.kind == "coupling" and node.name not in last else "keep"
 
     decisions = {node.name: (decide or usual)(node) for node in graph.planned}
-    sources: dict[str, Source] = {}
-    for value in graph.values:
-        sources[value.name] = Source("stored")
-        for reader in graph.readers[value.name]:
-            if reader.kind == "wiring":
-                if graph.producer[value.name].kind != "input":
-                    sources[value.name] = Source("rewired", reader.name)
-            elif decisions.get(reader.name) == "invert" and reader.target == value.name:
-                sources[value.name] = Source("inverted", reader.name)
-    for node in graph.nodes:
-        if decisions.get(node.name) == "keep":
-            sources.update((name, Source("stored")) for name in node.inputs)
-        if node.kind == "wiring" and all(sources[name].how == "stored" for name in node.inputs):
-            sources.update((name, Source("wired", node.name)) for name in node.outputs)
-    read = {name for node in graph.planned for name in node.inputs}
-    stored = tuple(v.name for v in graph.values if sources[v.name].how == "stored" and v.name in read)
-    held = sum(graph.value[name].nbytes for name in stored) + sum(
-        node.cost.saved_bytes for node in graph.planned if decisions[node.name] == "keep"
-    )
-    plan = Plan(
-        graph=graph,
-        decisions=decisions,
-        stored=stored,
-        sources=sources,
-        reasons={name: "decided by hand for a test" for name in decisions},
-        peak_bytes=held + held // 5,
-        held_bytes=held,
-        peak_at=peak_at or (graph.planned[len(graph.planned) // 2].name if graph.planned else ""),
-        flops_ratio=1.25,
-    )
-    return replace(plan, **changes)  # pyright: ignore[reportArgumentType]
+    plan = rg.decide(graph, decisions, anchors=stored, results=results)
+    made_up = {
+        "reasons": {name: "decided by hand for a test" for name in decisions},
+        "peak_bytes": plan.held_bytes + plan.held_bytes // 5,
+        "peak_at": peak_at or (graph.planned[len(graph.planned) // 2].name if graph.planned else ""),
+        "flops_ratio": 1.25,
+        "ordinary_bytes": 0,
+    }
+    return replace(plan, **made_up | changes)  # pyright: ignore[reportArgumentType]

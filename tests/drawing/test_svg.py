@@ -265,7 +265,7 @@ def test_the_legend_has_what_is_drawn_and_nothing_else(tmp_path: Path, name: str
 def test_kept_results_are_told_in_the_node_with_their_bytes(tmp_path: Path) -> None:
     kept = Course(forward=(("use", 5000, 5000),), backward=(("replay",), ("done",), ("use", 0, -5000)))
     bare = Course(backward=(("replay",), ("done",)))
-    courses = {"invert": bare, "invert+0": kept, "invert+0+-1": kept}
+    courses = {"invert": bare, "invert+0": kept, "invert+-1+0": kept}
     graph = three_streams()
     nodes = tuple(
         replace(node, cost=replace(node.cost, courses=courses, heavy_results=1)) if node.target else node

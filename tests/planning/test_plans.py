@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import revgraph as rg
-from revgraph.planning import EVALUATING
+from revgraph.planning import EVALUATING, human_bytes
+from revgraph.planning.accounting import holdings
 
 SETTINGS = settings(
     max_examples=15,
@@ -104,6 +106,7 @@ def test_anchor_is_stored(graph: rg.Graph) -> None:
     plan = rg.decide(graph, {}, anchors=["blocks.0.g"])
     assert "blocks.0.g" in plan.stored
     assert plan.held_bytes == rg.decide(graph, {}).held_bytes + graph.value["blocks.0.g"].nbytes
+    assert plan.anchor_bytes == graph.value["blocks.0.g"].nbytes
 
 
 def test_an_anchor_that_would_follow_from_others_comes_back_as_stored(graph: rg.Graph) -> None:
@@ -117,6 +120,19 @@ def test_an_anchor_that_would_follow_from_others_comes_back_as_stored(graph: rg.
 def test_anchors_may_be_any_iterable_and_doubled(graph: rg.Graph) -> None:
     plan = rg.decide(graph, {}, anchors=iter(["blocks.0.g", "blocks.0.g"]))
     assert plan.stored.count("blocks.0.g") == 1
+
+
+@pytest.mark.parametrize("make", [partial(rg.decide, decisions={}), partial(rg.plan, effort="quick")])
+def test_a_plan_tells_its_anchors(graph: rg.Graph, make: Any) -> None:
+    """Once each, and without the caller's inputs, which no plan stores."""
+    asked = ["blocks.2.g", *graph.inputs, "blocks.0.g", "blocks.2.g"]
+    plan = make(graph, anchors=iter(asked))
+    assert plan.anchors == ("blocks.2.g", "blocks.0.g")
+    assert set(plan.anchors) <= set(plan.stored)
+    assert f"anchors            2 hold {human_bytes(plan.anchor_bytes)}" in plan.summary()
+    assert "(anchor)" in " ".join(each.what for each in holdings(plan))
+    assert rg.Plan.from_json(plan.to_json()).anchors == plan.anchors
+    assert make(graph).anchors == ()
 
 
 def test_keep_all_is_ordinary_autograd(graph: rg.Graph) -> None:
@@ -275,7 +291,7 @@ def test_everything_asked_for_is_rebuilt_from_what_is_stored_in_an_acyclic_way(
                 assert graph.node[source.node].kind == "wiring" and name in graph.node[source.node].inputs
             elif source.how == "wired":
                 assert graph.node[source.node].kind == "wiring" and name in graph.node[source.node].outputs
-    assert set(anchors) - set(graph.inputs) <= set(plan.stored)
+    assert set(anchors) - set(graph.inputs) == set(plan.anchors) <= set(plan.stored)
 
 
 def closure(graph: rg.Graph, plan: rg.Plan, held: set[str]) -> set[str]:

@@ -6,11 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tutorial_pages
 from cells import cells
 from equations import on_page_content
-from execution import TutorialError, run
+from execution import Output, TutorialError, run
 from mkdocs.exceptions import PluginError
-from tutorial_pages import fenced, page
+from tutorial_pages import fenced, page, write
 
 SCRIPT = """\
 # %% [markdown]
@@ -102,6 +103,34 @@ def test_page_offers_its_notebook() -> None:
     )
 
 
+def test_a_wide_picture_is_marked_to_be_scrolled_on_a_phone(tmp_path: Path) -> None:
+    for points, mark in ((432, ""), (605, "{ .large }")):
+        output = Output(
+            2, "", (("line.svg", f'<svg xmlns="x" width="{points}pt"><title>A line</title></svg>'),)
+        )
+        assert f"![A line](01_sample/line.svg){mark}\n" in page("01_sample", cells(SCRIPT), [output])
+
+
+def test_pages_are_files_that_change_when_they_have_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, pages = written(tmp_path, SCRIPT), tmp_path / "pages"
+    found = run(script, tmp_path / "cache")
+    monkeypatch.setattr(tutorial_pages, "scripts", lambda: [script])
+    monkeypatch.setattr(tutorial_pages, "run_all", lambda _: [found])
+    others = [pages / "00_old.md", pages / "01_sample" / "old.svg", pages / "index.md"]
+    (pages / "01_sample").mkdir(parents=True)
+    for other in others:
+        other.write_text("before")
+    write(pages)
+    names = {path.relative_to(pages).as_posix() for path in pages.rglob("*") if path.is_file()}
+    assert names == {"01_sample.md", "01_sample.ipynb", "01_sample/line.svg", "index.md"}
+    assert (pages / "01_sample.md").read_text() == page("01_sample", cells(SCRIPT), found)
+    times = {path: path.stat().st_mtime_ns for path in pages.rglob("*")}
+    write(pages)
+    assert {path: path.stat().st_mtime_ns for path in pages.rglob("*")} == times
+
+
 def test_one_content_runs_once(tmp_path: Path) -> None:
     counter = tmp_path / "counter"
     text = f"# %%\nopen({str(counter)!r}, 'a').write('x')\n"
@@ -150,6 +179,15 @@ def test_equations_become_mathml() -> None:
     assert inline.startswith("<p><math") and 'display="inline"' in inline and "arithmatex" not in inline
     block = set_('<div class="arithmatex">\\[\nx = y\n\\]</div>')
     assert block.startswith("<math") and 'display="block"' in block
+
+
+def test_equations_beside_each_other_may_stand_below_each_other() -> None:
+    block = set_(
+        '<div class="arithmatex">\\[\nx = y \\qquad\\qquad z = \\text{if } w \\qquad\\quad v\n\\]</div>'
+    )
+    assert block.startswith('<div class="equations"><math') and block.count("<math") == 3
+    inner = set_('<div class="arithmatex">\\[\n\\frac{x \\qquad y}{z}\n\\]</div>')
+    assert inner.count("<math") == 1
 
 
 def test_a_letter_in_roman_is_upright() -> None:
