@@ -21,8 +21,8 @@ from revgraph.planning.solver.problem import Solution
 ATTEMPTS = 4
 # In small problems more is tried: the formulation foresees some peaks too high by up to so much.
 SLACK = 1.1
-# Solutions this much worse than the best, as a share, are as good as it.
-GAP = 1e-4
+# Solutions this much worse than the best, as a share, are as good as it, in small problems and in others.
+GAP, GAP_BEYOND = 1e-4, 2e-2
 # Continuous columns that stand for yes or no are read as yes from here on.
 YES = 0.99
 # Stages in which an item may be run again, in problems of at most so many items and in larger ones.
@@ -41,7 +41,7 @@ class Improver:
         self.nodes = nodes
         self.scale = float(max(1.0, scale))
         items = sum(bool(item.options) for item in merged.problem.items)
-        self.slack = SLACK if items <= SMALL else 1.0
+        self.slack, self.gap = (SLACK, GAP) if items <= SMALL else (1.0, GAP_BEYOND)
         self.formulation = Formulation(merged.problem, self.scale, DEPTH if items <= SMALL else DEPTH_BEYOND)
 
     def improve(self, budget: int) -> None:
@@ -75,11 +75,13 @@ class Improver:
         formulation = self.formulation
         upper = {formulation.peak: budget / self.scale}
         if below is not None:
-            upper[formulation.total] = min(below / formulation.unit - 1, below / formulation.unit * (1 - GAP))
+            upper[formulation.total] = min(
+                below / formulation.unit - 1, below / formulation.unit * (1 - self.gap)
+            )
             if upper[formulation.total] < 0:
                 return None
         for _ in range(ATTEMPTS):
-            values = formulation.model.minimise({column: 1.0}, upper=upper, nodes=self.nodes, gap=GAP)
+            values = formulation.model.minimise({column: 1.0}, upper=upper, nodes=self.nodes, gap=self.gap)
             if values is None:
                 return None
             foreseen = round(formulation.model.least(formulation.peak, values) * self.scale)

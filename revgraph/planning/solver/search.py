@@ -74,11 +74,11 @@ LIMITS: dict[Effort, Limits] = {
     "normal": Limits(
         once=((1.0, 3000), (0.3, 1500)),
         segments=((60, 1.0, 300), (60, 0.35, 300), (60, 0.12, 300), (100, 0.1, 300), (24, 0.1, 300)),
-        judged=75,
+        judged=65,
         budgets=20,
         aims=2,
         largest=60,
-        improving=16,
+        improving=8,
         improved=8,
         branches=1,
         stepping=30,
