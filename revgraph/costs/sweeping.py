@@ -74,6 +74,8 @@ class Sweep:
     )
     _looks: dict[str, Look] = field(default_factory=dict)
     _variants: dict[Hashable, set[tuple[str, ...]]] = field(default_factory=dict)
+    _last_asked: Situation | None = None
+    _last_surroundings: Hashable = None
 
     def __post_init__(self) -> None:
         told: looks.Memo = {}
@@ -185,6 +187,11 @@ class Sweep:
 
     def _surroundings(self, at: Situation, look: Look) -> Hashable:
         """Equal for nodes whose courses are equal, if the attributes are that they read."""
+        if self._last_asked is not at:  # which is asked of a node for one way after another
+            self._last_asked, self._last_surroundings = at, self._found_around(at, look)
+        return self._last_surroundings
+
+    def _found_around(self, at: Situation, look: Look) -> Hashable:
         names = list(at.inputs)
         forms = [at.inputs[name] for name in at.node.inputs]
         plain = tuple(repr(thing) for thing in at.inputs.values() if not isinstance(thing, Form))

@@ -17,6 +17,7 @@ from revgraph.graph import Graph, Node, verify
 from revgraph.joint_bijections import Bijection, Packing, flat
 from revgraph.program import Arithmetic, BijectionLaw, CouplingLaw, Difference, Law, Named, Operation, Program
 from revgraph.rearrangements import Rearrangement, WiringModule
+from revgraph.storages import fake_like
 from revgraph.tracing.arguments import signature_of
 from revgraph.tracing.find_couplings.check_inverses import CouplingExample
 from revgraph.tracing.find_couplings.half_steps import HalfStep
@@ -298,7 +299,7 @@ class _Lowering:
 
     def _fake_like(self, stream: fx.Node) -> Tensor:
         """A fake of its own for a half-step's output, which has its target's form."""
-        return self.tracer.keep(self.tracer.fakes[stream].new_empty(self.tracer.fakes[stream].shape))
+        return self.tracer.keep(fake_like(self.tracer.fakes[stream]))
 
     def _call(self, node: fx.Node) -> None:
         """A call that is no half-step: a boundary, a wiring, or one that only makes numbers."""
