@@ -60,7 +60,7 @@ class Limits:
 LIMITS: dict[Effort, Limits] = {
     "quick": Limits(
         once=((1.0, 3000),),
-        segments=((60, 1.0, 300), (60, 0.35, 300), (24, 0.1, 300)),
+        segments=((60, 1.0, 300), (32, 0.5, 200), (24, 0.1, 300)),
         judged=24,
         budgets=6,
         aims=1,
