@@ -19,6 +19,10 @@ def keep_all(graph: Graph, profile: DeviceProfile = GENERIC) -> Plan:
     return decide(graph, dict.fromkeys((node.name for node in graph.planned), "keep"), profile=profile)
 
 
+AHEAD = "runs again ahead of its backward, with its inputs at hand"
+"""Why a node that was to be inverted is recomputed."""
+
+
 def decide(
     graph: Graph,
     decisions: Mapping[str, Decision],
@@ -74,6 +78,7 @@ def decide(
         for node in graph.planned
     }
     plan = unweighed(graph, chosen, stored, sources, holds, drops, results, profile)
+    reasons |= {name: AHEAD for name in plan.holds if plan.decisions[name] != chosen[name]}
     return finished(plan.noted(reasons=reasons, anchors=anchors))
 
 
@@ -93,9 +98,12 @@ def unweighed(
         PlanError: what is asked for does not fit a node.
     """
     holds = dict(holds or {})
+    inverted = {source.node for source in sources.values() if source.how == "inverted"}
+    # Nothing is left to invert where a run ahead of the node's backward captures what that needs.
+    ahead: dict[str, Decision] = dict.fromkeys(set(holds) - inverted, "recompute")
     return Plan(
         graph=graph,
-        decisions=chosen,
+        decisions={**chosen, **ahead},
         stored=stored,
         sources=sources,
         reasons={},
