@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 from revgraph.errors import PlanError
 from revgraph.graph import Graph, Node
 from revgraph.planning.plans import DECISIONS, TERM, Decision, Plan, Source
 from revgraph.planning.profiles import GENERIC, DeviceProfile
+from revgraph.planning.schedule import schedule
 from revgraph.planning.simulating import weigh
 from revgraph.planning.sources import sources_from, sources_of
 
@@ -77,7 +79,7 @@ def decide(
         node.name: "as asked" if node.name in decisions else _reason(node, chosen[node.name])
         for node in graph.planned
     }
-    plan = unweighed(graph, chosen, stored, sources, holds, drops, results, profile)
+    plan = captured_ahead(unweighed(graph, chosen, stored, sources, holds, drops, results, profile))
     reasons |= {name: AHEAD for name in plan.holds if plan.decisions[name] != chosen[name]}
     return finished(plan.noted(reasons=reasons, anchors=anchors))
 
@@ -98,12 +100,9 @@ def unweighed(
         PlanError: what is asked for does not fit a node.
     """
     holds = dict(holds or {})
-    inverted = {source.node for source in sources.values() if source.how == "inverted"}
-    # Nothing is left to invert where a run ahead of the node's backward captures what that needs.
-    ahead: dict[str, Decision] = dict.fromkeys(set(holds) - inverted, "recompute")
     return Plan(
         graph=graph,
-        decisions={**chosen, **ahead},
+        decisions=chosen,
         stored=stored,
         sources=sources,
         reasons={},
@@ -116,6 +115,20 @@ def unweighed(
         drops=_checked_drops(graph, chosen, stored, drops or {}),
         profile=profile,
     )
+
+
+def captured_ahead(plan: Plan) -> Plan:
+    """The plan in which nodes that are run again ahead of their backward are recomputed, and not inverted.
+
+    That run captures all that their backward needs, and leaves nothing to invert.
+    """
+    if not plan.holds:
+        return plan
+    inverted = {source.node for source in plan.sources.values() if source.how == "inverted"}
+    captured = {each.node for each in schedule(plan) if each.action == "recompute_and_keep"} - inverted
+    ahead = {name for name in captured if plan.decisions[name] == "invert"}
+    again: dict[str, Decision] = dict.fromkeys(ahead, "recompute")
+    return replace(plan, decisions={**plan.decisions, **again}) if ahead else plan
 
 
 def anchored(graph: Graph, names: Iterable[str]) -> tuple[str, ...]:

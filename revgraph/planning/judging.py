@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from revgraph.errors import PlanError
-from revgraph.planning.deciding import check_reruns, decide, unweighed
+from revgraph.planning.deciding import captured_ahead, check_reruns, decide, unweighed
 from revgraph.planning.plans import Decision, Plan, Source
 from revgraph.planning.posing import Posed
 from revgraph.planning.schedule import EVALUATING, schedule
@@ -130,6 +130,7 @@ class Judge:
             if len(holds) < len(solution.holds):
                 solution = replace(solution, holds=holds)
                 plan = self._planned(solution)
+        plan = captured_ahead(plan)
         weight, plain = weigh(plan), self.posed.problem.plain_cost
         spent = weight.nanoseconds if self.posed.cost == "time" else weight.flops
         runs = Counter([each.node for each in schedule(plan) if each.action in EVALUATING])

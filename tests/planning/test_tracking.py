@@ -41,6 +41,24 @@ def test_the_most_live_bytes_are_predicted_between_any_two_evaluations(name: str
         assert max(most for _, most in tracked) == rg.measure(net, *inputs).peak_bytes == plan.peak_bytes
 
 
+def test_a_coupling_that_is_captured_ahead_of_its_backward_is_recomputed() -> None:
+    """Whether it was to be inverted or not: nothing of it is left to invert, and bytes are those measured."""
+    torch.manual_seed(0)
+    images, net = torch.randn(2, 3, 8, 8), rg.load(SMALL)
+    kept = dict.fromkeys(("unit1.f", "unit1.g", "head"), "keep")
+    for stored, again in (((), ("stem", "unit0.f")), (("stem",), ("unit0.f",))):
+        for decision in ("invert", "recompute"):
+            net.plan = plan = rg.decide(
+                net.graph,
+                {"stem": "recompute", "unit0.f": decision, "unit0.g": "recompute", **kept},
+                stored=stored,
+                reruns=again,
+                holds={"unit0.f": "unit0.g"},
+            )
+            assert plan.decisions["unit0.f"] == "recompute"
+            assert [most for _, most in rg.track(net, images)] == predicted(plan)
+
+
 def test_tracking_leaves_gradients_buffers_and_the_random_state_alone() -> None:
     net = rg.load(SMALL)
     before = {name: value.clone() for name, value in net.named_buffers()}
