@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from revgraph.courses import verify_course
 from revgraph.displays import ShownAsPicture
@@ -22,6 +22,8 @@ __all__ = ["KINDS", "Cost", "Graph", "Kind", "Node", "Value", "clipped", "table"
 
 FORMAT = 2
 WIDEST_CELL = 48
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,14 @@ class Graph(ShownAsPicture):
     def planned(self) -> tuple[Node, ...]:
         """The nodes that a plan decides on: couplings and boundaries, in order."""
         return tuple(node for node in self.nodes if node.kind in ("coupling", "boundary"))
+
+    def worked_out(self, make: Callable[..., T], *arguments: Hashable) -> T:
+        """What is made of the graph and these arguments: once, and kept with it."""
+        made: dict[Hashable, Any] = self.__dict__.setdefault("_worked_out", {})
+        key = make, *arguments
+        if key not in made:
+            made[key] = make(self, *arguments)
+        return made[key]
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: without what is worked out of it again when it is needed."""

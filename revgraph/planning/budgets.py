@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import re
 import warnings
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import SupportsIndex, get_args
 
@@ -182,16 +182,6 @@ def budget_bytes(graph: Graph, budget: int | str) -> int | None:
     return parse_bytes(budget)
 
 
-class _Known(dict[Hashable, "_Plans"]):
-    """The pools that are known of a graph, which lie in it; its copies and pickles make their own."""
-
-    def __reduce__(self) -> tuple[type[_Known], tuple[()]]:
-        return _Known, ()
-
-    def __deepcopy__(self, _: object) -> _Known:
-        return _Known()
-
-
 class _Plans:
     """The pool of a graph under some anchors, and the plans that are chosen from it."""
 
@@ -220,11 +210,7 @@ class _Plans:
     def of(cls, graph: Graph, anchors: tuple[str, ...], effort: Effort, cost: str | DeviceProfile) -> _Plans:
         """The same for the same graph, as long as it lives: a pool serves every budget."""
         kind: CostKind = "flops" if cost == "flops" else "time"
-        key = anchors, effort, kind, profile_of(cost)
-        plans: _Known = graph.__dict__.setdefault("_plans", _Known())
-        if key not in plans:
-            plans[key] = cls(graph, *key)
-        return plans[key]
+        return graph.worked_out(cls, anchors, effort, kind, profile_of(cost))
 
     def chosen(self, budget: int | str | None) -> Plan:
         """Within so many bytes; at the "least" peak; or by default.

@@ -122,13 +122,17 @@ def captured_ahead(plan: Plan) -> Plan:
 
     That run captures all that their backward needs, and leaves nothing to invert.
     """
-    if not plan.holds:
-        return plan
     inverted = {source.node for source in plan.sources.values() if source.how == "inverted"}
-    captured = {each.node for each in schedule(plan) if each.action == "recompute_and_keep"} - inverted
-    ahead = {name for name in captured if plan.decisions[name] == "invert"}
+    ahead = {name for name in captured_nodes(plan) - inverted if plan.decisions[name] == "invert"}
     again: dict[str, Decision] = dict.fromkeys(ahead, "recompute")
     return replace(plan, decisions={**plan.decisions, **again}) if ahead else plan
+
+
+def captured_nodes(plan: Plan) -> set[str]:
+    """The nodes that a rerun captures ahead of their backward."""
+    if not plan.holds:
+        return set()
+    return {each.node for each in schedule(plan) if each.action == "recompute_and_keep"}
 
 
 def anchored(graph: Graph, names: Iterable[str]) -> tuple[str, ...]:
@@ -261,7 +265,7 @@ def finished(plan: Plan) -> Plan:
     weight = weigh(plan)
     if weight.peak_step is None:
         return plan
-    ordinary = Ordinary.of(plan.graph)
+    ordinary = plan.graph.worked_out(Ordinary)
     plain = ordinary.nanoseconds(plan.graph, plan.profile)
     return plan.noted(
         peak_bytes=weight.peak_bytes,
@@ -280,13 +284,6 @@ class Ordinary:
         self.flops = sum(node.cost.flops + node.cost.backward_flops for node in graph.nodes)
         self.peak_bytes = weigh(_kept(graph, GENERIC)).peak_bytes
         self._nanoseconds: dict[DeviceProfile, int] = {}
-
-    @classmethod
-    def of(cls, graph: Graph) -> Ordinary:
-        found: Ordinary | None = graph.__dict__.get("_ordinary")
-        if found is None:
-            found = graph.__dict__["_ordinary"] = cls(graph)
-        return found
 
     def nanoseconds(self, graph: Graph, profile: DeviceProfile) -> int:
         """How long it takes by a profile."""

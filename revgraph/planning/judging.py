@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from revgraph.errors import PlanError
-from revgraph.planning.deciding import captured_ahead, check_reruns, decide, unweighed
+from revgraph.planning.deciding import captured_ahead, captured_nodes, check_reruns, decide, unweighed
 from revgraph.planning.plans import Decision, Plan, Source
 from revgraph.planning.posing import Posed
 from revgraph.planning.schedule import EVALUATING, schedule
@@ -121,11 +121,11 @@ class Judge:
     def _simulated(self, solution: Solution) -> Solution:
         """The solution with what the simulation of its plan says."""
         plan = self._planned(solution)
-        captured = _captured(plan)
+        captured = captured_nodes(plan)
         if any(self.nodes[k] not in captured for k in solution.holds):
             solution = replace(solution, holds=self._moved(solution, plan))
             plan = self._planned(solution)
-            captured = _captured(plan)
+            captured = captured_nodes(plan)
             holds = {k: j for k, j in solution.holds.items() if self.nodes[k] in captured}
             if len(holds) < len(solution.holds):
                 solution = replace(solution, holds=holds)
@@ -147,7 +147,7 @@ class Judge:
 
         What a programme runs again in one stage comes later where a value that it passes on is stored.
         """
-        captured, places = _captured(plan), {name: k for k, name in enumerate(self.nodes)}
+        captured, places = captured_nodes(plan), {name: k for k, name in enumerate(self.nodes)}
         holds = {k: j for k, j in solution.holds.items() if self.nodes[k] in captured}
         stage = -1
         for each in reversed(schedule(plan)):
@@ -209,10 +209,3 @@ class Judge:
             if decided[self.nodes[k]] == "keep":
                 decided[self.nodes[k]] = "recompute"
         return decided
-
-
-def _captured(plan: Plan) -> set[str]:
-    """The nodes that a rerun captures."""
-    if not plan.holds:
-        return set()
-    return {each.node for each in schedule(plan) if each.action == "recompute_and_keep"}

@@ -45,7 +45,7 @@ def pose(graph: Graph, cost: CostKind = "time", profile: DeviceProfile = GENERIC
 class _Posing:
     def __init__(self, graph: Graph, cost: CostKind, profile: DeviceProfile) -> None:
         self.graph = graph
-        ordinary = Ordinary.of(graph)
+        ordinary = graph.worked_out(Ordinary)
         self.clock = Clock(graph, profile) if cost == "time" else None
         self.plain_cost = ordinary.nanoseconds(graph, profile) if cost == "time" else ordinary.flops
         self.tick = max(1, self.plain_cost // TICKS)

@@ -112,14 +112,6 @@ class Clock:
             )
             self._scale[name] = forward, backward
 
-    @classmethod
-    def of(cls, graph: Graph, profile: DeviceProfile) -> Clock:
-        """The clock of a graph by a profile, made once and kept with the graph."""
-        clocks: dict[DeviceProfile, Clock] = graph.__dict__.setdefault("_clocks", {})
-        if profile not in clocks:
-            clocks[profile] = cls(graph, profile)
-        return clocks[profile]
-
     def forward(self, node: str, work: Work) -> int:
         """Of a node's function, in the forward pass or run again."""
         if node in self._scale:

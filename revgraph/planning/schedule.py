@@ -293,16 +293,9 @@ class _Steps:
             self.forward.append(Instruction("loss", name, reads=graph.loss.inputs))
             self.forward.append(Instruction("backward", name, name))
 
-    @classmethod
-    def of(cls, graph: Graph) -> _Steps:
-        found: _Steps | None = graph.__dict__.get("_steps")
-        if found is None:
-            found = graph.__dict__["_steps"] = cls(graph)
-        return found
-
 
 def _forward(plan: Plan) -> list[Instruction]:
-    steps, stored = _Steps.of(plan.graph), set(_held(plan))
+    steps, stored = plan.graph.worked_out(_Steps), set(_held(plan))
     found = list(steps.forward)
     for place in {steps.run_at[name] for name in stored if name in steps.run_at}:
         stores = tuple([name for name in found[place].makes if name in stored])
@@ -329,8 +322,8 @@ class _Backward:
             for name, source in sources.items()
             if source.how != "stored"
         }
-        self.needs = Rules.of(plan.graph).needs
-        self.steps = _Steps.of(plan.graph)
+        self.needs = plan.graph.worked_out(Rules).needs
+        self.steps = plan.graph.worked_out(_Steps)
         self.fixed = {*plan.stored, *self.graph.inputs}.difference(gone)
         self.at_hand = set(self.fixed)  # with what has been rebuilt
         self.inexact: set[str] = set()

@@ -139,8 +139,8 @@ class Machine:
         self.schedule = schedule(plan)
         self.position = 0
         self.states: dict[str, list[int]] = {}
-        self.clock = Clock.of(plan.graph, plan.profile)
-        sites = Sites.of(plan.graph)
+        self.clock = plan.graph.worked_out(Clock, plan.profile)
+        sites = plan.graph.worked_out(Sites)
         self.sites, self.own_bytes = sites.by_name, sites.own_bytes
         self.parts = _contributors(self.graph, sites.summing, self.courses)
         # Of nodes that no gradient reaches: who holds autograd's graph of them.
@@ -488,13 +488,6 @@ class Sites:
         self.summing = [
             node for node in graph.nodes if renames or node.cost.shared or not given.isdisjoint(node.inputs)
         ]
-
-    @classmethod
-    def of(cls, graph: Graph) -> Sites:
-        found: Sites | None = graph.__dict__.get("_sites")
-        if found is None:
-            found = graph.__dict__["_sites"] = cls(graph)
-        return found
 
 
 def _contributors(graph: Graph, nodes: Iterable[Node], courses: Mapping[str, Course]) -> dict[str, int]:

@@ -75,7 +75,7 @@ def sources_from(
     Raises:
         PlanError: a value cannot come back; the text names it and the node that asks for it.
     """
-    reach = _Reach(Rules.of(graph), decisions, frozenset(reruns))
+    reach = _Reach(graph.worked_out(Rules), decisions, frozenset(reruns))
     reach.store((*(name for name in graph.inputs if name not in gone), *stored))
     reach.rerun()
     try:
@@ -136,13 +136,6 @@ class Rules:
             for decision in DECISIONS
         }
         self.planned = tuple(node.name for node in graph.planned)
-
-    @classmethod
-    def of(cls, graph: Graph) -> Rules:
-        found: Rules | None = graph.__dict__.get("_rules")
-        if found is None:
-            found = graph.__dict__["_rules"] = cls(graph)
-        return found
 
     def _add(self, source: Source, gives: tuple[str, ...], graph: Graph) -> int:
         self.sources.append(source)
@@ -255,7 +248,7 @@ def _reach(
 
     Anchors are given: they follow from others, and are stored because they would be far off then.
     """
-    reach = _Reach(Rules.of(graph), decisions, reruns)
+    reach = _Reach(graph.worked_out(Rules), decisions, reruns)
     reach.store(given)
     for name in stored:
         reach.add(name)

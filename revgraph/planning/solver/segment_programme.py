@@ -67,8 +67,8 @@ class SegmentProgramme(Counted):
     def __init__(self, line: Line, segments: Sequence[Segment], top: float, slots: int) -> None:
         super().__init__(line, segments, top, slots)
         self.count = count = len(segments)
-        self.cuts = [segment.start for segment in segments] + [segments[-1].stop]
-        states = [line.storages[cut] for cut in self.cuts]
+        cuts = [segment.start for segment in segments] + [segments[-1].stop]
+        states = [line.storages[cut] for cut in cuts]
         sizes = [line.size(each) for each in states]
         shared = [[line.size(p & q) for q in states] for p in states]
         self.shared = np.array(shared, np.int64)
@@ -309,21 +309,17 @@ class SegmentProgramme(Counted):
         )
         if needed.min() > self.slots:
             return
-        beside = self.beside[i, k]
-        then = self.lent.entries(i, k - 1, at)
-        if not first:
-            then += (self.cost[k] - self.cost[i]).astype(np.float32)[:, None]
-        then = self.from_slots(then, at, needed)
+        # In the forward pass a run costs nothing, for it happens anyway.
+        runs = np.zeros(len(i)) if first else self.cost[k] - self.cost[i]
+        cost, beside = runs.astype(np.float32)[:, None], self.beside[i, k]
+        then = self.from_slots(self.lent.entries(i, k - 1, at) + cost, at, needed)
         yield ("released", "lent"), 0, self.released.entries(k, j, at) + then
         overlaps = self.overlaps[i].any()
         if overlaps:
             beside = np.where(self.overlaps[i], beside, self.slots + 1)
             yield ("lent", "lent"), 0, self._beside(k, j, at, beside) + then
         if self.undoes:
-            back = self.at_hand.entries(i, k - 1, at)
-            if not first:
-                back += (self.cost[k] - self.cost[i]).astype(np.float32)[:, None]
-            back = self.from_slots(back, at, needed)
+            back = self.from_slots(self.at_hand.entries(i, k - 1, at) + cost, at, needed)
             yield ("returned", "at hand"), 0, self.returned.entries(k, j, at) + back
             yield ("lent", "at hand"), 0, self._beside(k, j, at, self.beside[i, k]) + back
         if not first:
@@ -411,7 +407,7 @@ class SegmentProgramme(Counted):
         """Tasks of one kind as actions and smaller tasks, in the fewest slots in which they cost no more."""
         kind = tasks[0][0]
         i, j, slots = np.array([task[1:] for task in tasks]).T
-        costs = self.tables[kind].of(i, j)
+        costs = self.tables[kind].row(i, j)
         first = (costs == costs[np.arange(len(tasks)), slots, None]).argmax(1)
         least = [(kind, *task) for task in zip(i.tolist(), j.tolist(), first.tolist(), strict=True)]
         places = {task: place for place, task in enumerate(least) if task not in self._steps}

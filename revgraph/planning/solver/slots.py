@@ -41,15 +41,13 @@ class Table:
         self.flat, self.rows = flat, flat[self.length :].reshape(count, self.length)
         self.windows = np.lib.stride_tricks.sliding_window_view(flat, self.length)
 
-    def row(self, i: int, j: int) -> Row:
+    def row(self, i: int | Slots, j: int | Slots) -> Row:
+        """The row of a stretch, or those of several."""
         return self.rows[self.numbers[i, j]]
 
     def fill(self, i: Slots, j: Slots, costs: Sequence[Row]) -> None:
         """The least of several rows for each of the stretches."""
         self.rows[self.numbers[i, j]] = np.minimum.reduce(costs)
-
-    def of(self, i: Slots, j: Slots) -> Row:
-        return self.rows[self.numbers[i, j]]
 
     def entries(self, i: Slots, j: Slots, at: At, less: Slots | None = None) -> Row:
         """Entries at some slots, or so many before; those before a row's first one have no meaning."""
