@@ -17,7 +17,7 @@ from revgraph.graph import Graph, Node, verify
 from revgraph.joint_bijections import Bijection, Packing, flat
 from revgraph.program import Arithmetic, BijectionLaw, CouplingLaw, Difference, Law, Named, Operation, Program
 from revgraph.rearrangements import Rearrangement, WiringModule
-from revgraph.storages import fake_like
+from revgraph.storages import blank_like
 from revgraph.tracing.arguments import signature_of
 from revgraph.tracing.find_couplings.check_inverses import CouplingExample
 from revgraph.tracing.find_couplings.half_steps import HalfStep
@@ -215,7 +215,7 @@ class _Lowering:
                 term, extras = expression((), 0, ()), ()
             reads = (*others, *(self.builder.name_of(extra) for extra in extras))
             name = self.builder.unique(place or type(module).__name__.lower())
-            self.builder.add_value(name, self._fake_like(streams[index]))
+            self.builder.add_value(name, self._output_like(streams[index]))
             text = f"{place}({', '.join(self.builder.only_values(reads))})"
             text = f"{state[index]} (+) {text}" if function else f"{place}({state[index]})"
             spoken = words_of(type(module).__name__)
@@ -297,9 +297,9 @@ class _Lowering:
         """Note of the coupling written last that joining its target and term saves nothing."""
         self.builder.nodes[-1] = replace(self.builder.nodes[-1], additive=True)
 
-    def _fake_like(self, stream: fx.Node) -> Tensor:
-        """A fake of its own for a half-step's output, which has its target's form."""
-        return self.tracer.keep(fake_like(self.tracer.fakes[stream]))
+    def _output_like(self, stream: fx.Node) -> Tensor:
+        """A tensor of its own for a half-step's output, which has its target's form."""
+        return self.tracer.keep(blank_like(self.tracer.fakes[stream]))
 
     def _call(self, node: fx.Node) -> None:
         """A call that is no half-step: a boundary, a wiring, or one that only makes numbers."""
