@@ -60,11 +60,15 @@ class Neighbours:
         yield from self._rerun_ahead(solution)
 
     def _other_options(self, solution: Solution) -> Iterator[Solution]:
+        """Another option of a node, also with what it pins stored: until its backward that takes no more."""
         for k in self.nodes:
-            for option in range(len(self.problem.items[k].options)):
-                if option != solution.options[k]:
-                    options = (*solution.options[:k], option, *solution.options[k + 1 :])
+            for n, option in enumerate(self.problem.items[k].options):
+                if n != solution.options[k]:
+                    options = (*solution.options[:k], n, *solution.options[k + 1 :])
                     yield replace(solution, options=options)
+                    stored = solution.stored.union(self.made.intersection(option.pinned))
+                    if stored != solution.stored:
+                        yield replace(solution, options=options, stored=stored)
 
     def _otherwise_stored(self, solution: Solution) -> Iterator[Solution]:
         for value in self.values:

@@ -82,7 +82,7 @@ LIMITS: dict[Effort, Limits] = {
         improved=8,
         branches=1,
         stepping=30,
-        trials=5000,
+        trials=2500,
     ),
     "thorough": Limits(
         once=((1.0, 6000), (1.0, 3000), (0.3, 3000), (0.3, 1500)),
