@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 from revgraph.cli.options import Batch, Json, Net, Parameters, parameters_of
 from revgraph.cli.shipped import networks
-from revgraph.cli.showing import show_json, show_table
+from revgraph.cli.showing import show_json, show_table, terminal_width
+
+# Columns that the whole list takes; with fewer each network would be many lines.
+ROOM = 160
+# What a description says behind its first part, which ends at a comma or a semicolon outside of parentheses.
+DETAILS = re.compile(r"[,;](?![^(]*\)).*")
 
 
 def list_(json: Json = False) -> None:
     """List the networks that come with revgraph.
 
-    Settings are what --set changes in other commands.
+    Settings are what --set changes in other commands. Where a terminal has no room for them, they are left out.
     """
     from revgraph.reporting import Report
 
@@ -18,17 +25,21 @@ def list_(json: Json = False) -> None:
     if json:
         show_json(found)
         return
+    narrow = terminal_width() < ROOM
     cells = tuple(
         (
             each["name"],
             f"{each['parameters']:,}",
-            each["description"],
+            DETAILS.sub(".", each["description"]) if narrow else each["description"],
             ", ".join(f"{key}={value}" for key, value in each["settings"].items()),
-        )
+        )[: 3 if narrow else 4]
         for each in found
     )
     head = ("name", "parameters", "description", "settings")
-    show_table(Report("networks that come with revgraph", head, cells, frozenset({"parameters"})))
+    title = "networks that come with revgraph"
+    show_table(Report(title, head[: 3 if narrow else 4], cells, frozenset({"parameters"})))
+    if narrow:
+        print("Their settings: revgraph list --json, or in a wider terminal.")
 
 
 def show(net: Net, batch: Batch = 100, set_: Parameters = None, json: Json = False) -> None:

@@ -26,6 +26,12 @@ def messages(quiet: bool = False) -> Console:
     return Console(stderr=True, highlight=False, quiet=quiet)
 
 
+def terminal_width() -> float:
+    """How many columns the terminal has; elsewhere lines may have any length."""
+    console = Console()
+    return console.width if console.is_terminal else float("inf")
+
+
 def show_json(data: Any) -> None:
     """Write `data` as JSON."""
     json.dump(data, sys.stdout, indent=1, allow_nan=False)

@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import revgraph as rg
 from revgraph.cli import shipped
+from revgraph.cli.inspecting import list_
 from revgraph.reporting import report
 
 Run = Callable[..., Any]
@@ -28,6 +31,21 @@ def test_list_shows_what_can_be_set(revgraph: Run) -> None:
     assert "depth=4" in line and "908,544" in line
     found = {item["name"]: item["settings"] for item in revgraph("list", "--json").json}
     assert found["revvit"]["patch"] == 4 and found["revnet-38"] == {"classes": 10}
+
+
+def test_list_leaves_out_in_a_narrow_terminal_what_has_no_room(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    list_()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 3 * len(shipped.networks()) + 6
+    assert "(RevGNN;" in " ".join(lines)
+    assert "settings" not in lines[1] and "--json" in lines[-1]
+    monkeypatch.setenv("COLUMNS", "180")
+    list_()
+    assert "depth=4" in capsys.readouterr().out
 
 
 def test_list_as_json(revgraph: Run) -> None:
