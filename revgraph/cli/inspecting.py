@@ -17,7 +17,7 @@ DETAILS = re.compile(r"[,;](?![^(]*\)).*")
 def list_(json: Json = False) -> None:
     """List the networks that come with revgraph.
 
-    Settings are what --set changes in other commands. Where a terminal has no room for them, they are left out.
+    Settings are what --set changes in other commands. A terminal that has no room for them gets none.
     """
     from revgraph.reporting import Report
 
