@@ -22,7 +22,7 @@ ATTEMPTS = 4
 # In small problems more is tried: the formulation foresees some peaks too high by up to so much.
 SLACK = 1.1
 # Solutions this much worse than the best, as a share, are as good as it, in small problems and in others.
-GAP, GAP_BEYOND = 1e-4, 2e-2
+GAP, GAP_BEYOND = 1e-4, 5e-3
 # Continuous columns that stand for yes or no are read as yes from here on.
 YES = 0.99
 # Stages in which an item may be run again, in problems of at most so many items and in larger ones.
