@@ -124,7 +124,7 @@ def _plain(module: nn.Module) -> tuple[tuple[str, Any], ...]:
     return tuple(
         (key, value)
         for key, value in module.__dict__.items()
-        if isinstance(value, (int, float, str, tuple, type(None))) and not key.startswith("_")
+        if not key.startswith("_") and isinstance(value, (int, float, str, tuple, type(None)))
     )
 
 
