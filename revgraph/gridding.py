@@ -18,6 +18,7 @@ from revgraph.couplings import Additive
 from revgraph.errors import TraceError
 from revgraph.expressions import Call, Expression, Register, expression, module_at
 from revgraph.graph import Node, Value, verify
+from revgraph.looks import Structures
 from revgraph.program import CouplingLaw, Difference, Law, Operation, Program, Sum
 from revgraph.rearrangements import Rearrangement, WiringModule
 from revgraph.rounding import DIGITS, RESOLUTION, in_range, is_power_of_two, rounded, to_grid
@@ -43,8 +44,8 @@ class OnGrid(Law):
     def uncouple(self, root: nn.Module, y: Tensor, term: Any) -> Tensor:
         return self.law.uncouple(root, y, self._rounded(term, y))
 
-    def look(self, root: nn.Module) -> Hashable:
-        return self.law.look(root), self.alpha, self.resolution
+    def look(self, root: nn.Module, told: Structures | None = None) -> Hashable:
+        return self.law.look(root, told), self.alpha, self.resolution
 
     def _rounded(self, term: Tensor, like: Tensor) -> Tensor:
         term = term.to(like.dtype)

@@ -35,21 +35,62 @@ EMPTY = CellType()
 LONG = 1000  # items of a container up to which it is compared by content
 
 
-def look_of(module: nn.Module) -> Any:
+class Structure:
+    """What a module looks like, with its hash, which is asked for often and takes long to find."""
+
+    __slots__ = ("_content", "_hash")
+
+    def __init__(self, content: tuple[Any, ...]) -> None:
+        self._content = content
+        self._hash = hash(content)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return isinstance(other, Structure) and (self._hash, self._content) == (other._hash, other._content)
+
+    def __repr__(self) -> str:
+        return repr(self._content)
+
+
+# Structures by the ids of their modules, and by themselves, so that equal ones are one object.
+Structures: TypeAlias = dict[Any, Structure]
+
+
+def look_of(module: nn.Module, told: Structures | None = None) -> Any:
     """A module's type, attributes and parameters' forms, and those of its children."""
-    return structure_of(module), tuple(attributes_of(family([module])).items())
+    return structure_of(module, told), tuple(attributes_of(family([module])).items())
 
 
-def structure_of(module: nn.Module) -> Any:
-    """The look without the values of attributes of modules that are not torch's."""
+def structure_of(module: nn.Module, told: Structures | None = None) -> Structure:
+    """The look without the values of attributes of modules that are not torch's.
+
+    `told` remembers those of modules that stay as they are for as long as it is used.
+    """
+    told = {} if told is None else told
+    if id(module) not in told:
+        found = _structure_of(module, told)
+        told[id(module)] = told.setdefault(found, found)
+    return told[id(module)]
+
+
+def _structure_of(module: nn.Module, told: Structures) -> Structure:
     plain = repr(_plain(module)) if is_torchs(module) else tuple(_attributes(module))
     own = tuple(
         (name, None if tensor is None else form_of(tensor))
         for table in (module._parameters, module._buffers)
         for name, tensor in table.items()
     )
-    children = tuple((name, child and structure_of(child)) for name, child in module._modules.items())
-    return type(module), plain, own, children
+    children = tuple(
+        [
+            (name, child if child is None else structure_of(child, told))
+            for name, child in module._modules.items()
+        ]
+    )
+    return Structure((type(module), plain, own, children))
 
 
 def family(modules: Sequence[nn.Module]) -> list[nn.Module]:
@@ -124,7 +165,7 @@ def _plain(module: nn.Module) -> tuple[tuple[str, Any], ...]:
     return tuple(
         (key, value)
         for key, value in module.__dict__.items()
-        if isinstance(value, (int, float, str, tuple, type(None))) and not key.startswith("_")
+        if not key.startswith("_") and isinstance(value, (int, float, str, tuple, type(None)))
     )
 
 

@@ -41,8 +41,8 @@ class Law(ABC):
         """The output, and log |det dy/dx| per sample; None where volume is preserved."""
         return self.couple(root, x, term), None
 
-    def look(self, root: nn.Module) -> Hashable:
-        """Equal for laws that cost the same on equal tensors."""
+    def look(self, root: nn.Module, told: looks.Structures | None = None) -> Hashable:
+        """Equal for laws that cost the same on equal tensors. `told` remembers modules."""
         return repr(self)
 
     def modules(self, root: nn.Module) -> tuple[nn.Module, ...]:
@@ -172,8 +172,8 @@ class CouplingLaw(Law):
     def couple_with_log_det(self, root: nn.Module, x: Tensor, term: Any) -> tuple[Tensor, Tensor | None]:
         return self.module(root).couple_with_log_det(x, term)
 
-    def look(self, root: nn.Module) -> Hashable:
-        return looks.look_of(self.module(root))
+    def look(self, root: nn.Module, told: looks.Structures | None = None) -> Hashable:
+        return looks.look_of(self.module(root), told)
 
     def modules(self, root: nn.Module) -> tuple[nn.Module, ...]:
         return (self.module(root),)
@@ -217,8 +217,8 @@ class BijectionLaw(Law):
         outputs, log_det = self.form.couple_with_log_det(self.module(root), streams, term or ((), {}))
         return self._packed(self.after, outputs, x), log_det
 
-    def look(self, root: nn.Module) -> Hashable:
-        return looks.look_of(self.module(root)), self.form, self.before, self.after
+    def look(self, root: nn.Module, told: looks.Structures | None = None) -> Hashable:
+        return looks.look_of(self.module(root), told), self.form, self.before, self.after
 
     def modules(self, root: nn.Module) -> tuple[nn.Module, ...]:
         return tuple(self.module(root).modules())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -84,16 +84,14 @@ def _costed(
             return None
         loss = sweep.backward()
         names = {id(parameter): name for name, parameter in model.named_parameters()}
-        costs = {
-            node.name: _cost(node, sweep, names)
-            for node in program.graph.nodes
+        frees = _frees(program)
+        found: dict[Hashable, dict[str, Course]] = {}
+        nodes = tuple(
+            replace(node, cost=_cost(node, sweep, found, names, frees[node.name]))
             if node.name in sweep.situations
-        }
-    frees = _frees(program)
-    nodes = tuple(
-        replace(node, cost=replace(costs[node.name], frees=frees[node.name])) if node.name in costs else node
-        for node in program.graph.nodes
-    )
+            else node
+            for node in program.graph.nodes
+        )
     values = tuple(_with_entries(value, sweep.forms.get(value.name)) for value in program.graph.values)
     return replace(program.graph, nodes=nodes, values=values, loss=loss)
 
@@ -105,9 +103,43 @@ def _with_entries(value: Value, form: Any) -> Value:
     return value
 
 
-def _cost(node: Node, sweep: Sweep, names: Mapping[int, str]) -> Cost:
+def _cost(
+    node: Node,
+    sweep: Sweep,
+    found: dict[Hashable, dict[str, Course]],
+    names: Mapping[int, str],
+    frees: tuple[str, ...],
+) -> Cost:
+    """The cost of a node; `found` are the courses of nodes that are alike in all that courses hang on."""
     at = sweep.situations[node.name]
     kept = sweep.record(at, "keep")
+    alike = sweep.alike(at)
+    if alike not in found:
+        found[alike] = _courses(at, kept, sweep)
+    courses = found[alike]
+    if "keep" not in courses:
+        return Cost(frees=frees)
+    keep = courses["keep"]
+    dropped = {event[1] for event in keep.forward if event[0] == "drop"}
+    labels = [*((f"in{index}", name) for index, name in enumerate(node.inputs))]
+    labels += [(f"out{index}", name) for index, name in enumerate(node.outputs)]
+    pinned = [name for label, name in labels if label not in dropped and isinstance(sweep.forms[name], Form)]
+    return Cost(
+        saved_bytes=keep.held_bytes,
+        saved_values=tuple(pinned),
+        flops=keep.forward_work.flops,
+        backward_flops=keep.backward_work.flops,
+        heavy_results=len(kept.heavy) if kept is not None else 0,
+        heavy_names=_heavy_names(at, kept),
+        shared=tuple(names.get(id(tensor), "") for tensor in at.shared),
+        frees=frees,
+        courses=courses,
+    )
+
+
+def _courses(at: Situation, kept: Recorded | None, sweep: Sweep) -> dict[str, Course]:
+    """A node's courses by their names."""
+    node = at.node
     courses: dict[str, Course] = {}
     for decision in _decisions(node):
         for results in ((), *_kept_results(kept, node, decision)):
@@ -122,23 +154,7 @@ def _cost(node: Node, sweep: Sweep, names: Mapping[int, str]) -> Cost:
         recorded = sweep.record_again(at, way)
         if recorded is not None:
             courses[way] = recorded.course
-    if "keep" not in courses:
-        return Cost()
-    keep = courses["keep"]
-    dropped = {event[1] for event in keep.forward if event[0] == "drop"}
-    labels = [*((f"in{index}", name) for index, name in enumerate(node.inputs))]
-    labels += [(f"out{index}", name) for index, name in enumerate(node.outputs)]
-    pinned = [name for label, name in labels if label not in dropped and isinstance(sweep.forms[name], Form)]
-    return Cost(
-        saved_bytes=keep.held_bytes,
-        saved_values=tuple(pinned),
-        flops=keep.forward_work.flops,
-        backward_flops=keep.backward_work.flops,
-        heavy_results=len(kept.heavy) if kept is not None else 0,
-        heavy_names=_heavy_names(at, kept),
-        shared=tuple(names.get(id(tensor), "") for tensor in at.shared),
-        courses=courses,
-    )
+    return courses
 
 
 def _heavy_names(at: Situation, kept: Recorded | None) -> tuple[str, ...]:

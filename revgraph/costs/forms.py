@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -71,11 +71,19 @@ def dense(form: Form, storage: Hashable) -> Form:
     )
 
 
-def numbered(forms: Sequence[Form | None]) -> tuple[Form | None, ...]:
-    """The forms with their storages numbered in order: equal for tensors that lie alike."""
+def numbered(forms: Sequence[Form | None]) -> tuple[Hashable, ...]:
+    """The forms as keys, with their storages numbered in order: equal for tensors that lie alike."""
     numbers: dict[Hashable, int] = {}
     return tuple(
-        form and replace(form, storage=numbers.setdefault(form.storage, len(numbers))) for form in forms
+        [
+            form
+            and (
+                *(form.shape, form.stride, form.offset, form.dtype, form.device),
+                numbers.setdefault(form.storage, len(numbers)),
+                *(form.storage_bytes, form.requires_grad, form.layout, form.parts, form.is_coalesced),
+            )
+            for form in forms
+        ]
     )
 
 

@@ -54,13 +54,21 @@ def state_now() -> Hashable | None:
     return tuple([repr(getattr(TORCH_STATE, each)) for each in asked])
 
 
-def content_of(operation: Operation, modules: Sequence[nn.Module], values: Sequence[str]) -> Hashable | None:
+def content_of(
+    operation: Operation, modules: Sequence[nn.Module], values: Sequence[str], own: dict[int, bool]
+) -> Hashable | None:
     """What a node is made of, besides its signature, where that is torch's and revgraph's alone; else None.
 
-    `modules` are all that it runs, with what they contain, and `values` those of their attributes.
+    `modules` are all that it runs, with what they contain, and `values` those of their attributes. `own`
+    remembers of which modules that is so, by their ids.
     """
+    for module in modules:
+        if id(module) not in own:
+            own[id(module)] = _is_own(module)
     law, undo = operation.law, operation.rearrangement
-    if not all(map(_is_own, modules)) or not all(map(_is_plain, operation.expression.calls)):
+    if not all([own[id(module)] for module in modules]) or not all(
+        map(_is_plain, operation.expression.calls)
+    ):
         return None
     if any(type(each).__module__.partition(".")[0] != "revgraph" for each in (law, undo) if each is not None):
         return None

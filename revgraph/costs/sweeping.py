@@ -37,10 +37,11 @@ Reads: TypeAlias = tuple[looks.Place, ...]
 class Look:
     """What an operation looks like, but for its inputs; its modules, and the values of their attributes.
 
-    `content` is what it is made of, if that is known from one trace to the next.
+    The `signature` is a number that operations of one sweep share which run alike. `content` is what it is
+    made of, if that is known from one trace to the next.
     """
 
-    signature: Hashable
+    signature: int
     modules: Sequence[nn.Module]
     values: Mapping[looks.Place, str]
     content: Hashable | None = None
@@ -50,7 +51,7 @@ class Look:
         return tuple([self.values.get(place) for place in places])
 
 
-NO_MODULES = Look(LOSS, (), {})
+NO_MODULES = Look(-1, (), {})
 
 
 @dataclass
@@ -73,21 +74,29 @@ class Sweep:
         default_factory=dict
     )
     _looks: dict[str, Look] = field(default_factory=dict)
-    _variants: dict[Hashable, set[tuple[str, ...]]] = field(default_factory=dict)
+    _variants: dict[int, set[tuple[str, ...]]] = field(default_factory=dict)
+    _surroundings: dict[Hashable, int] = field(default_factory=dict)
+    _sums: dict[Hashable, Form] = field(default_factory=dict)
     _last_asked: Situation | None = None
-    _last_surroundings: Hashable = None
+    _last_surroundings: tuple[Hashable, int] = (None, 0)
 
     def __post_init__(self) -> None:
         told: looks.Memo = {}
+        structures: looks.Structures = {}
+        signatures: dict[Hashable, int] = {}
+        own: dict[int, bool] = {}
         for operation in self.program.operations:
             if operation.node:
                 modules = looks.family(_modules(self.model, operation))
                 values = looks.attributes_of(modules, told)
-                content = None
+                signature, content = _signature(self.model, operation, structures), None
                 if self.state is not None:
                     law = operation.law.modules(self.model) if operation.law is not None else ()
-                    content = known.content_of(operation, [*modules, *looks.family(law)], [*values.values()])
-                look = Look(_signature(self.model, operation), modules, values, content)
+                    every = [*modules, *looks.family(law)]
+                    content = known.content_of(operation, every, [*values.values()], own)
+                    content = content and (signature, content)
+                number = signatures.setdefault(signature, len(signatures))
+                look = Look(number, modules, values, content)
                 self._looks[operation.node] = look
                 self._variants.setdefault(look.signature, set()).add(tuple(values.values()))
 
@@ -149,19 +158,28 @@ class Sweep:
         key = (numbered(outputs), backwards)
         return self._once(at, key, lambda: record_wiring(self.model, at, outputs, backwards))
 
+    def alike(self, at: Situation) -> Hashable:
+        """Equal for nodes of which the same is recorded under every decision and in every way."""
+        node, look = at.node, self._looks.get(at.node.name, NO_MODULES)
+        outputs = numbered(
+            [each if isinstance(each := self.forms[name], Form) else None for name in node.outputs]
+        )
+        read = tuple(look.values.values())
+        return look.signature, read, self._surroundings_of(at)[1], node.kind, node.additive, outputs
+
     def _once(self, at: Situation, key: Hashable, make: Callable[[], Recorded]) -> Recorded | None:
         """What is recorded of a node, or was of one that looks alike in all that the recording read.
 
         Which attributes a recording reads is only looked at where look-alikes differ in some.
         """
         look = self._looks.get(at.node.name, NO_MODULES)
-        surroundings = self._surroundings(at, look), key
-        alike = self._recorded.setdefault(surroundings, {})
+        surroundings, number = self._surroundings_of(at)
+        alike = self._recorded.setdefault((look.signature, number, key), {})
         for places, found in alike.items():
             if (read := look.read(places)) in found:
                 return found[read]
         content = _loss_content(at) if look is NO_MODULES and self.state is not None else look.content
-        whole = None if content is None else (self.state, content, surroundings)
+        whole = None if content is None else (self.state, content, surroundings, key)
         if whole is not None and (before := known.find(whole)) is not None:
             recorded, places = before, tuple(look.values)
         elif len(self._variants.get(look.signature, ())) > 1:
@@ -185,21 +203,22 @@ class Sweep:
                 raise
             return None
 
-    def _surroundings(self, at: Situation, look: Look) -> Hashable:
-        """Equal for nodes whose courses are equal, if the attributes are that they read."""
+    def _surroundings_of(self, at: Situation) -> tuple[Hashable, int]:
+        """Equal for nodes whose courses are equal, if they look alike; with a number that stands for it."""
         if self._last_asked is not at:  # which is asked of a node for one way after another
-            self._last_asked, self._last_surroundings = at, self._found_around(at, look)
+            found = self._found_around(at)
+            number = self._surroundings.setdefault(found, len(self._surroundings))
+            self._last_asked, self._last_surroundings = at, (found, number)
         return self._last_surroundings
 
-    def _found_around(self, at: Situation, look: Look) -> Hashable:
+    def _found_around(self, at: Situation) -> Hashable:
         names = list(at.inputs)
         forms = [at.inputs[name] for name in at.node.inputs]
         plain = tuple(repr(thing) for thing in at.inputs.values() if not isinstance(thing, Form))
         read = tuple(names.index(name) for name in _reads(at.operation))
-        positions = tuple(
-            index for index, each in enumerate(at.tensors) if any(each is one for one in at.shared)
-        )
-        return look.signature, plain, read, numbered(forms), numbered(at.gradients), positions
+        shared = {id(each) for each in at.shared}
+        positions = tuple([index for index, each in enumerate(at.tensors) if id(each) in shared])
+        return plain, read, numbered(forms), numbered(at.gradients), positions
 
     def _arrive(self, at: Situation) -> Recorded | None:
         """Put the gradients that a node gives its inputs, added to those that are there."""
@@ -216,8 +235,16 @@ class Sweep:
                     place = _some(at.gradients[int(form.storage[2:])]).storage
                 placed = replace(form, storage=place)
                 before = self._gradients.get(name)
-                self._gradients[name] = placed if before is None else _sum(before, placed, (*own, name))
+                self._gradients[name] = placed if before is None else self._sum(before, placed, (*own, name))
         return recorded
+
+    def _sum(self, one: Form, two: Form, storage: Hashable) -> Form:
+        """The form of the sum of two tensors."""
+        key = numbered([one]), numbered([two])
+        if key not in self._sums:
+            with torch.no_grad():
+                self._sums[key] = form_of(tensors_of([one])[0] + tensors_of([two])[0], None)
+        return replace(self._sums[key], storage=storage)
 
     def _loss(self) -> Situation | None:
         """The mean of squares of the outputs that require a gradient."""
@@ -293,13 +320,6 @@ def _placed(form: Form, name: str, at: Situation) -> Form:
     return replace(form, storage=("fixed", name))
 
 
-def _sum(one: Form, two: Form, storage: Hashable) -> Form:
-    """The form of the sum of two tensors."""
-    with torch.no_grad():
-        total = tensors_of([one])[0] + tensors_of([two])[0]
-    return form_of(total, storage)
-
-
 def _some(form: Form | None) -> Form:
     assert form is not None
     return form
@@ -330,8 +350,8 @@ def _modules(model: nn.Module, operation: Operation) -> list[nn.Module]:
     return [module_at(model, path) for path in paths]
 
 
-def _signature(model: nn.Module, operation: Operation) -> Hashable:
-    """Equal for operations that run alike on equal inputs.
+def _signature(model: nn.Module, operation: Operation, told: looks.Structures) -> Hashable:
+    """Equal for operations that run alike on equal inputs. `told` remembers modules.
 
     Parameters that are read by themselves, and constants among the operands, count by their forms. Attributes
     of the user's modules are left out.
@@ -345,8 +365,8 @@ def _signature(model: nn.Module, operation: Operation) -> Hashable:
         for call in operation.expression.calls
     )
     # A difference costs more than a sum, for its term's gradient is another tensor.
-    joined = operation.law and operation.law.look(model)
-    return calls, joined, tuple(looks.structure_of(module) for module in _modules(model, operation))
+    joined = operation.law and operation.law.look(model, told)
+    return calls, joined, tuple(looks.structure_of(module, told) for module in _modules(model, operation))
 
 
 def _read(model: nn.Module, path: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import BuiltinFunctionType
@@ -25,12 +25,15 @@ class Evaluator:
     """Runs calls for their shapes: without memory under a fake mode, for real where that is None.
 
     Modules that look the same, and torch's own functions, are run once for each form of their arguments:
-    `ran` says whether the last call was. `writes` hears of parameters that a call writes into.
+    `ran` says whether the last call was. `writes` hears of parameters that a call writes into. `modules` are
+    those of the root, by path.
     """
 
-    def __init__(self, root: nn.Module, fake_mode: FakeTensorMode | None) -> None:
+    def __init__(
+        self, root: nn.Module, fake_mode: FakeTensorMode | None, modules: Mapping[str, nn.Module]
+    ) -> None:
         self.root = root
-        self.modules = dict(root.named_modules(remove_duplicate=False))
+        self.modules = modules
         self.fake_mode = fake_mode
         self.running = False
         self.ran = False

@@ -9,6 +9,7 @@ changed numbers by such a name, the graph would read the old ones: `OverwrittenM
 from __future__ import annotations
 
 import operator
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -133,17 +134,21 @@ class OverwrittenMemory:
     """Tensors whose numbers were changed, as they were: nothing that shares memory with them may be read."""
 
     def __init__(self) -> None:
-        self._gone: list[tuple[int, Tensor]] = []  # with where they lie, which many are asked for
+        self._gone: list[tuple[int, Tensor]] = []  # with where they lie
+        self._at: defaultdict[int, list[Tensor]] = defaultdict(
+            list
+        )  # the same by where, which is asked often
 
     def add(self, before: Tensor) -> None:
-        self._gone.append((memory_key(before), before))
+        place = memory_key(before)
+        self._gone.append((place, before))
+        self._at[place].append(before)
 
     def check_read(self, fake: Any) -> None:
         """Refuse to read a tensor that shares memory with one that was changed."""
         if not is_tensor(fake) or not self._gone:
             return
-        place = memory_key(fake)
-        if any(place == key and _overlaps(fake, gone) for key, gone in self._gone):
+        if any(_overlaps(fake, gone) for gone in self._at.get(memory_key(fake), ())):
             raise Untraceable("a tensor is read after memory that it shares was changed in place")
 
     def renew(self, view: Any) -> None:
@@ -151,8 +156,8 @@ class OverwrittenMemory:
 
         As in `x[0] += 1`, which changes a view and then assigns it.
         """
-        if is_tensor(view):
-            self._gone = [each for each in self._gone if not is_same_view(each[1], view)]
+        if is_tensor(view) and any(is_same_view(each, view) for each in self._at.get(memory_key(view), ())):
+            self._set([each for each in self._gone if not is_same_view(each[1], view)])
 
     def mark(self) -> int:
         """A point to go back to."""
@@ -160,7 +165,14 @@ class OverwrittenMemory:
 
     def forget(self, mark: int) -> None:
         """Drop what was changed since: the code was not traced after all."""
-        del self._gone[mark:]
+        if mark < len(self._gone):
+            self._set(self._gone[:mark])
+
+    def _set(self, gone: list[tuple[int, Tensor]]) -> None:
+        self._gone = gone
+        self._at.clear()
+        for place, tensor in gone:
+            self._at[place].append(tensor)
 
 
 def _overlaps(one: Tensor, two: Tensor) -> bool:

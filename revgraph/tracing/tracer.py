@@ -77,6 +77,12 @@ def _is_list_like(module: nn.Module) -> bool:
     )
 
 
+def _is_item(args: tuple[Any, ...]) -> bool:
+    """Whether items are taken of one of Python's own containers, which runs no code and draws nothing."""
+    of, key = args
+    return is_proxy(of) and type(of.fake) in (tuple, list, dict) and type(key) in (int, str)
+
+
 class Tracer(fx.Tracer):
     """fx's tracer with `FakeProxy`; a module whose forward cannot be traced becomes one opaque call.
 
@@ -123,8 +129,15 @@ class Tracer(fx.Tracer):
         self.mode = modes()
         self.random = RandomSources()
         self._context = copy_context()
-        self.evaluator = Evaluator(model, fake_mode)
         modules = dict(model.named_modules(remove_duplicate=False))
+        own = {
+            f"{path}.{name}" if path else name: tensor
+            for path, module in modules.items()
+            for table in (module._parameters, module._buffers)
+            for name, tensor in table.items()
+            if tensor is not None
+        }
+        self.evaluator = Evaluator(model, fake_mode, modules)
         self.reads = AttributeReads(
             modules,
             lambda: self.evaluator.running,
@@ -135,13 +148,10 @@ class Tracer(fx.Tracer):
         self.own_state = OwnState(modules.values())
         self._parameters = parameters
         self.parameter_paths = frozenset(parameters.values())
-        own = (*model.parameters(), *model.buffers())
-        self.own_names = {
-            name
-            for named in (model.named_parameters, model.named_buffers)
-            for name, _ in named(remove_duplicate=False)
+        self.own_names = own.keys()
+        self._memory = {
+            memory_key(part) for each in own.values() if not is_lazy(each) for part in parts_of(each)
         }
-        self._memory = {memory_key(part) for each in own if not is_lazy(each) for part in parts_of(each)}
         self.origins: dict[str, int] = {}  # the identities of the inputs' own tensors, by name
         self.results: Any = None
         self.given: Any = ()  # the arguments of the model's forward, for what it returns of them
@@ -256,19 +266,20 @@ class Tracer(fx.Tracer):
         path = self.reads.paths.get(id(m))
         if path is None:  # made in the forward, or held in a plain list: its code is the code around it
             return forward(*self.unpacked(args), **self.unpacked(kwargs))
-        variable = self._variable_set()
-        if variable and any(each._forward_hooks or each._forward_pre_hooks for each in m.modules()):
-            raise CollectingHooks(
-                f"it sets the context variable {variable!r}, which hooks in {path} may put things into: a "
-                "graph would call them when it is not set"
-            )
-        is_leaf = self.is_leaf_module(m, path)
-        if place := self.own_state.substituted(m, path, tensors_only=not is_leaf):
-            raise Untraceable(
-                f"it calls {path} with something else in place of {place}, which is not its own"
-            )
-        if is_leaf:
-            return self._called(m, path, args, kwargs)
+        with OwnCode():
+            variable = self._variable_set()
+            if variable and any(each._forward_hooks or each._forward_pre_hooks for each in m.modules()):
+                raise CollectingHooks(
+                    f"it sets the context variable {variable!r}, which hooks in {path} may put things into: "
+                    "a graph would call them when it is not set"
+                )
+            is_leaf = self.is_leaf_module(m, path)
+            if place := self.own_state.substituted(m, path, tensors_only=not is_leaf):
+                raise Untraceable(
+                    f"it calls {path} with something else in place of {place}, which is not its own"
+                )
+            if is_leaf:
+                return self._called(m, path, args, kwargs)
         self.random.check()  # here, or a draw of the code around it would be taken for the module's
         args, kwargs = self.unpacked(args), self.unpacked(kwargs)
         objects = holds_objects((args, kwargs))
@@ -359,7 +370,8 @@ class Tracer(fx.Tracer):
     def _called(self, m: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of a module as one call; None where it gave None, which code asks for with `is`."""
         proxy = self.create_proxy("call_module", path, args, kwargs)
-        self.own_state.renew(m)
+        if self.evaluator.ran or path in self.opaque:  # or it is as it was compared before the call
+            self.own_state.renew(m)
         if path in self.steps:
             proxy.items[1] = 0.0  # nothing is to read the log-determinant, which the net adds up itself
         return proxy if proxy.fake is not None else proxy.guarded_none()
@@ -458,6 +470,8 @@ class Tracer(fx.Tracer):
             )
         if kind == "placeholder":
             return self._record(kind, target, args, kwargs, name, None)
+        if target is operator.getitem and _is_item(args):
+            return self._record(kind, target, args, kwargs, name, args[0].fake[args[1]])
         if target == "as_subclass" and args[1] is not Tensor:
             raise Untraceable(f"it makes a tensor a {args[1].__name__}, which a graph would not keep")
         if target is operator.setitem and stands_for_tensor(args[0]):

@@ -27,12 +27,13 @@ def in_draw_order(search: HalfStepSearch, half_steps: dict[fx.Node, HalfStep]) -
     what reads its further results waits for it.
     """
     drawing = [node for node in search.flow.graph.nodes if _may_draw(node, search.flow.root)]
-    while True:
+    while len(drawing) > 1:
         late = _late(search, half_steps, drawing)
         if late is None:
             return half_steps
         rest = {node: each for node, each in half_steps.items() if each is not late}
         half_steps = search.half_steps(readings_of(rest))
+    return half_steps
 
 
 def _late(

@@ -25,8 +25,9 @@ import weakref
 from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from types import FunctionType, MemberDescriptorType, MethodType, ModuleType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 from unittest.mock import patch
 
 from torch import Tensor, nn
@@ -60,6 +61,7 @@ NOT_LOOKED_INTO = frozenset(
     ("torch", "revgraph", "builtins", "functools", "enum", "logging", "io", "_io", "threading", "warnings")
 )
 Mark: TypeAlias = tuple[int, int, int]
+T = TypeVar("T")
 
 
 @dataclass
@@ -122,11 +124,11 @@ class AttributeReads:
 
     def check_unchanged(self, mark: Mark) -> None:
         """Refuse code that has changed what it read since the mark."""
-        for _, each in list(self.reads.values())[mark[0] :]:
+        for _, each in _since(mark[0], self.reads):
             is_same = each.name == "training" or (each.holds() and each.version == version_of(each.value))
             if not is_same and not self._settles(each.owner, each.name, each.value):
                 raise Untraceable(f"it changes {each.path}, which it also reads")
-        for _, module, before in list(self.opened.values())[mark[1] :]:
+        for _, module, before in _since(mark[1], self.opened):
             for name, value in attributes_of(module).items():
                 was = before.get(name, MISSING)
                 if was is not value and not self._settles(module, name, was):
@@ -355,6 +357,14 @@ class AttributeReads:
         if id(place) not in self._namespaces:
             self._namespaces[id(place)] = Namespace(str(place.get("__name__", "")), place)
         return self._namespaces[id(place)]
+
+
+def _since(mark: int, table: dict[Any, T]) -> list[T]:
+    """The values that came into a table since it had so many, in order; those before are not gone through.
+
+    What was rolled back in between may have left it with fewer.
+    """
+    return [*islice(reversed(table.values()), max(len(table) - mark, 0))][::-1]
 
 
 def attributes_of(module: nn.Module) -> dict[str, Any]:

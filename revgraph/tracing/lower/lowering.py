@@ -82,6 +82,8 @@ def lower(
 def _written(tracer: Tracer) -> list[str]:
     """The paths of the parameters that the traced calls wrote into."""
     ids = {id(each) for each in tracer.evaluator.writes.written}
+    if not ids:
+        return []
     return [path for path, each in tracer.root.named_parameters(remove_duplicate=False) if id(each) in ids]
 
 
