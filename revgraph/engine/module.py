@@ -28,16 +28,27 @@ from revgraph.parts import Cost
 from revgraph.planning import Plan, keep_all, plan
 from revgraph.planning.same_graph import fitted
 from revgraph.planning.schedule import silent_nodes
-from revgraph.program import Named, Program
+from revgraph.program import Named, Operation, Program
 from revgraph.tracing.arguments import bind, fill_form, read_form
+from revgraph.tracing.guards.questions import ask, questions_of
 from revgraph.tracing.hooks import HookChanges
 from revgraph.tracing.modes import without_autocast
+from revgraph.tracing.proxies import OtherForm
 
 # For backends of torch.compile that run a net in a way of their own, what gives that.
 FACES: dict[str, Callable[[Any], Any]] = {}
 FIRST_COMPARED, COMPARED_EVERY = 8, 16
 MOST_FORMS = 32  # of those kept: the ones used last
 WARNED_AFTER = 8  # traces because of one value
+ADVICE_ON_READS = (
+    "Give what changes from call to call to the forward as an argument, or hold it in a buffer "
+    "(register_buffer), changed in place."
+)
+ADVICE_ON_ARGUMENTS = (
+    f"The {MOST_FORMS} forms of call that were used last are kept. A number that the code only computes with "
+    "is an input and needs no trace; where it decides the way (if, range, an index), or goes through Python "
+    "(int, math), give it as a tensor, torch.tensor(number), and compute with torch."
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +61,7 @@ class TracedForm:
     inverses: dict[tuple[str, ...], InverseNet] = field(default_factory=dict)
     forwards: int = 0
     is_tried: bool = False
+    questions: list[Operation] | None = None
 
     def has_hooks(self) -> bool:
         """Whether modules that were opened have hooks."""
@@ -69,15 +81,25 @@ class TracedForm:
         guards = self.program.guards
         return guards is not None and guards.is_outdated()
 
-    def fits(self, given: dict[str, Any]) -> bool:
-        """Whether the graph was made for inputs of these forms."""
-        guards = self.program.guards
-        return guards is None or guards.forms is None or guards.forms.fit(given)
+    def read(self, model: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
+        """What a call gives, by name; settles what the model's first call would settle.
 
-    def settle(self, given: dict[str, Any]) -> bool:
-        """Settle what the model's first call would settle; whether that is right for these inputs."""
+        Raises:
+            OtherForm: the call is of another form.
+        """
+        env: dict[str, Any] = {}
+        read_form(self.program.arguments, given, "the call", env)
         guards = self.program.guards
-        return guards is None or guards.settings.settle(given)
+        if guards is not None and guards.forms is not None:
+            guards.forms.check(env)
+        if self.questions is None:
+            inputs = (*self.program.graph.inputs, *self.program.numbers)
+            self.questions = questions_of(self.program.operations, inputs)
+        if self.questions:
+            ask(self.questions, model, env)
+        if guards is not None and not guards.settings.settle(env):
+            raise OtherForm("the inputs have other shapes than those that the model settled for")
+        return env
 
 
 class ReversibleModule(nn.Module):
@@ -325,34 +347,25 @@ class ReversibleModule(nn.Module):
 
     def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[TracedForm, dict[str, Any]]:
         """The form of a call, and the values and numbers that it gives, by name."""
-        forms = self._forms
-        env: dict[str, Any] = {}
+        forms, model = self._forms, self.__dict__["_model"]
         given = bind(forms[0].program.signature, args, kwargs)
-        refused: TraceError | None = None
+        refused: OtherForm | None = None
         traces = self._retrace is not None and not is_transformed()
         for place, form in enumerate(forms):
             if not form.holds() or (traces and form.is_outdated()):
                 continue
             try:
-                read_form(form.program.arguments, given, "the call", env)
-            except TraceError as error:
+                env = form.read(model, given)
+            except OtherForm as error:
                 refused = refused or error
-                env = {}
-                continue
-            if not form.fits(env) or not form.settle(env):
-                env = {}
                 continue
             if place:
                 forms.insert(0, forms.pop(place))
             return form, env
         form = self._traced(args, kwargs, refused)
-        read_form(form.program.arguments, given, "the call", env)
-        form.settle(env)
-        return form, env
+        return form, form.read(model, given)
 
-    def _traced(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], refused: TraceError | None
-    ) -> TracedForm:
+    def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any], refused: OtherForm | None) -> TracedForm:
         """A new form, traced with this call.
 
         Raises:
@@ -365,7 +378,7 @@ class ReversibleModule(nn.Module):
                 f"{changed} has changed since the trace. Call the net once as it is now, outside of "
                 "torch.func's transforms, or trace the model again."
             )
-        self._count_retrace()
+        self._count_retrace(refused)
         with without_autocast():
             program = self._retrace(self.__dict__["_model"], args, kwargs, torch.is_grad_enabled())
         form = TracedForm(program)
@@ -380,20 +393,26 @@ class ReversibleModule(nn.Module):
         del self._forms[MOST_FORMS:]
         return form
 
-    def _count_retrace(self) -> None:
+    def _count_retrace(self, refused: OtherForm | None) -> None:
         """Warn of a value that has another trace made again and again."""
         guards = self._forms[0].program.guards if self._forms else None
-        if guards is None or guards.hold() or not guards.modules_hold() or guards.flag_is_broken():
+        if guards is None or not guards.modules_hold():
             return
-        changed = guards.broken()
+        if guards.hold():
+            changed = refused.place if refused is not None else ""
+            advice = ADVICE_ON_ARGUMENTS
+        else:
+            changed = "" if guards.flag_is_broken() else guards.broken()
+            advice = ADVICE_ON_READS
+        if not changed:
+            return
         self._retraced[changed] += 1
         if self._retraced[changed] == WARNED_AFTER:
             warnings.warn(
                 f"{changed} has had another value in {WARNED_AFTER} calls of the net, and each was traced "
-                "anew, which takes far longer than a call. Give what changes from call to call to the "
-                "forward as an argument, or hold it in a buffer (register_buffer), changed in place.",
+                f"anew, which takes far longer than a call. {advice}",
                 TraceWarning,
-                stacklevel=6,
+                stacklevel=9,
             )
 
     def _ran(self, form: TracedForm, env: dict[str, Any], log_dets: LogDets | None) -> Any:

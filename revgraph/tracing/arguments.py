@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import enum
 import inspect
+import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from types import SimpleNamespace
+from functools import lru_cache
+from types import MemberDescriptorType, SimpleNamespace
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -18,12 +21,22 @@ from revgraph.errors import TraceError
 from revgraph.expressions import ObjectForm, leaves, with_pairs
 from revgraph.isolation import HEAP_TYPE
 from revgraph.program import Named
+from revgraph.tracing.guards.fixed_values import PLAIN, Snapshot, same, snapshot
 from revgraph.tracing.guards.random_sources import is_random_source
+from revgraph.tracing.proxies import OtherForm
 
 
 @dataclass(frozen=True, slots=True)
 class Backward:
     """Stands for a weak reference from a part of an object to the object."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Something whose content may change, and what it was: a set, a deque, an array, a partial function."""
+
+    value: Any
+    content: Snapshot
 
 
 def form_of(
@@ -100,6 +113,8 @@ class _Filling:
             return weakref.ref(whole)
         if isinstance(form, Named):
             return self.named[form.name]
+        if isinstance(form, Held):
+            return copy.copy(form.value)  # which the code may change
         if isinstance(form, dict):
             pairs = [(key, self.fill(item, whole)) for key, item in form.items()]
             return dict(pairs) if type(form) is dict else with_pairs(form, pairs)
@@ -126,48 +141,66 @@ def read_form(form: Any, given: Any, place: str, found: dict[str, Any]) -> None:
         TraceError: the arguments have another form; the text names the place.
     """
     if isinstance(form, Named):
-        if isinstance(given, Tensor) or (isinstance(given, (int, float)) and not isinstance(given, bool)):
+        if is_input(given):
             found[form.name] = given
             return
-        raise TraceError(
-            f"argument {place} was a tensor or number in the trace and is {_text(given)} now; {AGAIN}"
+        raise _other(
+            place, f"argument {place} was a tensor or number in the trace and is {_text(given)} now", given
         )
     if isinstance(form, ObjectForm):
         if type(given) is not form.kind:
-            raise TraceError(
-                f"argument {place} was a {form.kind.__name__} in the trace and is {_text(given)} now; {AGAIN}"
-            )
+            was = form.kind.__name__
+            raise _other(place, f"argument {place} was a {was} in the trace and is {_text(given)} now", given)
         fields = fields_of(given)
         if fields.keys() != form.fields.keys():
             names = ", ".join(sorted(fields.keys() ^ form.fields.keys()))
-            raise TraceError(f"argument {place} differs in {names} from what was traced; {AGAIN}")
+            raise _other(place, f"argument {place} differs in {names} from what was traced")
         for name, item in form.fields.items():
             read_form(item, fields[name], f"{place}.{name}", found)
         return
     if isinstance(form, Backward):
         return
     if isinstance(form, dict):
-        if not isinstance(given, dict) or set(given) != set(form):
+        if type(given) is not type(form) or form.keys() != given.keys():
             extra = sorted(_differences(form, given)) if isinstance(given, dict) else []
             where = f"differs in {', '.join(extra)}" if extra else f"is {_text(given)}"
-            raise TraceError(f"{place} {where} from what was traced; {AGAIN}")
-        if place != "the call" and [*form] != [*given]:  # code may go through them
-            raise TraceError(f"{place} has its keys in another order than in the trace; {AGAIN}")
+            raise _other(place, f"{place} {where} from what was traced", given)
+        if place != "the call" and [*map(_key, form)] != [*map(_key, given)]:  # code may go through them
+            raise _other(place, f"{place} has other keys, or in another order, than in the trace")
         for key, item in form.items():
             read_form(item, given[key], f"{key!r}" if place == "the call" else f"{place}[{key!r}]", found)
         return
-    if isinstance(form, (tuple, list)):
-        if not isinstance(given, (tuple, list)) or len(given) != len(form):
-            raise TraceError(
-                f"argument {place} had {len(form)} items in the trace and is {_text(given)} now; {AGAIN}"
-            )
+    if isinstance(form, (tuple, list)) and not isinstance(form, PLAIN):
+        if type(given) is not type(form) or len(given) != len(form):
+            what = f"a {type(form).__name__} of {len(form)} items"
+            raise _other(place, f"argument {place} was {what} in the trace and is {_text(given)} now", given)
         for index, item in enumerate(form):
             read_form(item, given[index], f"{place}[{index}]", found)
         return
+    if isinstance(form, Held):
+        if not same(snapshot(given), form.content):
+            raise _other(place, f"argument {place}, a {form.content.kind.__name__}, has other content now")
+        return
     if isinstance(given, Tensor) or not _is_equal(form, given):
-        raise TraceError(
-            f"argument {place} was {_text(form)} in the trace and is {_text(given)} now; {AGAIN}"
-        )
+        text = f"argument {place} was {_text(form)} in the trace and is {_text(given)} now"
+        raise _other(place, text, form, given)
+
+
+def is_input(value: Any) -> bool:
+    """Whether an argument is an input of the graph: a tensor, or a number that is no flag and no enum."""
+    return isinstance(value, Tensor) or (
+        isinstance(value, (int, float)) and not isinstance(value, (bool, enum.Enum))
+    )
+
+
+def _other(place: str, text: str, *forms: Any) -> OtherForm:
+    """The error of a call in another form. Flags, and what is given or not, have few of them."""
+    few = any(each is None or isinstance(each, (bool, Named)) for each in forms)
+    return OtherForm(f"{text}; {AGAIN}", "" if few else f"the argument {place}")
+
+
+def _key(key: Any) -> tuple[type, Any]:
+    return type(key), key  # for 1, 1.0 and True are one key
 
 
 def _differences(form: dict[Any, Any], given: dict[Any, Any]) -> set[str]:
@@ -179,24 +212,82 @@ def _differences(form: dict[Any, Any], given: dict[Any, Any]) -> set[str]:
     return names
 
 
+PLAIN_BASES = (object, SimpleNamespace)
 AGAIN = "trace the model again with such arguments"
 
 
-def check_unchanged(arguments: dict[str, Any], named: dict[str, Any]) -> None:
-    """Hold a forward to its arguments as they were: a graph would not put a result into them.
+def held_in(form: dict[str, Any], model: nn.Module) -> list[str]:
+    """The names of the inputs that are tensors of a container or object, and no arguments themselves."""
+    many = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    found: list[str] = []
+    for name, parameter in inspect.signature(model.forward).parameters.items():
+        tree = form.get(name)
+        if parameter.kind in many and tree is not None:
+            trees = [*(tree.values() if isinstance(tree, dict) else tree)]
+        else:
+            trees = [tree]
+        held = [leaf for each in trees if type(each) is not Named for leaf in leaves(each)]
+        found += [leaf.name for leaf in held if type(leaf) is Named]
+    return found
+
+
+def look_into(
+    tree: Any,
+    path: str,
+    thing: Callable[[Any, str], None],
+    argument: Callable[[Any, Collection[str], str], None],
+) -> None:
+    """Tell of what is held in arguments: `argument` of objects that a form takes apart, `thing` of others."""
+    for leaf in leaves(tree):
+        if issubclass(type(leaf), Proxy):
+            continue
+        if is_structured(leaf):
+            fields = fields_of(leaf)
+            argument(leaf, fields, path)
+            look_into(fields, path, thing, argument)
+        else:
+            thing(leaf, path)
+
+
+def check_unchanged(form: Any, arguments: dict[str, Any], named: dict[str, Any]) -> None:
+    """Hold a forward to its arguments as they were: a graph would not change them.
 
     Raises:
-        TraceError: something traced has been put into an argument.
+        TraceError: something has been put into an argument, taken out of it, or changed in it.
     """
-    known = {id(each) for each in named.values()}
+    before = fill_form(form, named)
     for name, tree in arguments.items():
-        for place, leaf in _walk(tree, name, set()):
-            if id(leaf) not in known:
-                raise TraceError(
-                    f"the forward puts a result into its argument {place}, where a graph cannot put it. "
-                    "Return it instead, or let a submodule do so, which then becomes one node."
-                    + _advice(name)
-                )
+        if place := _change(before[name], tree, name, set()):
+            raise TraceError(
+                f"the forward puts a result into its argument {place}, or changes it, which a graph would "
+                "not do. Return the result instead, and change the argument outside of the net."
+                + _advice(name)
+            )
+
+
+def _change(before: Any, now: Any, place: str, seen: set[int]) -> str:
+    """The first place in which an argument differs from what it was; "" if there is none."""
+    kind = type(now)
+    if now is before or id(now) in seen:
+        return ""
+    if kind is not type(before) or issubclass(kind, Proxy):
+        return place
+    seen.add(id(now))
+    if is_structured(now):
+        return _change(fields_of(before), fields_of(now), place, seen)
+    if issubclass(kind, dict):
+        if [*map(_key, before)] != [*map(_key, now)]:
+            return place
+        pairs = [(before[key], now[key], f"{place}[{key!r}]") for key in now]
+    elif issubclass(kind, (tuple, list)):
+        if len(before) != len(now):
+            return place
+        pairs = [(before[index], each, f"{place}[{index}]") for index, each in enumerate(now)]
+    elif isinstance(content := snapshot(before), Snapshot):
+        return "" if same(snapshot(now), content) else place
+    else:
+        return "" if issubclass(kind, weakref.ref) or _is_equal(before, now) else place
+    return next(filter(None, (_change(*each, seen) for each in pairs)), "")
 
 
 def _advice(argument: str) -> str:
@@ -207,26 +298,6 @@ def _advice(argument: str) -> str:
         " For decoding with a cache, call the model itself, as net.generate does; for training, give none "
         "(use_cache=False)."
     )
-
-
-def _walk(tree: Any, place: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """The traced values in an argument with their places."""
-    if issubclass(type(tree), Proxy):
-        yield place, tree
-    elif id(tree) in seen:
-        return
-    elif issubclass(type(tree), dict):
-        seen.add(id(tree))
-        for key, item in tree.items():
-            yield from _walk(item, f"{place}[{key!r}]", seen)
-    elif issubclass(type(tree), (tuple, list)):
-        seen.add(id(tree))
-        for index, item in enumerate(tree):
-            yield from _walk(item, f"{place}[{index}]", seen)
-    elif is_structured(tree):
-        seen.add(id(tree))
-        for name, item in fields_of(tree).items():
-            yield from _walk(item, f"{place}.{name}", seen)
 
 
 def _is_equal(form: Any, given: Any) -> bool:
@@ -241,12 +312,30 @@ def _is_equal(form: Any, given: Any) -> bool:
 def is_structured(value: Any) -> bool:
     """Whether a value is an object of user code whose attributes can be gone through."""
     kind = type(value)
+    package = kind.__module__.partition(".")[0]
     return (
-        (bool(kind.__flags__ & HEAP_TYPE) or kind is SimpleNamespace)
-        and (hasattr(value, "__dict__") or dataclasses.is_dataclass(value))
+        all(base in PLAIN_BASES or base.__flags__ & HEAP_TYPE for base in kind.__mro__)
+        and kind is not object
+        and (
+            hasattr(value, "__dict__")
+            or dataclasses.is_dataclass(value)
+            or (bool(_slots_of(kind)) and package not in sys.stdlib_module_names)
+        )
         and not isinstance(value, (type, enum.Enum, nn.Module, Tensor, Proxy, weakref.ref))
         and not is_random_source(value)
-        and kind.__module__.partition(".")[0] not in ("torch", "revgraph", "builtins", "functools")
+        and (kind is SimpleNamespace or package not in ("torch", "revgraph", "builtins", "functools"))
+    )
+
+
+@lru_cache(maxsize=1024)
+def _slots_of(kind: type) -> tuple[str, ...]:
+    """The names of the attributes that objects of a class have in slots."""
+    return tuple(
+        name
+        for base in kind.__mro__
+        if base not in PLAIN_BASES
+        for name, each in vars(base).items()
+        if isinstance(each, MemberDescriptorType)
     )
 
 
@@ -257,16 +346,45 @@ def new_object(kind: type) -> Any:
 
 def fields_of(value: Any) -> dict[str, Any]:
     """An object's attributes."""
+    names: Any = _slots_of(type(value))
     if dataclasses.is_dataclass(value):
-        names = (each.name for each in dataclasses.fields(value))
-        slots = {name: getattr(value, name) for name in names if hasattr(value, name)}
-        return {**slots, **getattr(value, "__dict__", {})}
-    return dict(vars(value))
+        names = dict.fromkeys((*(each.name for each in dataclasses.fields(value)), *names))
+    slots = {name: getattr(value, name) for name in names if hasattr(value, name)}
+    return {**slots, **getattr(value, "__dict__", {})}
 
 
 def holds_objects(tree: Any) -> bool:
     """Whether there are objects of user code among the leaves of a tree."""
     return any(not issubclass(type(leaf), Proxy) and is_structured(leaf) for leaf in leaves(tree))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Content:
+    """A list or dictionary, and what was in it."""
+
+    container: Any
+    items: Any
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Content) or self.container is not other.container:
+            return False
+        pairs = zip(leaves(self.items), leaves(other.items), strict=False)
+        return len(self.items) == len(other.items) and all(one is two for one, two in pairs)
+
+    def put_back(self) -> None:
+        self.container.clear()
+        (self.container.extend if type(self.container) is list else self.container.update)(self.items)
+
+
+def contents(tree: Any) -> list[Content]:
+    """The lists and dictionaries in a tree, from the outermost in."""
+    kind, found = type(tree), list[Content]()
+    if kind in (list, dict):
+        found.append(Content(tree, copy.copy(tree)))
+    if kind in (tuple, list, dict):
+        for item in tree.values() if kind is dict else tree:
+            found += contents(item)
+    return found
 
 
 def objects_in(tree: Any) -> set[int]:
@@ -300,32 +418,37 @@ def _settled(value: Any) -> Any:
     """The form of a thing without tensors, whose numbers are constants."""
     if is_structured(value):
         return ObjectForm(type(value), {key: _settled(item) for key, item in fields_of(value).items()})
-    if isinstance(value, dict):
-        return {key: _settled(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        items = [_settled(item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
+    return _parts(value, lambda item, _: _settled(item))
 
 
 def _form(value: Any, name: str, named: dict[str, Any], inside: bool = False) -> Any:
-    if isinstance(value, Tensor) or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+    if is_input(value):
         named[name] = value
         return Named(name)
-    if isinstance(value, dict):
-        return {key: _form(item, f"{name}.{key}", named, inside) for key, item in value.items()}
     if isinstance(value, weakref.ref) and inside:
         return Backward()
     if is_structured(value):
         # Settings without tensors are no inputs: a call with other ones is of another form.
         if not _holds_tensors(value):
-            return ObjectForm(type(value), {key: _settled(item) for key, item in fields_of(value).items()})
+            return _settled(value)
         items = {key: _form(item, f"{name}.{key}", named, True) for key, item in fields_of(value).items()}
         return ObjectForm(type(value), items)
+    return _parts(value, lambda item, place: _form(item, f"{name}.{place}", named, inside))
+
+
+def _parts(value: Any, form: Callable[[Any, Any], Any]) -> Any:
+    """The form of a container, given that of its items; and of what is none, that it is the same."""
+    kind = type(value)
+    if isinstance(value, PLAIN):
+        return value
+    if isinstance(value, dict):
+        pairs = [(key, form(item, key)) for key, item in value.items()]
+        return dict(pairs) if kind is dict else with_pairs(value, pairs)
     if isinstance(value, (tuple, list)):
-        items = [_form(item, f"{name}.{index}", named, inside) for index, item in enumerate(value)]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
+        items = [form(item, index) for index, item in enumerate(value)]
+        return kind(*items) if hasattr(value, "_fields") else kind(items)
+    content = snapshot(value)
+    return Held(copy.copy(value), content) if isinstance(content, Snapshot) else value
 
 
 def _text(value: Any) -> str:

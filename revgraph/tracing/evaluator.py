@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from operator import is_
 from types import BuiltinFunctionType
 from typing import Any
 
@@ -17,7 +18,7 @@ from revgraph.expressions import attribute_at, leaves, map_leaves
 from revgraph.isolation import WriteWatch
 from revgraph.looks import PLAIN, form_of, look_of
 from revgraph.storages import bytes_of, faked, memory_key
-from revgraph.tracing.proxies import is_proxy
+from revgraph.tracing.proxies import Untraceable, is_proxy
 from revgraph.tracing.user_code import OwnCode
 
 
@@ -68,6 +69,7 @@ class Evaluator:
         with self._mode():
             if module is not None:
                 result = module(*args, **kwargs)
+                _check_unchanged(given, args, kwargs)
             elif kind == "call_method":
                 result = getattr(args[0], target)(*args[1:], **kwargs)
             elif kind == "get_attr":
@@ -123,6 +125,15 @@ class Evaluator:
         if self.fake_mode is not None and isinstance(value, Tensor):
             return faked(value, self.fake_mode)
         return value
+
+
+def _check_unchanged(before: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse a module that changes a list or dictionary that it is given: a graph gives it one of its own."""
+    if all(type(each) not in (list, dict) for each in (*args, *kwargs.values())):
+        return
+    now = leaves((args, kwargs))
+    if len(now) != len(before) or not all(map(is_, now, before)):
+        raise Untraceable("a submodule changes a list or dictionary that it is given")
 
 
 def _fake_of(leaf: Any) -> Any:

@@ -151,6 +151,11 @@ class OverwrittenMemory:
         if any(_overlaps(fake, gone) for gone in self._at.get(memory_key(fake), ())):
             raise Untraceable("a tensor is read after memory that it shares was changed in place")
 
+    def has(self, fake: Tensor) -> bool:
+        """Whether a tensor's memory, or a part of it, was changed."""
+        place = memory_key(fake)
+        return any(place == key for key, _ in self._gone)
+
     def renew(self, view: Any) -> None:
         """This part of a tensor is about to be assigned, so what was changed there is not read any more.
 

@@ -15,6 +15,7 @@ import torch
 from torch.autograd.function import Function
 from torch.nn import Module
 from torch.utils import checkpoint
+from torch.utils._device import DeviceContext
 
 from revgraph.expressions import apply_function, leaves
 from revgraph.tracing.evaluator import Evaluator
@@ -73,8 +74,24 @@ def patched(
             stack.enter_context(patch.object(torch, name, telling))
         enter = _entering(torch.autocast.__enter__, evaluator, autocast)
         stack.enter_context(patch.object(torch.autocast, "__enter__", enter))
+        device = _changing_device(DeviceContext.__init__, evaluator)
+        stack.enter_context(patch.object(DeviceContext, "__init__", device))
         stack.enter_context(patch.object(torch._dynamo.config, "error_on_nested_fx_trace", False))
         yield
+
+
+def _changing_device(original: Any, evaluator: Evaluator) -> Any:
+    """The start of a block with a default device, or of the program's new one, which no graph has inside."""
+
+    def begin(context: Any, device: Any) -> None:
+        if not evaluator.running and torch.device(device) != torch.get_default_device():
+            raise Untraceable(
+                f"it changes the default device to {device}; give the device where a tensor is made "
+                "(device=...)"
+            )
+        original(context, device)
+
+    return begin
 
 
 def _is_instance(original: Callable[..., bool]) -> Callable[..., bool]:

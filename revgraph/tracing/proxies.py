@@ -42,6 +42,14 @@ class ReadPastAttributes(Untraceable):
     """The forward computes something of parameters or buffers that no attribute was asked for."""
 
 
+class OtherForm(TraceError):
+    """A call is of another form than the graph's, as `place` says; "" where there are few of such forms."""
+
+    def __init__(self, text: str, place: str = "") -> None:
+        super().__init__(text)
+        self.place = place
+
+
 class CollectingHooks(Untraceable):
     """Hooks that may speak to the code around, through a context variable that it has set."""
 
@@ -164,7 +172,9 @@ class FakeProxy(fx.Proxy):
             raise Untraceable(
                 f"{self.fake!r} of a traced tensor is looked up in a set or dictionary; compare it by =="
             )
-        return id(self)
+        if is_tensor(self.fake) or holds_tensors(self.fake):
+            return id(self)
+        return hash(self.guarded_value())  # a number or a size, by which it is found
 
 
 class FakeAttribute(FakeProxy):
@@ -241,10 +251,12 @@ def guard(actual: Any, ask: str, expected: Any, where: str) -> None:
     answer = QUESTIONS[ask](actual)
     if answer != expected or type(answer) is not type(expected):
         what = "a number" if ask in ("bool", "int", "float", "len") else "something"
-        raise TraceError(
+        few = type(expected) is bool or ask in ("none", "type")
+        raise OtherForm(
             f"at {where} the model asked for {what} that was {expected!r} for the example input and is "
             f"{answer!r} for this one, so the traced path may not be the right one. "
-            "Trace the model again with an input like this."
+            "Trace the model again with an input like this.",
+            "" if few else f"a number that is asked for at {where}",
         )
 
 

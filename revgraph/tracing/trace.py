@@ -21,7 +21,7 @@ from revgraph.isolation import untouched
 from revgraph.joint_bijections import Bijection
 from revgraph.program import Program
 from revgraph.storages import faked
-from revgraph.tracing.arguments import call_with, check_unchanged, fill_form, form_of
+from revgraph.tracing.arguments import call_with, check_unchanged, fill_form, form_of, held_in, look_into
 from revgraph.tracing.export.selection import NOTHING, Exports, reason_of, trace_with_exports
 from revgraph.tracing.find_couplings.check_inverses import CouplingExample, check_inverses
 from revgraph.tracing.find_couplings.find import find_half_steps, refine_half_steps
@@ -252,12 +252,22 @@ def _trace_once(
             arguments = fill_form(form, given)
             return call_with(lambda *args, **kwargs: tracer.call_root(args, kwargs), arguments, model.forward)
         tracer.given = arguments = fill_form(form, given)
+        for each, thing in arguments.items():
+            look_into(thing, f"the argument {each}", tracer.reads.look_into, tracer.reads.look_into_argument)
         if "" in exports:
             forward = lambda *args, **kwargs: tracer.export_call(model, "", args, kwargs)  # noqa: E731
             results = call_with(forward, arguments, model.forward)
         else:
             results = call_with(model.forward, arguments)
-        check_unchanged(arguments, given)
+        check_unchanged(form, arguments, given)
+        fakes = dict(inputs)
+        held = [label for label in held_in(form, model) if isinstance(fakes[label], Tensor)]
+        edited = [label for label in held if tracer.overwritten.has(fakes[label])]
+        if edited:
+            raise TraceError(
+                f"the forward edits {edited[0]} in place, a tensor that an argument holds, as caches do: a "
+                "graph leaves its inputs as they are. Return the new tensor instead."
+            )
         return results
 
     with untouched(model, fake_mode), torch.set_grad_enabled(gradients):

@@ -33,7 +33,7 @@ from revgraph.errors import RevgraphError, TraceError
 from revgraph.expressions import leaves, map_leaves
 from revgraph.joint_bijections import Bijection, takes_flags
 from revgraph.storages import memory_key, parts_of
-from revgraph.tracing.arguments import holds_objects
+from revgraph.tracing.arguments import contents, holds_objects
 from revgraph.tracing.evaluator import Evaluator
 from revgraph.tracing.export.capture import export_call
 from revgraph.tracing.guards.attribute_reads import AttributeReads
@@ -282,6 +282,7 @@ class Tracer(fx.Tracer):
                 return self._called(m, path, args, kwargs)
         self.random.check()  # here, or a draw of the code around it would be taken for the module's
         args, kwargs = self.unpacked(args), self.unpacked(kwargs)
+        before = contents((args, kwargs))
         objects = holds_objects((args, kwargs))
         given = ((), {}) if objects else (self.create_arg(args), self.create_arg(kwargs))
         scope = ModuleScope(path, *given, self.open_scopes[-1] if self.open_scopes else None, objects=objects)
@@ -304,12 +305,15 @@ class Tracer(fx.Tracer):
                 self._call_hooks(call_hooks, path, m, args, kwargs, self.unpacked(result))
             self.random.check()
             attempt.check_unchanged()
-            scope.objects = objects or holds_objects(result)
+            changed = contents((args, kwargs)) != before  # what is put into them is no result of a call
+            scope.objects = objects or changed or holds_objects(result)
             scope.result = None if scope.objects else self.create_arg(self.unpacked(result))
         except RevgraphError:
             raise
         except Exception as error:
             attempt.roll_back()
+            for held in before:
+                held.put_back()
             self.opaque[path] = self.exports.get(path, f"{type(error).__name__}: {error}")
             if variable and isinstance(error, CollectingHooks):
                 raise  # what has set it is farther out
@@ -411,7 +415,8 @@ class Tracer(fx.Tracer):
                 return {key: unpack(leaf[key]) for key in leaf.fake}
             return type(leaf.fake)(unpack(leaf[index]) for index in range(len(leaf.fake)))
 
-        return map_leaves(unpack, tree)
+        packed = any(type(leaf) is FakeProxy and holds_tensors(leaf.fake) for leaf in leaves(tree))
+        return map_leaves(unpack, tree) if packed else tree  # itself, for code may put something into it
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if self.evaluator.running or self.is_exporting:

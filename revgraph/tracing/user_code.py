@@ -9,7 +9,7 @@ from __future__ import annotations
 import builtins
 import dis
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import CodeType, FrameType, ModuleType
 from typing import Any
@@ -22,6 +22,7 @@ SKIPPED = frozenset(("CACHE", "EXTENDED_ARG", "NOP", "PRECALL", "PUSH_NULL", "CO
 ATTRIBUTES = frozenset(("LOAD_ATTR", "LOAD_METHOD"))
 GLOBALS = frozenset(("LOAD_GLOBAL", "LOAD_NAME"))
 FREE = frozenset(("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"))
+ASKING = frozenset(("getattr", "hasattr"))
 CALLS = frozenset(("CALL", "CALL_FUNCTION"))
 # What `is` finds equal of a tensor's metadata; an operand of another kind is compared with none of it.
 IDENTICAL = (bool, torch.dtype, torch.layout, torch.memory_format)
@@ -88,7 +89,7 @@ def facts_of(code: CodeType) -> CodeFacts:
         start, name = place, instructions[place].opname
         if chain := _chain(instructions, place):
             place += 1 + len(chain.attributes)
-            chains.append(chain)
+            chains.append(_asked_by_name(chain, instructions, start, place))
             ends[place] = start, chain
             continue
         if name == "IS_OP":
@@ -119,6 +120,15 @@ def _chain(instructions: list[dis.Instruction], place: int) -> Chain | None:
             break
         names.append(each.argval)
     return Chain(first.argval, tuple(names), first.opname in GLOBALS)
+
+
+def _asked_by_name(chain: Chain, instructions: list[dis.Instruction], start: int, end: int) -> Chain:
+    """The chain, with the attribute that `getattr` or `hasattr` is to take of it."""
+    asking = [each for each in instructions[max(start - 1, 0) : start] if each.opname in GLOBALS]
+    named = [each.argval for each in instructions[end : end + 1] if each.opname == "LOAD_CONST"]
+    if not asking or asking[0].argval not in ASKING or not named or not isinstance(named[0], str):
+        return chain
+    return replace(chain, attributes=(*chain.attributes, named[0]))
 
 
 def _comparable(constant: Any) -> Any:

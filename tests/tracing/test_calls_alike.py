@@ -58,11 +58,18 @@ def test_results_that_ask_for_gradients_are_told_from_others() -> None:
         assert torch.equal(found, expected)
 
 
-def test_another_default_device_inside_the_forward_is_noticed() -> None:
+def test_another_default_device_inside_the_forward_is_refused() -> None:
     x, y = randn(3, 4), randn(3, 4, seed=1)
-    net = rg.trace(Net(of_another_default, f=linear()), x, y)
-    with pytest.raises(rg.TraceError, match="asked for a number"):
-        net(x, y)
+    with pytest.raises(rg.TraceError, match="changes the default device to meta; give the device"):
+        rg.trace(Net(of_another_default, f=linear()), x, y)
+
+
+def test_the_default_device_may_be_said_again_inside_the_forward() -> None:
+    def body(net: Any, x: Tensor) -> Tensor:
+        with torch.device("cpu"):
+            return net.f(x) + torch.arange(x.shape[1])
+
+    agree(Net(body, f=linear()), randn(3, 4))
 
 
 def test_an_edit_of_a_result_that_is_its_input_is_seen() -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import weakref
-from collections import UserDict
+from collections import OrderedDict, UserDict, deque
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from tracing.agreement import linear, randn
+from tracing.agreement import agree, linear, randn
 
 import revgraph as rg
 
@@ -189,6 +192,10 @@ def test_a_result_that_is_put_into_an_argument_is_refused(kind: Any) -> None:
         rg.trace(Puts(), randn(3, 4), into)
 
 
+class Digit(enum.IntEnum):
+    ONE = 1
+
+
 class Letter(str, enum.Enum):
     A = "a"
 
@@ -202,6 +209,19 @@ ALIKE: dict[str, tuple[Any, Any, Any]] = {
         {"x": FACTOR, "y": FACTOR * 2},
         {"y": FACTOR * 2, "x": FACTOR},
     ),
+    "kinds of numbers in a set": (lambda given: 2.0 if type(next(iter(given))) is int else 3.0, {1}, {1.0}),
+    "kinds of keys": (lambda given: 2.0 if type(next(iter(given))) is int else 3.0, {1: "a"}, {True: "a"}),
+    "classes in a set": (lambda given: 2.0 if int in given else 3.0, {int}, {float}),
+    "classes as keys": (lambda given: 2.0 if int in given else 3.0, {int: "a"}, {float: "a"}),
+    "classes as values": (lambda given: 2.0 if given["a"] is int else 3.0, {"a": int}, {"a": float}),
+    "a list and a tuple": (lambda given: 2.0 if type(given) is list else 3.0, ["a"], ("a",)),
+    "kinds of dictionaries": (
+        lambda given: 2.0 if type(given) is dict else 3.0,
+        {"a": "b"},
+        OrderedDict(a="b"),
+    ),
+    "a number and an enum": (lambda given: 2.0 if type(given) is Digit else 3.0, Digit.ONE, 1),
+    "kinds of numpy's numbers": (lambda given: given.itemsize / 2, np.float32(2), np.float64(2)),
 }
 
 
@@ -217,3 +237,177 @@ def test_arguments_that_compare_equal_are_not_the_same(case: str) -> None:
     for given in (first, second, first):
         torch.testing.assert_close(net(x, given), Scaled()(x, given), rtol=0, atol=0)
     assert len(net._forms) == 2
+
+
+class Slots:
+    __slots__ = ("scale",)
+
+    def __init__(self, scale: float = 2.0) -> None:
+        self.scale = scale
+
+
+class Classed:
+    scale = 2.0
+
+    def __init__(self) -> None:
+        self.own = 2.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x * self.own
+
+
+def times(x: Tensor, by: float) -> Tensor:
+    return x * by
+
+
+def with_scale(module: Any, scale: float) -> Any:
+    module.scale = scale
+    return module
+
+
+# What is given, what the forward makes of it, and how its content changes.
+EDITED: dict[str, tuple[Callable[[], Any], Any, Callable[[Any], Any]]] = {
+    "set": (lambda: {1, 2}, lambda x, given: x * sum(given), lambda given: given.add(5)),
+    "queue": (lambda: deque([1]), lambda x, given: x * sum(given), lambda given: given.append(5)),
+    "bytes": (lambda: bytearray(b"ab"), lambda x, given: x * len(given), lambda given: given.extend(b"c")),
+    "array": (lambda: np.ones(3), lambda x, given: x * float(given.sum()), lambda given: given.fill(3)),
+    "partial": (
+        lambda: functools.partial(times, by=2.0),
+        lambda x, given: given(x),
+        lambda given: given.keywords.update(by=3.0),
+    ),
+    "slots": (Slots, lambda x, given: x * given.scale, lambda given: setattr(given, "scale", 5.0)),
+    "class": (Classed, lambda x, given: x * given.scale, lambda given: setattr(Classed, "scale", 5.0)),
+    "module": (
+        lambda: with_scale(nn.Identity(), 2.0),
+        lambda x, given: x * given.scale,
+        lambda given: setattr(given, "scale", 5.0),
+    ),
+    "method": (
+        lambda: Classed().__call__,
+        lambda x, given: given(x),
+        lambda given: setattr(given.__self__, "own", 5.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EDITED)
+def test_an_argument_that_is_edited_between_calls_is_read_again(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, body, edit = EDITED[case]
+    monkeypatch.setattr(Classed, "scale", 2.0)
+
+    class Uses(nn.Module):
+        def forward(self, x: Tensor, given: Any) -> Tensor:
+            return torch.sin(body(x, given))
+
+    given, x = make(), randn(3, 4)
+    net = rg.trace(Uses(), x, given)
+    for _ in range(2):
+        torch.testing.assert_close(net(x, given), Uses()(x, given), rtol=0, atol=0)
+        edit(given)
+    torch.testing.assert_close(net(x, given), Uses()(x, given), rtol=0, atol=0)
+
+
+class Cache:
+    def __init__(self, *tensors: Tensor) -> None:
+        self.tensors, self.seen = [*tensors], 0
+
+    def update(self, x: Tensor) -> Tensor:
+        self.tensors.append(x)
+        return torch.cat(self.tensors)
+
+
+def counted(x: Tensor, cache: Cache) -> Tensor:
+    cache.seen += 1
+    return x * cache.seen
+
+
+def swapped(x: Tensor, given: list[Tensor]) -> Tensor:
+    given[0], given[1] = given[1], given[0]
+    return x * given[0]
+
+
+CHANGING: dict[str, tuple[Any, Callable[[], Any]]] = {
+    "empty cache": (lambda x, cache: cache.update(x).sum(0), Cache),
+    "filled cache": (lambda x, cache: cache.update(x).sum(0), lambda: Cache(randn(2, 4))),
+    "counter": (counted, lambda: Cache(randn(2, 4))),
+    "list": (lambda x, given: given.append(1) or x * len(given), list),
+    "pop": (lambda x, given: x * given.pop(), lambda: [randn(4), randn(4)]),
+    "dictionary": (lambda x, given: given.update(n=len(given)) or x * given["n"], dict),
+    "set": (lambda x, given: given.add(3) or x * len(given), lambda: {1}),
+    "swap": (swapped, lambda: [randn(4), randn(4, seed=1)]),
+    "in place": (lambda x, given: x * given[0].add_(1), lambda: [randn(4)]),
+    "array": (lambda x, given: x * float(given.__iadd__(1).sum()), lambda: np.ones(3)),
+}
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("case", CHANGING)
+def test_a_forward_that_changes_its_argument_is_refused(case: str, inside: bool) -> None:
+    body, make = CHANGING[case]
+
+    class Changes(nn.Module):
+        def forward(self, x: Tensor, given: Any) -> Tensor:
+            return torch.sin(body(x, given))
+
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Changes()
+
+        def forward(self, x: Tensor, given: Any) -> Tensor:
+            return self.inner(x, given) * 2
+
+    given, model = make(), Around() if inside else Changes()
+    held = str(getattr(given, "tensors", given)), getattr(given, "seen", 0)
+    with pytest.raises(rg.TraceError, match=r"puts a result into its argument given|edits given\.0 in place"):
+        rg.trace(model, randn(3, 4), given)
+    assert held == (str(getattr(given, "tensors", given)), getattr(given, "seen", 0))
+
+
+def test_a_submodule_that_is_one_node_and_changes_a_list_is_refused() -> None:
+    class Collects(nn.Module):
+        def forward(self, x: Tensor, into: list[Tensor]) -> Tensor:
+            if x.sum() > 1e9:  # which no graph can hold
+                return x
+            into.append(torch.sin(x))
+            return x
+
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Collects()
+
+        def forward(self, x: Tensor) -> Tensor:
+            into: list[Tensor] = []
+            return self.inner(x, into) + sum(into)
+
+    with pytest.raises(rg.TraceError, match="changes a list or dictionary that it is given"):
+        rg.trace(Around(), randn(3, 4))
+
+
+def test_a_list_that_submodules_fill_is_filled() -> None:
+    class Collects(nn.Module):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            self.f = linear(seed=seed)
+
+        def forward(self, x: Tensor, into: list[Tensor]) -> Tensor:
+            x = torch.sin(self.f(x))
+            into.append(x * 2)
+            return x
+
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.ModuleList(Collects(each) for each in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            into: list[Tensor] = []
+            for each in self.inner:
+                x = each(x, into)
+            return x + sum(into) * len(into)
+
+    agree(Around(), randn(3, 4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import copy
 import dataclasses
 import datetime
@@ -13,6 +14,7 @@ import logging
 import math
 import os
 import pickle
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -98,6 +100,40 @@ def is_training(model: nn.Module) -> bool:
     return model.training
 
 
+class Base:
+    def gain(self) -> float:
+        return 2.0
+
+
+class Derived(Base):
+    def gain(self) -> float:
+        return super().gain() * 3
+
+
+class Called:
+    def __call__(self, x: Tensor) -> Tensor:
+        return x * 2
+
+
+class Described:
+    def __init__(self) -> None:
+        self.value = 2.0
+
+    def __get__(self, owner: Any, kind: Any = None) -> float:
+        return self.value
+
+
+def attributed() -> None:
+    pass
+
+
+def times(x: Tensor, by: float) -> Tensor:
+    return x * by
+
+
+CALLED, LOCAL = Called(), threading.local()
+CONTEXT = contextvars.ContextVar("tests.tracing", default=2.0)
+SILU = torch.nn.functional.silu
 SCALE = 2.0
 ITEMS = [1.0]
 FLAG = True
@@ -123,6 +159,7 @@ activation_at_first = activation
 
 class Model(nn.Module):
     factors: Any = (3.0,)
+    described = Described()
 
     def __init__(self, body: Any) -> None:
         super().__init__()
@@ -131,6 +168,7 @@ class Model(nn.Module):
         self.nested, self.modules_in_lists = {"a": {"b": Config()}}, [[nn.ReLU()]]
         self.factor, self.zero, self.zeros, self.nan = 2.0, 0.0, [0.0], math.nan
         self.watched = weakref.ref(CONFIG)
+        self.partial, self.kinds = functools.partial(times, by=2.0), {1}
         self.number, self.bytes, self.tensors = np.float32(2), bytearray(b"\2"), [randn(4)]
         self.register_parameter("free", None)
         self.register_buffer("shift", None)
@@ -145,7 +183,13 @@ class Model(nn.Module):
 
 @pytest.fixture(autouse=True)
 def as_at_first() -> Any:
+    attributed.scale = LOCAL.scale = 2.0  # pyright: ignore
     yield
+    CONTEXT.set(2.0)
+    torch.nn.functional.silu, Model.__dict__["described"].value = SILU, 2.0
+    Base.gain, Called.__call__ = lambda self: 2.0, lambda self, x: x * 2
+    if hasattr(Settings, "extra"):
+        del Settings.extra
     for name, make in FRESH.items():
         GLOBALS[name] = make()
     Settings.scale, Model.factors, Model.gain = 1.5, (3.0,), property(lambda self: 2.0)  # pyright: ignore
@@ -256,6 +300,40 @@ CASES: dict[str, tuple[Callable[[Any, Tensor], Any], Callable[[Any], Any]]] = {
         lambda net: let(gain_of=classmethod(lambda cls: 5.0))(Helper),
     ),
     "mode of a layer": (lambda net, x: net.f(x) * (2.0 if net.f.training else 3.0), lambda net: net.f.eval()),
+    "class method of a base": (
+        lambda net, x: Derived().gain() * net.f(x),
+        lambda net: let(gain=lambda self: 5.0)(Base),
+    ),
+    "called object": (
+        lambda net, x: CALLED(net.f(x)),
+        lambda net: let(__call__=lambda self, x: x * 3)(type(CALLED)),
+    ),
+    "descriptor": (
+        lambda net, x: net.f(x) * net.described,
+        lambda net: let(value=5.0)(Model.__dict__["described"]),
+    ),
+    "asked of a class": (
+        lambda net, x: net.f(x) * getattr(Settings, "extra", 2.0),
+        lambda net: let(extra=5.0)(Settings),
+    ),
+    "attribute of a function": (
+        lambda net, x: net.f(x) * attributed.scale,
+        lambda net: let(scale=5.0)(attributed),
+    ),
+    "of the thread": (lambda net, x: net.f(x) * LOCAL.scale, lambda net: let(scale=5.0)(LOCAL)),
+    "of the context": (lambda net, x: net.f(x) * CONTEXT.get(), lambda net: CONTEXT.set(5.0)),
+    "function of torch's": (
+        lambda net, x: torch.nn.functional.silu(net.f(x)),
+        lambda net: let(silu=torch.tanh)(torch.nn.functional),
+    ),
+    "partial": (
+        lambda net, x: net.partial(net.f(x)),
+        lambda net: net.partial.keywords.update(by=5.0),
+    ),
+    "kinds in a set": (
+        lambda net, x: net.f(x) * (2.0 if type(next(iter(net.kinds))) is int else 3.0),
+        lambda net: (net.kinds.clear(), net.kinds.add(1.0)),
+    ),
     "mode in a helper": (lambda net, x: net.f(x) * 2 if is_training(net) else x, lambda net: net.eval()),
 }
 
@@ -286,6 +364,62 @@ def test_an_attribute_that_is_no_number_is_no_other_one_in_the_next_call() -> No
         model.nan = float("nan")
         equal_runs(net, model, x)
     assert len(net._forms) == 1
+
+
+def helper(x: Tensor, by: float = 2.0, *, plus: float = 1.0) -> Tensor:
+    return x * by + plus
+
+
+def another(x: Tensor, by: float = 2.0, *, plus: float = 1.0) -> Tensor:
+    return x * by - plus
+
+
+class Helped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = linear()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scaled(helper(self.f(x)))
+
+    def scaled(self, x: Tensor, by: float = 3.0) -> Tensor:
+        return x * by
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("pickled", [False, True])
+@pytest.mark.parametrize(
+    ("owner", "name", "value"),
+    [
+        (helper, "__defaults__", (5.0,)),
+        (helper, "__kwdefaults__", {"plus": 5.0}),
+        (helper, "__code__", another.__code__),
+        (Helped.scaled, "__defaults__", (5.0,)),
+    ],
+)
+def test_a_function_that_gets_other_defaults_or_code_is_followed(
+    owner: Any, name: str, value: Any, pickled: bool, frozen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own objects may be set aside from the collector, as before a fork."""
+    model, x = Helped(), randn(3, 4)
+    if frozen:
+        gc.freeze()
+    try:
+        net = rg.trace(model, x)
+    finally:
+        gc.unfreeze()
+    if pickled:
+        net = pickle.loads(pickle.dumps(net))
+    equal_runs(net, net._model, x)
+    assert len(net._forms) == 1
+    monkeypatch.setattr(owner, name, value)
+    equal_runs(net, net._model, x)
+    assert len(net._forms) == 2
+
+
+def test_all_globals_at_once_are_refused() -> None:
+    with pytest.raises(rg.TraceError, match=r"reads globals\(\)"):
+        rg.trace(Model(lambda net, x: net.f(x) * globals()["SCALE"]), randn(3, 4))
 
 
 def factory(scale: float) -> tuple[Any, Any]:

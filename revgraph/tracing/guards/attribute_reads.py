@@ -20,10 +20,12 @@ happened; when that call is rolled back, or folded into one node, they go with i
 from __future__ import annotations
 
 import enum
+import inspect
 import sys
 import weakref
 from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field
 from itertools import islice
 from types import FunctionType, MemberDescriptorType, MethodType, ModuleType
@@ -38,6 +40,7 @@ from revgraph.tracing.guards.fixed_values import (
     MISSING,
     PLAIN,
     AttributeNames,
+    ContextValue,
     Namespace,
     Read,
     snapshot,
@@ -90,6 +93,9 @@ class AttributeReads:
     _stack: ExitStack = field(default_factory=ExitStack)
     _whole: dict[int, AttributeNames] = field(default_factory=dict)
     _modes: tuple[Any, ...] = field(default_factory=modes)
+    _arguments: dict[int, frozenset[str]] = field(default_factory=dict)
+    _context: Context = field(default_factory=copy_context)
+    _variables: dict[ContextVar[Any], ContextValue] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.paths = {id(module): path for path, module in reversed([*self.modules.items()])}
@@ -125,7 +131,11 @@ class AttributeReads:
     def check_unchanged(self, mark: Mark) -> None:
         """Refuse code that has changed what it read since the mark."""
         for _, each in _since(mark[0], self.reads):
-            is_same = each.name == "training" or (each.holds() and each.version == version_of(each.value))
+            is_same = (
+                each.name == "training"
+                or isinstance(each.owner, ContextValue)
+                or (each.holds() and each.version == version_of(each.value))
+            )
             if not is_same and not self._settles(each.owner, each.name, each.value):
                 raise Untraceable(f"it changes {each.path}, which it also reads")
         for _, module, before in _since(mark[1], self.opened):
@@ -287,8 +297,13 @@ class AttributeReads:
         if _is_computed(owner, name):
             kind = type(owner)
             how = getattr(kind, name, None)
-            if isinstance(how, property):
+            static = inspect.getattr_static(kind, name, None)
+            if isinstance(static, (classmethod, staticmethod, property)):
                 self._keep(kind, name, how, f"{kind.__name__}.{name}", True)
+        elif id(owner) in self._arguments:
+            kind = type(owner)
+            if name not in self._arguments[id(owner)]:
+                self.read_outside(kind, name, getattr(kind, name, MISSING), f"{kind.__name__}.{name}")
         elif not is_proxy(value):
             self._look_into(value, self._note(owner, name, value), self._is_outside(owner))
         return value
@@ -296,6 +311,8 @@ class AttributeReads:
     def _saw_none(self, owner: Any, name: str) -> None:
         """An attribute that is not there, or a parameter or buffer that is None: code may go by that."""
         fallback = getattr(type(owner), "__getattr__", None)
+        if id(owner) in self._arguments:
+            return
         if isinstance(owner, nn.Module):
             tables = (owner._parameters, owner._buffers, owner._modules)
             value = next((table[name] for table in tables if name in table), MISSING)
@@ -351,6 +368,37 @@ class AttributeReads:
         key = id(self.scope()), id(owner), name
         if key not in self.reads and not is_proxy(value):
             self._look_into(value, self._keep(owner, name, value, path, True), True)
+
+    def look_into(self, thing: Any, path: str) -> None:
+        """See what opened code reads of something that is no part of the model."""
+        if isinstance(thing, nn.Module):
+            for each in thing.modules():
+                if id(each) not in self.paths:
+                    self._objects[id(each)] = each, path, True
+        elif type(thing) is MethodType:
+            self.look_into(thing.__self__, path)
+        elif not isinstance(thing, (*PLAIN, Tensor)):
+            self._look_into(thing, path, True)
+
+    def look_into_argument(self, thing: Any, fields: Collection[str], path: str) -> None:
+        """See what opened code reads of the class of an argument, whose own attributes are the call's."""
+        self._objects[id(thing)] = thing, path, True
+        self._arguments[id(thing)] = frozenset(fields)
+        if not any(base in self._patched for base in type(thing).__mro__):
+            self._watch_class(type(thing))
+
+    def context_variable(self, variable: ContextVar[Any]) -> None:
+        """A context variable that opened code reads; what the code itself has set follows from it."""
+        now = variable.get(MISSING)
+        if now is self._context.get(variable, MISSING):
+            owner = self._variables.setdefault(variable, ContextValue(variable))
+            self.hold(owner, "value", now, f"the context variable {variable.name!r}")
+
+    def hold(self, owner: Any, name: str, value: Any, path: str) -> None:
+        """Opened code goes by something of what is no part of the model, as the object that it is."""
+        self.reads.setdefault(
+            (id(self.scope()), id(owner), name), (self.scope(), Read(owner, name, value, path, 0, True))
+        )
 
     def namespace(self, place: dict[str, Any]) -> Namespace:
         """The namespace that these globals are."""

@@ -15,10 +15,12 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from operator import is_
-from types import CellType, CodeType, FrameType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CellType, CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,7 +29,15 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 
 from revgraph.isolation import HEAP_TYPE
 from revgraph.tracing.guards.attribute_reads import AttributeReads
-from revgraph.tracing.guards.fixed_values import CONTAINERS, ENVIRONMENT, MISSING, Cell, same, snapshot
+from revgraph.tracing.guards.fixed_values import (
+    CONTAINERS,
+    ENVIRONMENT,
+    MISSING,
+    PLAIN,
+    Cell,
+    same,
+    snapshot,
+)
 from revgraph.tracing.guards.random_sources import CLOCKS, DATES, is_clock, source_behind
 from revgraph.tracing.guards.torch_state import ASKS_AUTOCAST, GETTERS
 from revgraph.tracing.proxies import AsksIdentity, FakeProxy, Untraceable, is_proxy, is_tensor
@@ -50,7 +60,10 @@ NEEDED = {
 NOT_OPENED = LIBRARY | NEEDED | {"torch", "revgraph", "numpy", "optree", "sympy", "yaml"}
 # What stands for tensors where code runs without memory, or in `torch.export`.
 # Names of the functions of C's that `_called_builtin` has to do with.
-TELLING = DATES.union(each.__name__ for each in (*ASKS_AUTOCAST, *GETTERS, *CLOCKS))
+TELLING = DATES.union(("get",), (each.__name__ for each in (*ASKS_AUTOCAST, *GETTERS, *CLOCKS)))
+# Modules whose functions stand in the place of torch's while a model is traced.
+PATCHING = frozenset(("revgraph.tracing.patches",))
+UNWATCHED = (FunctionType, threading.local)
 INSTEAD = (FakeTensor, FunctionalTensor)
 METHODS = (classmethod, staticmethod, FunctionType)
 
@@ -135,6 +148,8 @@ class CallWatch:
                 f"it asks for autocast by a name of its own for torch.{ASKS_AUTOCAST[arg]}; call it as "
                 f"torch.{ASKS_AUTOCAST[arg]}"
             )
+        if type(arg.__self__) is ContextVar:
+            self.reads.context_variable(arg.__self__)
         if arg in GETTERS and is_opened(_asking_name(frame)):
             self.reads.torch_state(GETTERS[arg])
         if is_clock(arg):
@@ -166,14 +181,31 @@ class CallWatch:
         for name in facts.assigned:
             if not self._is_running(name, frame):
                 raise Untraceable(f"it assigns the free variable {name!r}, which a graph would not")
+        if code not in self._entered:
+            self._entered[code] = self._taken(frame, facts)
+            self._note_method(frame)
         if facts.free or code.co_argcount or code.co_kwonlyargcount:
-            self._entered.setdefault(code, self._taken(frame, facts))
             for name, value in frame.f_locals.items():
                 source = None if is_proxy(value) else source_behind(value)
                 if source is not None:
                     self.reads.random_source(f"{name} of {code.co_name}", source)
         if facts.comparisons:
             self._check_identities(frame)
+
+    def _note_method(self, frame: FrameType) -> None:
+        """Note of a method in which class it was found, which may get another one in its place."""
+        code = frame.f_code
+        owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+        if owner is None or is_proxy(owner):
+            return
+        kind = owner if isinstance(owner, type) else type(owner)
+        for base in kind.__mro__:
+            name = _name_in(base, code) if is_opened(base.__module__) else ""
+            if name:
+                self.reads.read_outside(base, name, getattr(base, name), f"{base.__name__}.{name}")
+                if name == "__get__":  # a descriptor, which classes hold: what it reads is seen
+                    self.reads.look_into(owner, f"a {base.__name__}")
+                return
 
     # Globals and classes
 
@@ -194,10 +226,28 @@ class CallWatch:
             self.reads.read_outside(self.reads.namespace(place), name, value, f"{whose}.{name}")
             if isinstance(value, type):
                 self._read_attributes(value, attributes)
+            elif attributes:
+                self._read_outside_attribute(value, attributes[0], f"{whose}.{name}")
+        elif attributes and value.__name__.partition(".")[0] == "torch":
+            self._read_function_of_torch(value, attributes)
         elif attributes and is_opened(value.__name__):
             inner = vars(value).get(attributes[0], MISSING)
             if inner is not MISSING:
                 self._read(vars(value), attributes[0], inner, attributes[1:])
+
+    def _read_function_of_torch(self, space: ModuleType, names: Sequence[str]) -> None:
+        """A function of torch's, in whose place a program may put another one."""
+        value = vars(space).get(names[0])
+        if isinstance(value, ModuleType) and len(names) > 1:
+            self._read_function_of_torch(value, names[1:])
+        elif isinstance(value, (FunctionType, BuiltinFunctionType)) and value.__module__ not in PATCHING:
+            place = self.reads.namespace(vars(space))
+            self.reads.hold(place, names[0], value, f"{space.__name__}.{names[0]}")
+
+    def _read_outside_attribute(self, value: Any, name: str, path: str) -> None:
+        """An attribute of a function, or of what each thread has one of, whose class cannot be watched."""
+        if type(value) in UNWATCHED and name in vars(value):
+            self.reads.read_outside(value, name, getattr(value, name), f"{path}.{name}")
 
     def _read_attributes(self, kind: type, names: tuple[str, ...]) -> None:
         """Data and methods among the attributes of a class."""
@@ -210,7 +260,7 @@ class CallWatch:
                 return
             if isinstance(value, METHODS):
                 value = getattr(kind, name)
-            elif value is MISSING or hasattr(type(value), "__get__"):
+            elif (value is MISSING and hasattr(kind, name)) or hasattr(type(value), "__get__"):
                 return
             self.reads.read_outside(kind, name, value, f"{kind.__name__}.{name}")
             if not isinstance(value, type):
@@ -228,6 +278,8 @@ class CallWatch:
             value, names = type(value), names[1:]
         if isinstance(value, type):
             self._read_attributes(value, names)
+        elif names:
+            self._read_outside_attribute(value, names[0], chain.root)
 
     # Free variables and default values: of the functions, which are found when the trace is over
 
@@ -260,10 +312,9 @@ class CallWatch:
                     raise Untraceable(f"it changes the free variable {name!r}, which it also reads")
 
     def settle(self) -> None:
-        """Note the free variables and default values that the functions entered so far have read."""
-        entered = {code: taken for code, taken in self._entered.items() if taken}
-        for function in _functions_of(entered):
-            self._read_function(function, entered[function.__code__])
+        """Note what the functions entered so far have: their code, free variables and default values."""
+        for function in _functions_of(self._entered, self.reads.modules.values()):
+            self._read_function(function, self._entered[function.__code__])
 
     def _read_function(self, function: FunctionType, taken: Mapping[str, tuple[Any, Any]]) -> None:
         name = function.__qualname__
@@ -274,16 +325,22 @@ class CallWatch:
             return  # another function of the same code
         for cell, value in zip(read, values, strict=True):
             self.reads.read_outside(cell, "content", value, f"a free variable of {name}")
+        # The code is another one where a notebook or a debugger loads an edited file again.
+        self.reads.hold(function, "__code__", function.__code__, f"the code of {name}")
         given = {id(value): before for value, before in taken.values()}
-        for which in ("defaults", "kwdefaults"):
-            defaults = getattr(function, f"__{which}__") or ()
+        for which in ("__defaults__", "__kwdefaults__"):
+            defaults = getattr(function, which)
+            if not defaults:
+                continue
             each = [*(defaults.values() if isinstance(defaults, dict) else defaults)]
             if not all(same(snapshot(value), given.get(id(value), snapshot(value))) for value in each):
                 raise Untraceable(f"it changes a default value of {name}, which it also reads")
-            if any(id(value) in given for value in each):
-                self.reads.read_outside(self._cell(function), which, defaults, f"a default value of {name}")
+            # A tuple of what never changes is held to its identity, which takes far less time in each call.
+            is_fixed = which == "__defaults__" and all(type(value) in PLAIN for value in each)
+            hold = self.reads.hold if is_fixed else self.reads.read_outside
+            hold(function, which, defaults, f"a default value of {name}")
 
-    def _cell(self, holder: CellType | FunctionType) -> Cell:
+    def _cell(self, holder: CellType) -> Cell:
         return self._cells.setdefault(id(holder), Cell(holder))
 
     # Identities
@@ -318,6 +375,16 @@ def is_opened(name: str) -> bool:
     return is_users(name) and name.partition(".")[0] not in NOT_OPENED
 
 
+def _name_in(kind: type, code: CodeType) -> str:
+    """The name under which a class has a method of this code; "" if it has none."""
+    own = vars(kind)
+    for name in (code.co_name, *own):
+        function = getattr(own.get(name), "__func__", own.get(name))
+        if type(function) is FunctionType and function.__code__ is code:
+            return name
+    return ""
+
+
 def _is_by_chance(code: CodeType) -> bool:
     """Whether the interpreter calls this at any time, in the middle of other code: the collector's callbacks
     and what goes with an object."""
@@ -346,9 +413,40 @@ def _asking_name(frame: FrameType) -> str:
     return ""
 
 
-def _functions_of(codes: Iterable[CodeType]) -> list[FunctionType]:
-    known = [*codes]
-    return [each for each in gc.get_referrers(*known) if isinstance(each, FunctionType)] if known else []
+def _functions_of(codes: Collection[CodeType], modules: Iterable[nn.Module]) -> list[FunctionType]:
+    """The functions of these codes, of which frames do not tell.
+
+    The collector knows of all but those that `gc.freeze` has put aside, which processes do that are about to
+    fork. Those are looked for in the places of functions: from the namespaces and the modules' objects on.
+    """
+    names = {code.co_name for code in codes}  # of which a hash is known, as that of code is not
+    functions = [each for each in gc.get_objects() if type(each) is FunctionType]
+    found = [each for each in functions if each.__code__.co_name in names and each.__code__ in codes]
+    missing = {*codes}.difference(each.__code__ for each in found)
+    if missing and gc.get_freeze_count():
+        found += _reachable(missing, [each.__dict__ for each in modules])
+    return found
+
+
+def _reachable(codes: Collection[CodeType], roots: Iterable[Any]) -> Iterator[FunctionType]:
+    names = {code.co_filename for code in codes}
+    spaces = [vars(each) for each in [*sys.modules.values()] if isinstance(each, ModuleType)]
+    pending = [
+        each for each in spaces if is_opened(str(each.get("__name__", ""))) and each.get("__file__") in names
+    ]
+    pending += [vars(sys.modules["__main__"]), *roots]
+    seen: set[int] = set()
+    while pending:
+        held = pending.pop()
+        if id(held) in seen or isinstance(held, (ModuleType, Tensor, str)):
+            continue
+        seen.add(id(held))
+        if type(held) is FunctionType:
+            if held.__code__ in codes:
+                yield held
+            pending += [held.__closure__, held.__dict__]  # not its globals, which are another namespace
+        elif not isinstance(held, type) or is_opened(held.__module__):
+            pending += gc.get_referents(held)
 
 
 class _Asking(type):
@@ -391,4 +489,9 @@ def is_callable(thing: Any) -> bool:
     return callable(thing.fake if is_proxy(thing) else thing)
 
 
-STAND_INS: dict[str, Any] = {"type": Type, "id": identity, "callable": is_callable}
+def global_names() -> Any:
+    """`globals`, by which code may read anything."""
+    raise Untraceable("it reads globals(), where nothing sees what it takes; write the name itself")
+
+
+STAND_INS: dict[str, Any] = {"globals": global_names, "type": Type, "id": identity, "callable": is_callable}

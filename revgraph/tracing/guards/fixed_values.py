@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import array
 import copy
+import functools
 import os
 import sys
 from collections import deque
 from collections.abc import MutableMapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import BuiltinFunctionType, CellType, FunctionType, MethodType, SimpleNamespace
 from typing import Any
@@ -73,33 +75,37 @@ class AttributeNames:
 
 
 class Cell:
-    """A free variable of a function, or its default values: copies of the function share them."""
+    """A free variable of a function: copies of the function share it."""
 
-    def __init__(self, cell: CellType | FunctionType) -> None:
+    def __init__(self, cell: CellType) -> None:
         self.cell = cell
 
     @property
     def content(self) -> Any:
-        if not isinstance(self.cell, CellType):
-            return MISSING
         try:
             return self.cell.cell_contents
         except ValueError:  # it is empty by now
             return MISSING
-
-    @property
-    def defaults(self) -> Any:
-        return getattr(self.cell, "__defaults__", MISSING)
-
-    @property
-    def kwdefaults(self) -> Any:
-        return getattr(self.cell, "__kwdefaults__", MISSING)
 
     def __deepcopy__(self, memo: Any) -> Cell:
         return self
 
     def __reduce__(self) -> Any:
         return LOST, ()
+
+
+class ContextValue:
+    """What a context variable holds, as an attribute."""
+
+    def __init__(self, variable: ContextVar[Any]) -> None:
+        self.variable = variable
+
+    @property
+    def value(self) -> Any:
+        return self.variable.get(MISSING)
+
+    def __deepcopy__(self, memo: Any) -> ContextValue:
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +157,16 @@ class Read:
         if not self.outside:
             held = version_of(value) == self.version
             return _read_again, (owner, self.name, value, self.path, held)
+        if isinstance(owner, FunctionType):
+            found = _function_named(owner.__module__, owner.__qualname__) is owner
+            plain = value if _is_plain(snapshot(value)) else LOST
+            return _read_of_function, (
+                owner.__module__,
+                owner.__qualname__ if found else "",
+                self.name,
+                plain,
+                self.path,
+            )
         if not isinstance(owner, (Namespace, type)):
             owner, value = LOST, LOST
         elif isinstance(value, NAMED):  # code, which is another process's anyway
@@ -169,6 +185,24 @@ def _read_by_name(owner: Any, name: str, path: str) -> Read:
     found = Read(owner, name, LOST, path, 0, True)
     value = found.now()
     return Read(owner, name, value, path, 0, True) if isinstance(value, NAMED) else found
+
+
+def _read_of_function(module: str, function: str, name: str, value: Any, path: str) -> Read:
+    """A read of a function that is found again by its name; of others the code is taken for what it was."""
+    owner = _function_named(module, function)
+    if name == "__code__":
+        return Read(owner, name, getattr(owner, name, MISSING), path, 0, True)
+    now = getattr(owner, name, MISSING)
+    if not isinstance(value, Snapshot) and same(snapshot(now), snapshot(value)):
+        value = now
+    return Read(owner, name, value, path, 0, True)
+
+
+def _function_named(module: str, name: str) -> FunctionType | None:
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found if type(found) is FunctionType else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +264,7 @@ def snapshot(value: Any, around: tuple[int, ...] = ()) -> Any:
         if issubclass(kind, dict):
             items = [each for pair in dict.items(value) for each in pair]
         elif issubclass(kind, (set, frozenset)):
-            return Snapshot(kind, (frozenset(value),))
+            return Snapshot(kind, (frozenset(value), frozenset([(type(each), each) for each in value])))
         if kind not in CONTAINERS and getattr(value, "__dict__", None):
             items = [*items, *(each for pair in vars(value).items() for each in pair)]
     elif kind is SimpleNamespace:
@@ -239,6 +273,8 @@ def snapshot(value: Any, around: tuple[int, ...] = ()) -> Any:
         return Snapshot(kind, (str(value.dtype), str(value.shape), value.tobytes()))
     elif kind in (bytearray, array.array):
         return Snapshot(kind, (bytes(value),))
+    elif kind is functools.partial:
+        items = [value.func, *value.args, *(each for pair in value.keywords.items() for each in pair)]
     else:
         return value
     inside = (*around, id(value))

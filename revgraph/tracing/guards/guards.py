@@ -28,6 +28,7 @@ from torch.nn.parameter import is_lazy
 from revgraph.looks import form_of
 from revgraph.tracing.guards.fixed_values import MISSING, Read, Snapshot, is_held_by_value, snapshot
 from revgraph.tracing.guards.settings import Settings
+from revgraph.tracing.proxies import OtherForm
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -54,11 +55,19 @@ class Forms:
         """Whether the model's tensors have these forms."""
         return all(_own(owner) == form for owner, form in zip(self.owners, self.own, strict=True))
 
-    def fit(self, given: Mapping[str, Any]) -> bool:
-        """Whether inputs have these forms, and autocast is off."""
+    def check(self, given: Mapping[str, Any]) -> None:
+        """Hold inputs to these forms, and autocast to being off.
+
+        Raises:
+            OtherForm: they have other forms.
+        """
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-            return False
-        return all(name in given and form_of(given[name]) == form for name, form in self.inputs.items())
+            raise OtherForm("autocast is on, and the graph was made without it")
+        for name, form in self.inputs.items():
+            if name not in given or form_of(given[name]) != form:
+                raise OtherForm(
+                    f"{name} has another form than in the trace", f"the input {name} (its number or shape)"
+                )
 
 
 def _own(module: nn.Module) -> tuple[Any, ...]:
