@@ -16,7 +16,6 @@ the way that has `held_for_backward` answers for all that is behind it.
 
 from __future__ import annotations
 
-import gc
 import re
 import sys
 import types
@@ -29,6 +28,8 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+
+from revgraph.uncollected import uncollected
 
 Node = Any  # torch.autograd.graph.Node, which does not declare what is read here
 # Not public: torch's own name for what a node saves. There is no public way to it but to unpack.
@@ -278,17 +279,15 @@ def _trapped(node: Node, name: str, count: int) -> list[tuple[Any, Hook | None]]
             found.append((packed, Hook(key, frame.f_globals.get("__name__", ""), tuple(local.values()))))
             raise _Stopped
 
-    before, collecting = sys.getprofile(), gc.isenabled()
-    gc.disable()  # its callbacks and finalizers would be trapped as well
-    sys.setprofile(trap)
-    try:
-        values = getattr(node, name)
-    except _Stopped:
-        return found + [(None, found[0][1])] * (count - 1)
-    finally:
-        sys.setprofile(before)
-        if collecting:
-            gc.enable()
+    before = sys.getprofile()
+    with uncollected():  # the collector's callbacks, and finalizers, would be trapped as well
+        sys.setprofile(trap)
+        try:
+            values = getattr(node, name)
+        except _Stopped:
+            return found + [(None, found[0][1])] * (count - 1)
+        finally:
+            sys.setprofile(before)
     return [(value, None) for value in (values if isinstance(values, tuple) else (values,))]
 
 

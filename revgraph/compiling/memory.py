@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, supported_activities
 
 from revgraph.trials import isolated, loss_of
+from revgraph.uncollected import uncollected
 
 
 def allocated_bytes(net: nn.Module, *inputs: Any, **extras: Any) -> tuple[int, int]:
@@ -43,15 +43,12 @@ def allocated_bytes(net: nn.Module, *inputs: Any, **extras: Any) -> tuple[int, i
 
 def _events(run: Callable[[], None]) -> list[tuple[int, int, int]]:
     """When memory was allocated or freed in a run: time, address, and bytes (below 0 where it was freed)."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        activities = [each for each in supported_activities() if each is not ProfilerActivity.XPU]
-        with profile(activities=activities, profile_memory=True, record_shapes=False) as profiler:
-            run()
-    finally:
-        if collecting:
-            gc.enable()
+    activities = [each for each in supported_activities() if each is not ProfilerActivity.XPU]
+    with (
+        uncollected(),
+        profile(activities=activities, profile_memory=True, record_shapes=False) as profiler,
+    ):
+        run()
     found: list[tuple[int, int, int]] = []
     results: Any = profiler.profiler
     for event in _walk(results.kineto_results.experimental_event_tree()):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,6 +25,7 @@ from revgraph.graph import Graph, Node
 from revgraph.planning.plans import Decision
 from revgraph.planning.sources import needs
 from revgraph.storages import memory_key
+from revgraph.uncollected import uncollected
 
 Way = Literal["again", "rerun", "hold"]
 
@@ -54,7 +53,7 @@ def record(
     recorder = Recorder(at.tensors, _weights(model, at) if decision == "keep" else None)
     watching = _Watching(recorder, at.node)
     try:
-        with _uncollected(), recorder, torch.enable_grad(), net.watched_by(watching):
+        with uncollected(), recorder, torch.enable_grad(), net.watched_by(watching):
             return _run(net, at, decision, recorder, watching)
     finally:
         for tensor in at.tensors:
@@ -91,7 +90,7 @@ def record_again(model: nn.Module, at: Situation, graph: Graph, way: Way) -> Rec
     watching = _Watching(recorder, node, runs_again=True)
     spans: list[int] = []
     try:
-        with _uncollected(), recorder, torch.enable_grad(), net.watched_by(watching):
+        with uncollected(), recorder, torch.enable_grad(), net.watched_by(watching):
             env, inputs = entered(at, recorder)
             forward = Forward(net, net._executable, env, watching)
             forward.record(watching.compares)
@@ -155,7 +154,7 @@ def record_wiring(model: nn.Module, at: Situation, outputs: Sequence[Form], back
     tensors = {name: form for name, form in at.inputs.items() if isinstance(form, Form)}
     recorder = Recorder(at.tensors)
     labels = ("out", "in") if backwards else ("in", "out")
-    with _uncollected(), recorder, torch.no_grad():
+    with uncollected(), recorder, torch.no_grad():
         given = tensors_of(list(outputs if backwards else tensors.values()))
         for index, tensor in enumerate(given):
             recorder.label(tensor, f"{labels[0]}{index}", told=False)
@@ -189,18 +188,6 @@ def record_wiring(model: nn.Module, at: Situation, outputs: Sequence[Form], back
             for event in recorder.events(start, recorder.now)
         )
     return Recorded(Course(forward=events, forward_work=recorder.work.minus(before)), forms)
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Run without the garbage collector: storages go when nothing refers to them, as in measuring."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 class _Watching(Observer):

@@ -21,6 +21,7 @@ from revgraph.planning.profiles import DeviceProfile, profile_of
 from revgraph.planning.reasons import reasons_of
 from revgraph.planning.solver import TOLERANCE, Effort, Solution, search, thinned
 from revgraph.planning.wording import where_peak
+from revgraph.uncollected import uncollected
 
 UNITS = {
     "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
@@ -195,7 +196,9 @@ class _Plans:
         fronts = known(graph, key)
         if fronts is None:
             judge = Judge(posed, anchors)  # what it remembers goes with the search
-            fronts = note(graph, key, search(posed.problem, judge, effort, self._by_hand(graph)))
+            with uncollected():
+                pool = search(posed.problem, judge, effort, self._by_hand(graph))
+            fronts = note(graph, key, pool)
         self.pool = fronts
 
     def _by_hand(self, graph: Graph) -> Iterator[Solution]:

@@ -143,13 +143,15 @@ class CallWatch:
 
     def _called_builtin(self, frame: FrameType, arg: Any) -> None:
         """A function of C's is about to run: refuse clocks, and note what is asked of torch's state."""
+        if arg.__name__ == "get":  # of dictionaries, mostly
+            if type(arg.__self__) is ContextVar and is_opened(frame.f_globals.get("__name__", "")):
+                self.reads.context_variable(arg.__self__)
+            return
         if arg in ASKS_AUTOCAST and is_opened(frame.f_globals.get("__name__", "")):
             raise Untraceable(
                 f"it asks for autocast by a name of its own for torch.{ASKS_AUTOCAST[arg]}; call it as "
                 f"torch.{ASKS_AUTOCAST[arg]}"
             )
-        if type(arg.__self__) is ContextVar:
-            self.reads.context_variable(arg.__self__)
         if arg in GETTERS and is_opened(_asking_name(frame)):
             self.reads.torch_state(GETTERS[arg])
         if is_clock(arg):
