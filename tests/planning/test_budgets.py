@@ -251,6 +251,26 @@ def test_a_graph_lets_go_of_its_plans_and_does_not_hand_them_on() -> None:
     assert gone() is None
 
 
+@pytest.mark.parametrize("collects", [True, False])
+def test_planning_leaves_the_collector_as_it_was(collects: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    def failing(*_: Any) -> Any:
+        seen.append(gc.isenabled())
+        raise KeyboardInterrupt
+
+    graph, before = rg.trace(Net(1), torch.randn(3, 16)).graph, gc.isenabled()
+    known_pools.forget()
+    monkeypatch.setattr(budgets, "search", failing)
+    (gc.enable if collects else gc.disable)()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            rg.plan(graph)
+        assert seen == [False] and gc.isenabled() is collects
+    finally:
+        (gc.enable if before else gc.disable)()
+
+
 class Residual(nn.Module):
     """Blocks of two residual layers in plain code, in stretches that torch may checkpoint."""
 
