@@ -137,7 +137,10 @@ def test_what_the_solver_prints_reaches_nobody(tmp_path: Path) -> None:
         "assert [os.fstat(n)[:3] for n in (0, 1, 2)] == before\n"
         "milp_process._process.kill()\n"
         "print(len(milp_process.solve(given)['x']))\n"
+        "milp_process._process.kill(), milp_process._process.wait()\n"
+        "print(len(milp_process.solve(given)['x']))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout == "3.0\n0\n0\n"
+    command = [sys.executable, "-X", "dev", "-c", code]  # which tells of pipes that are left open
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "3.0\n0\n0\n0\n"
     assert done.stderr == ""

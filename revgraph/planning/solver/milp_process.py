@@ -60,7 +60,9 @@ _owner = 0
 def _started() -> subprocess.Popen[bytes]:
     """This process's own solver: one that was forked must not read the answers of the other."""
     global _process, _owner
-    if _process is None or _owner != os.getpid() or _process.poll() is not None:
+    if _process is not None and _owner == os.getpid() and _process.poll() is not None:
+        _stop()  # its pipes are still open
+    if _process is None or _owner != os.getpid():
         try:
             _process = subprocess.Popen(
                 [sys.executable, __file__],
