@@ -26,18 +26,18 @@ def list_(json: Json = False) -> None:
         show_json(found)
         return
     narrow = terminal_width() < ROOM
+    columns = 3 if narrow else 4  # without the settings, or with them
     cells = tuple(
         (
             each["name"],
             f"{each['parameters']:,}",
             DETAILS.sub(".", each["description"]) if narrow else each["description"],
             ", ".join(f"{key}={value}" for key, value in each["settings"].items()),
-        )[: 3 if narrow else 4]
+        )[:columns]
         for each in found
     )
-    head = ("name", "parameters", "description", "settings")
-    title = "networks that come with revgraph"
-    show_table(Report(title, head[: 3 if narrow else 4], cells, frozenset({"parameters"})))
+    head = ("name", "parameters", "description", "settings")[:columns]
+    show_table(Report("networks that come with revgraph", head, cells, frozenset({"parameters"})))
     if narrow:
         print("Their settings: revgraph list --json, or in a wider terminal.")
 

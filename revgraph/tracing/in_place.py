@@ -134,10 +134,8 @@ class OverwrittenMemory:
     """Tensors whose numbers were changed, as they were: nothing that shares memory with them may be read."""
 
     def __init__(self) -> None:
-        self._gone: list[tuple[int, Tensor]] = []  # with where they lie
-        self._at: defaultdict[int, list[Tensor]] = defaultdict(
-            list
-        )  # the same by where, which is asked often
+        self._gone: list[tuple[int, Tensor]] = []  # in order, with where they lie
+        self._at = defaultdict[int, list[Tensor]](list)  # the same by where they lie, which is asked often
 
     def add(self, before: Tensor) -> None:
         place = memory_key(before)

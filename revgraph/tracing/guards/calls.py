@@ -58,12 +58,13 @@ NEEDED = {
     "opt_einsum",
 }
 NOT_OPENED = LIBRARY | NEEDED | {"torch", "revgraph", "numpy", "optree", "sympy", "yaml"}
-# What stands for tensors where code runs without memory, or in `torch.export`.
 # Names of the functions of C's that `_called_builtin` has to do with.
 TELLING = DATES.union(("get",), (each.__name__ for each in (*ASKS_AUTOCAST, *GETTERS, *CLOCKS)))
 # Modules whose functions stand in the place of torch's while a model is traced.
 PATCHING = frozenset(("revgraph.tracing.patches",))
+# Kinds of objects with attributes whose classes cannot be watched.
 UNWATCHED = (FunctionType, threading.local)
+# What stands for tensors where code runs without memory, or in `torch.export`.
 INSTEAD = (FakeTensor, FunctionalTensor)
 METHODS = (classmethod, staticmethod, FunctionType)
 
