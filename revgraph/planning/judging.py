@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from revgraph.errors import PlanError
 from revgraph.planning.deciding import captured_ahead, captured_nodes, check_reruns, decide, unweighed
@@ -35,11 +35,9 @@ class Judge:
         self.anchors = tuple(anchors)
         self.values = [value.name for value in posed.graph.values]
         self.nodes = [item.name for item in posed.problem.items]
-        courses = [[name.split("+") for name in each] for each in posed.courses]
-        self.decisions: list[list[Decision]] = [
-            [cast("Decision", name[0]) for name in each] for each in courses
-        ]
-        self.results = [[tuple(map(int, results)) for _, *results in each] for each in courses]
+        items = posed.problem.items
+        self.decisions: list[list[Decision]] = [[option.name for option in item.options] for item in items]
+        self.results = [[option.results for option in item.options] for item in items]
         # Solutions that come to the same once they are tidied are simulated once.
         self._judged: dict[Hashable, Solution] = {}
         self._asked: tuple[object, ...] = ()

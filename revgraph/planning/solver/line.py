@@ -86,7 +86,7 @@ class Line:
 
     def size(self, storages: Iterable[int]) -> int:
         """Bytes of storages."""
-        return sum(self.problem.storage_bytes[storage] for storage in storages)
+        return sum(map(self.problem.storage_bytes.__getitem__, storages))
 
     def charged(self, pins: Storages, stop: int) -> int:
         """Bytes of what nodes before position `stop` pin, but for what a node from there on may pin as well.

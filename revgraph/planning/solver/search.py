@@ -22,7 +22,7 @@ from revgraph.planning.solver.problem import Judging, Problem, Solution
 from revgraph.planning.solver.segment_programme import SegmentProgramme
 from revgraph.planning.solver.segments import Segment, cuts_of, segments_of
 from revgraph.planning.solver.textbook import keep_all, textbook_segments
-from revgraph.planning.solver.unrolling import solution_of
+from revgraph.planning.solver.unrolling import Unrolling
 
 Effort = Literal["quick", "normal", "thorough"]
 EFFORTS: tuple[Effort, ...] = get_args(Effort)
@@ -271,8 +271,8 @@ class _Schedules:
         self, line: Line, segments: list[Segment], programme: SegmentProgramme | OnceProgramme
     ) -> None:
         self.line = line
-        self.segments = segments
         self.programme = programme
+        self.unrolling = Unrolling(line, segments)
         self.found: dict[int, Solution] = {}
 
     def falls(self) -> Iterator[tuple[float, float, int]]:
@@ -285,7 +285,7 @@ class _Schedules:
 
     def solution(self, slots: int) -> Solution:
         if slots not in self.found:
-            self.found[slots] = solution_of(self.line, self.segments, self.programme.schedule(slots))
+            self.found[slots] = self.unrolling.solution(self.programme.schedule(slots))
         return self.found[slots]
 
     def foreseen(self, budget: int) -> float:

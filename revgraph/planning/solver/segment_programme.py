@@ -43,6 +43,8 @@ Step = tuple[Any, ...]
 TASKS = ("lent", "at hand", "owned", "released", "returned")
 # Bytes of a run that cannot be: more than there are, and with gradients beside them still no overflow.
 ENDLESS = 1 << 60
+# Rows of costs that are worked on at once: more of them leave the processor's cache.
+AT_ONCE = 256
 
 
 class _Way(NamedTuple):
@@ -253,22 +255,22 @@ class SegmentProgramme(Counted):
     def _least_jumps(self, i: Slots, j: Slots) -> Row:
         """The least cost of each task with a plain run first."""
         least = np.full((len(i), self.slots + 1), INFINITE, np.float32)
-        longest = int(j[0] - i[0])
-        if len(i) >= longest:  # many short tasks: for each length of a run all of them at once
-            for length in range(1, longest + 1):
-                for _, _, costs in self._jumps(i, i + length, j, self.every):
-                    np.minimum(least, costs, out=least)
+        lengths = np.arange(1, int(j[0] - i[0]) + 1)
+        peaks = (self.first_run_peaks if j[0] == self.count else self.run_peaks)[
+            i[:, None], i[:, None] + lengths
+        ]
+        fits = self.rows_in_slots(peaks + self.gradient_bytes[j, None]) <= self.slots
+        lengths = lengths[: int(fits.sum(1).max(initial=0))]  # longer runs take no less
+        if not len(lengths):
             return least
-        for place, (start, end) in enumerate(zip(i.tolist(), j.tolist(), strict=True)):
-            peaks = (self.first_run_peaks if end == self.count else self.run_peaks)[
-                start, start + 1 : end + 1
-            ]
-            needed = self.rows_in_slots(peaks + self.gradient_bytes[end])
-            # Longer runs take no less.
-            k = np.arange(start + 1, start + 1 + int(np.searchsorted(needed, self.slots, "right")))
-            if len(k):
-                for _, _, costs in self._jumps(np.full_like(k, start), k, np.full_like(k, end), self.every):
-                    np.minimum(least[place], costs.min(0), out=least[place])
+        at_once = max(1, AT_ONCE // len(lengths))
+        for first in range(0, len(i), at_once):
+            some = slice(first, first + at_once)
+            start, stop = np.repeat(i[some], len(lengths)), np.repeat(j[some], len(lengths))
+            run = (i[some, None] + lengths).ravel()
+            for _, _, costs in self._jumps(start, run, stop, self.every):
+                of_task = costs.reshape(-1, len(lengths), self.slots + 1)
+                np.minimum(least[some], of_task.min(1), out=least[some])
         return least
 
     # What follows gives for tasks from i to j every way to do them: costs `at` slots, and the way.

@@ -13,7 +13,7 @@ from revgraph.planning.solver.line import Line
 from revgraph.planning.solver.problem import Problem, Solution
 from revgraph.planning.solver.segment_programme import Step
 from revgraph.planning.solver.segments import bare_segments
-from revgraph.planning.solver.unrolling import solution_of
+from revgraph.planning.solver.unrolling import Unrolling
 
 # In lines of at most so many nodes every count of segments is tried, in longer ones every count up to another
 # one, from which on counts grow by a share.
@@ -43,7 +43,7 @@ def textbook_segments(line: Line) -> Iterator[Solution]:
             for number, segment in enumerate(segments)
         ]
         schedule = [*(there for there, _ in ways), ("turn",), *(back for _, back in reversed(ways))]
-        yield solution_of(line, segments, schedule)
+        yield Unrolling(line, segments).solution(schedule)
 
 
 def _counts(nodes: int) -> list[int]:

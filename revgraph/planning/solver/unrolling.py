@@ -7,7 +7,7 @@ a schedule's times only those count that it can say: the stage in which a rerun 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from revgraph.planning.solver.line import Line, Way
@@ -34,35 +34,44 @@ class Action(NamedTuple):
 TURN = Action("turn")
 
 
-def solution_of(line: Line, segments: Sequence[Segment], schedule: Iterable[Step]) -> Solution:
-    """The solution that does what a programme's schedule says."""
-    return _Unrolled(line, list(_actions(line, segments, schedule))).solution()
+class Unrolling:
+    """Makes solutions of the schedules of one programme, which have most of their steps in common."""
 
+    def __init__(self, line: Line, segments: Sequence[Segment]) -> None:
+        self.line = line
+        self.segments = segments
+        self._known: dict[Step, tuple[Action, ...]] = {("turn",): (TURN,)}
 
-def _actions(line: Line, segments: Sequence[Segment], schedule: Iterable[Step]) -> Iterable[Action]:
-    for what, *arguments in schedule:
-        if what == "turn":
-            yield TURN
-            continue
-        segment = segments[arguments[0]]
+    def solution(self, schedule: Iterable[Step]) -> Solution:
+        """The solution that does what the programme's schedule says."""
+        known, actions = self._known, list[Action]()
+        for step in schedule:
+            if step not in known:
+                known[step] = tuple(self._actions(step))
+            actions += known[step]
+        return _Unrolled(self.line, actions).solution()
+
+    def _actions(self, step: Step) -> Iterator[Action]:
+        what, place, *arguments = step
+        segment = self.segments[place]
         nodes = range(segment.start, segment.stop)
         if what == "run":
             yield from (Action("forward", n, "plain") for n in nodes)
         elif what == "run and keep":
             yield from (Action("forward", n, "plain") for n in nodes[:-1])
-            yield Action("forward", nodes[-1], "results", option=arguments[1])
+            yield Action("forward", nodes[-1], "results", option=arguments[0])
         elif what == "capture":
             yield from (Action("forward", n, "captured") for n in nodes)
         elif what == "captured back":
             yield from (Action("backward", n, "captured") for n in reversed(nodes))
         elif what == "at once":
-            last = max((n for n in nodes if not line.silent[n]), default=segment.start)
+            last = max((n for n in nodes if not self.line.silent[n]), default=segment.start)
             yield from (Action("backward", n, "captured") for n in range(segment.stop - 1, last, -1))
             yield from (Action("forward", n, "captured") for n in range(segment.start, last))
             yield Action("backward", last, "input")
             yield from (Action("backward", n, "captured") for n in range(last - 1, segment.start - 1, -1))
         else:
-            chosen = (segment.storing if what.startswith("store") else segment.undoing)[arguments[1]]
+            chosen = (segment.storing if what.startswith("store") else segment.undoing)[arguments[0]]
             pairs = list(zip(nodes, chosen.ways, strict=True))
             if what in ("store", "invert"):
                 yield from (Action("forward", n, "way", way) for n, way in pairs)
