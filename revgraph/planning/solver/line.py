@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 
 from revgraph.planning.solver.events import relatives_of
 from revgraph.planning.solver.merging import merge
@@ -63,7 +65,8 @@ class Line:
         self.free = frozenset(self.problem.storage_of[value] for value in held_anyway)
         self.results_bytes = self.size({self.problem.storage_of[value] for value in self.problem.results})
         self.states = self._states()
-        self.storages = [self._storages_of(state) for state in self.states]
+        self.storages = [self.storages_of(state) for state in self.states]
+        self._back: dict[int, set[int]] = {}
         self.in_states = {value for state in self.states for value in state}
         self.storing = [list(self._storing(n)) for n in range(self.count)]
         self.last_pin = {
@@ -95,6 +98,21 @@ class Line:
         """
         return self.size(storage for storage in pins if self.last_pin.get(storage, -1) < stop)
 
+    @cached_property
+    def comes_back(self) -> bool:
+        """Whether part of some state follows from the next one over wiring, as joined parts do."""
+        return any(
+            value not in after and value not in self.lost(n, n + 1)
+            for n, (before, after) in enumerate(pairwise(self.states))
+            for value in before
+        )
+
+    def lost(self, start: int, stop: int) -> list[int]:
+        """The values at position `start` that do not follow from those at a later one over wiring."""
+        if stop not in self._back:
+            self._back[stop] = self._following(self.states[stop], self.given)
+        return [value for value in self.states[start] if value not in self._back[stop]]
+
     def _states(self) -> list[tuple[int, ...]]:
         made: dict[int, int] = {}
         last: dict[int, int] = {}
@@ -117,7 +135,8 @@ class Line:
             alive.difference_update(ends[k])
         return [*states, tuple(self.problem.results)]
 
-    def _storages_of(self, values: Iterable[int]) -> Storages:
+    def storages_of(self, values: Iterable[int]) -> Storages:
+        """The storages of values that count, for the caller does not hold them anyway."""
         return frozenset(self.problem.storage_of[v] for v in values if v not in self.given) - self.free
 
     def _following(self, values: Iterable[int], given: Iterable[int] = ()) -> set[int]:
@@ -152,7 +171,7 @@ class Line:
         return Way(
             option=number,
             own_bytes=option.held_bytes,
-            pins=(pinned - self.free) | self._storages_of(stores),
+            pins=(pinned - self.free) | self.storages_of(stores),
             stores=tuple(stores),
             cost=option.cost,
             forward_peak=option.forward_peak,

@@ -9,7 +9,7 @@ it shares.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from revgraph.planning.solver.slots import (
     Slots,
 )
 
+Truths = np.ndarray[Any, np.dtype[np.bool]]
 # A plain run goes over at most so many nodes.
 LONGEST = 100
 # In lines of more nodes than that a run of more than so many has one of these lengths.
@@ -34,19 +35,23 @@ class Stretches(NamedTuple):
     """Nodes that are run plainly from a position on, by where they stop.
 
     The peak beyond the state before them, and the cost of runs in the backward. Of the state behind them so
-    many bytes lie `beside` that before them; -1 where none of it lies in both.
+    many bytes lie `beside` that before them; -1 where none of it lies in both. Of the state before them so
+    many are `lost` behind them, and do not follow from there; -1 where that is all of it.
     """
 
     stop: Slots
     peak: Slots
     cost: Slots
     beside: Slots
+    lost: Slots
 
 
 class OnceProgramme(Counted):
     """Costs and schedules of a line within `top` bytes.
 
-    `segments` are its nodes, one by one, and `stretches` what plain runs from each come to.
+    `segments` are its nodes, one by one, and `stretches` what plain runs from each come to. With `returning`,
+    the state before a plain run may come back over wiring from the state behind it: of layers that join what
+    they are given and what they make, as a DenseNet's, the last joined state gives all those before it.
     """
 
     def __init__(
@@ -56,11 +61,16 @@ class OnceProgramme(Counted):
         stretches: Sequence[Stretches],
         top: float,
         slots: int,
+        *,
+        returning: bool,
     ) -> None:
         super().__init__(line, segments, top, slots)
         self.count = count = line.count
         self.state = [self.in_slots(line.size(storages)) for storages in line.storages]
-        self.runs = [self._runs(i, stretches[i]) for i in range(count)]
+        # Plain runs by the task that begins with them.
+        self.runs = {"lent": [self._runs(stretches[i]) for i in range(count)]}
+        if returning:
+            self.runs["returned"] = [self._returning(i, stretches[i]) for i in range(count)]
         self._steps: dict[tuple[str, int, int], Step] = {}
         shape = (count + 1, slots + 1)
         self.lent, self.owned, self.released, self.returned = (
@@ -76,8 +86,11 @@ class OnceProgramme(Counted):
         for table in (self.owned, self.released, self.returned):
             table[count, turn:] = 0
         for i in range(count - 1, -1, -1):
-            self.lent[i] = np.minimum(self._least(self._lent(i)), self._run_cost(i))
+            self.lent[i] = self._least(self._lent(i))
+            np.minimum(self.lent[i], self._run_cost("lent", i), out=self.lent[i])
             self.returned[i] = self._least(self._returned(i))
+            if returning:
+                np.minimum(self.returned[i], self._run_cost("returned", i), out=self.returned[i])
             self.released[i] = self._least(self._released(i))
             self.owned[i] = np.minimum(self.released[i], self.returned[i])
 
@@ -126,7 +139,11 @@ class OnceProgramme(Counted):
                     slots -= held
                     back += [("captured back", n) for n in range(i, k - 1)]
                     back += [("at once", k - 1), *(("capture", n) for n in range(k - 2, i - 1, -1))]
-                    kind, i = "lent" if stays else "released", k
+                    if kind == "returned":
+                        back.append(("come back", i, k))
+                    else:
+                        kind = "lent" if stays else "released"
+                    i = k
                 case _:
                     raise AssertionError(chosen)
         return [*there, ("turn",), *reversed(back)]
@@ -141,10 +158,10 @@ class OnceProgramme(Counted):
                 cost = move.table[move.after, slots - move.held] + move.cost
                 if cost < least:
                     least, chosen = cost, move.how
-        if kind == "lent":
-            runs = self.runs[i]
+        if kind in self.runs:
+            runs, behind = self.runs[kind][i], self._behind(kind)
             left = slots - runs.held
-            then = np.where(runs.stays, self.lent[runs.stop, left], self.released[runs.stop, left])
+            then = np.where(runs.stays, self.lent[runs.stop, left], behind[runs.stop, left])
             costs = np.where(slots >= runs.least, then + runs.cost, INFINITE)
             if len(costs) and costs.min() < least:
                 at = int(costs.argmin())
@@ -182,44 +199,72 @@ class OnceProgramme(Counted):
                 np.minimum(best[least:], table[after, least - held : end - held] + cost, out=best[least:])
         return best
 
-    def _runs(self, i: int, stretches: Stretches) -> _Runs:
+    def _runs(self, stretches: Stretches) -> _Runs:
         """Plain runs from i to a position, which are captured when their backward comes.
 
         The state behind them must not come back by inversion: a plan then has its values from there, and runs
         nothing again for them. It `stays` beside the state before them, or goes. The last of them may keep
         results.
         """
-        needed = self.rows_in_slots(stretches.peak)
-        reached = int(np.searchsorted(needed, self.slots, "right"))  # longer ones take no less
-        stop, _, cost, beside = (row[:reached] for row in stretches)
-        less, nothing = self.rows_in_slots(np.maximum(beside, 0)), np.zeros_like(stop)
-        results = [(held[stop - 1], saved[stop - 1]) for held, saved in self.kept]
-        found: list[_Runs] = []
-        for rank, (kept, saved) in enumerate([(nothing, np.float32(0)), *results]):
-            for stays, more in (False, nothing), (True, less):
-                held = kept + more
-                fits = (held <= self.slots) & (beside >= 0 if stays else True)
-                found.append(
-                    _Runs(
-                        stop[fits],
-                        np.full_like(stop, rank)[fits],
-                        np.full_like(stop, stays)[fits],
-                        (cost.astype(np.float32) - saved)[fits],
-                        np.maximum(needed[:reached], held)[fits],
-                        held[fits],
-                    )
-                )
-        return _Runs(*map(np.concatenate, zip(*found, strict=True)))
+        needed, stretches = self._reached(stretches, 0)
+        less = self.rows_in_slots(np.maximum(stretches.beside, 0))
+        always = np.full(len(less), True)
+        released = self._keeping(stretches, needed, np.zeros_like(less), always, stays=False)
+        beside = self._keeping(stretches, needed, less, stretches.beside >= 0, stays=True)
+        return _joined(released, beside)
 
-    def _run_cost(self, i: int) -> Row:
-        """The least cost with such a run, for each number of slots."""
+    def _returning(self, i: int, stretches: Stretches) -> _Runs:
+        """Such runs from i where the state before them comes back over wiring from that behind them.
+
+        What does not is held meanwhile.
+        """
+        needed, stretches = self._reached(stretches, self.state[i])
+        held = self.rows_in_slots(np.maximum(stretches.lost, 0))
+        return self._keeping(stretches, needed, held, stretches.lost >= 0, stays=False)
+
+    def _reached(self, stretches: Stretches, beside: int) -> tuple[Slots, Stretches]:
+        """The slots that stretches take, and those that fit: longer ones take no less."""
+        needed = self.rows_in_slots(stretches.peak) + beside
+        reached = int(np.searchsorted(needed, self.slots, "right"))
+        return needed[:reached], Stretches(*(row[:reached] for row in stretches))
+
+    def _keeping(
+        self, stretches: Stretches, needed: Slots, held: Slots, possible: Truths, *, stays: bool
+    ) -> _Runs:
+        """Runs of stretches that hold so many slots besides, for each rank of results that the last keeps."""
+        stop = stretches.stop
+        results = [(kept[stop - 1], saved[stop - 1]) for kept, saved in self.kept]
+        found: list[_Runs] = []
+        for rank, (kept, saved) in enumerate([(np.zeros_like(stop), np.float32(0)), *results]):
+            most = held + kept
+            fits = possible & (most <= self.slots)
+            found.append(
+                _Runs(
+                    stop[fits],
+                    np.full_like(stop, rank)[fits],
+                    np.full_like(stop, stays)[fits],
+                    (stretches.cost.astype(np.float32) - saved)[fits],
+                    np.maximum(needed, most)[fits],
+                    most[fits],
+                )
+            )
+        return _joined(*found)
+
+    def _behind(self, kind: str) -> Row:
+        """The costs of what comes behind a task's plain run, where the state before it does not stay."""
+        return self.released if kind == "lent" else self.returned
+
+    def _run_cost(self, kind: str, i: int) -> Row:
+        """The least cost of a task that begins with a plain run, for each number of slots."""
         best, end = np.full(self.slots + 1, INFINITE, np.float32), self.slots + 1
-        runs = self.runs[i]
-        stops, costs = runs.stop.tolist(), runs.cost
-        rows = zip(stops, runs.stays.tolist(), costs, runs.least.tolist(), runs.held.tolist(), strict=True)
+        runs, behind = self.runs[kind][i], self._behind(kind)
+        stops = runs.stop.tolist()
+        rows = zip(
+            stops, runs.stays.tolist(), runs.cost, runs.least.tolist(), runs.held.tolist(), strict=True
+        )
         for k, stays, cost, least, held in rows:
-            then = (self.lent if stays else self.released)[k, least - held : end - held] + cost
-            np.minimum(best[least:], then, out=best[least:])
+            costs = (self.lent if stays else behind)[k, least - held : end - held] + cost
+            np.minimum(best[least:], costs, out=best[least:])
         return best
 
 
@@ -252,6 +297,10 @@ class _Runs(NamedTuple):
     held: Slots
 
 
+def _joined(*found: _Runs) -> _Runs:
+    return _Runs(*map(np.concatenate, zip(*found, strict=True)))
+
+
 def stretches_of(line: Line, segments: Sequence[Segment]) -> list[Stretches]:
     """What stretches of nodes come to that are run plainly, by where they begin."""
     return [_stretches(line, segments, i) for i in range(line.count)]
@@ -261,7 +310,8 @@ def _stretches(line: Line, segments: Sequence[Segment], i: int) -> Stretches:
     size, before = line.size, line.storages[i]
     own_bytes, pins, pinned_bytes, again = 0, set[int](), 0, 0
     most = 0
-    found: list[tuple[int, int, int, int]] = []
+    state = size(before)
+    found: list[tuple[int, ...]] = []
     for n in range(i, min(i + LONGEST, line.count)):
         segment, replay = segments[n], line.replay[n]
         if replay is None:
@@ -282,6 +332,8 @@ def _stretches(line: Line, segments: Sequence[Segment], i: int) -> Stretches:
         after, length = line.storages[n + 1], n + 1 - i
         if line.count <= LONGEST or length <= EXACT or length in LENGTHS:
             beside = -1 if before.isdisjoint(after) else size(after - before)
-            found.append((n + 1, most, again + item.options[replay].cost, beside))
+            lost = size(line.storages_of(line.lost(i, n + 1)))
+            lost = -1 if lost == state else lost
+            found.append((n + 1, most, again + item.options[replay].cost, beside, lost))
         again += item.rerun_cost
-    return Stretches(*np.array(found, np.int64).reshape(-1, 4).T)
+    return Stretches(*np.array(found, np.int64).reshape(-1, 5).T)

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from revgraph.planning.solver.filling import Filling
 from revgraph.planning.solver.improver import Improver
 from revgraph.planning.solver.line import Line
 from revgraph.planning.solver.neighbours import Neighbours
@@ -139,7 +140,7 @@ class _Programmes:
         self.nodes: list[Segment] = []
         self.stretches: list[Stretches] = []
 
-    def once(self, limits: Limits) -> list[_Schedules]:
+    def once(self, limits: Limits, *, returning: bool) -> list[_Schedules]:
         """Programmes without repeated reruns."""
         line = self.line
         if not self.nodes:
@@ -147,10 +148,13 @@ class _Programmes:
             self.stretches = stretches_of(line, self.nodes)
         found: list[_Schedules] = []
         for share, slots in limits.once:
-            if (0, share, slots) not in self.made:
-                programme = OnceProgramme(line, self.nodes, self.stretches, self._bytes(share), slots)
-                self.made[0, share, slots] = _Schedules(line, self.nodes, programme)
-            found.append(self.made[0, share, slots])
+            key = int(returning) - 1, share, slots
+            if key not in self.made:
+                programme = OnceProgramme(
+                    line, self.nodes, self.stretches, self._bytes(share), slots, returning=returning
+                )
+                self.made[key] = _Schedules(line, self.nodes, programme)
+            found.append(self.made[key])
         return found
 
     def nested(self, limits: Limits) -> list[_Schedules]:
@@ -184,20 +188,26 @@ class _Search:
         self.limits = limits
         self.pool = pool
         self.top = programmes.top
-        self.kinds = programmes.once(limits), programmes.nested(limits)
+        # Programmes of one kind, and the solutions that theirs are measured against.
+        self.kinds = [
+            (programmes.once(limits, returning=False), pool.once),
+            (programmes.nested(limits), pool.every),
+        ]
+        if self.line.comes_back:
+            self.kinds.append((programmes.once(limits, returning=True), pool.once))
 
     def run(self) -> None:
         limits = self.limits
         share = min(1.0, limits.large / self.line.count)
-        self._spread(max(limits.fewest, round(limits.judged * share)))
+        self._spread(max(limits.fewest, round(limits.judged * share)) // 2)
         self._refine(max(limits.fewest, round(limits.budgets * share)))
         self._improve()
         self._descend()
 
     def _spread(self, count: int) -> None:
-        """Judge schedules of every size, of the programmes that foresee the least for it."""
+        """Judge so many schedules of each kind, of every size, of those that foresee the least for it."""
         close = CLOSE * self.problem.plain_cost
-        for ours in self.kinds:
+        for ours, _ in self.kinds:
             foreseen = sorted(
                 (size, cost, n, slots) for n, each in enumerate(ours) for size, cost, slots in each.falls()
             )
@@ -206,7 +216,7 @@ class _Search:
                 best = min(best, cost)
                 if cost <= best + close:
                     chosen.append((n, slots))
-            for n, slots in thinned(chosen, count // len(self.kinds)):
+            for n, slots in thinned(chosen, count):
                 self.pool.add(ours[n].solution(slots))
 
     def _refine(self, count: int) -> None:
@@ -217,13 +227,15 @@ class _Search:
         budgets = often | {int(share * self.top) for share in shares}
         budgets |= {int(low * (self.top / low) ** share) for share in shares} if low else set()
         close = CLOSE * self.problem.plain_cost
+        filling = Filling(self.problem, self.pool)
         for budget in sorted(each for each in budgets if each >= low):
             aims = None if budget in often else self.limits.aims
-            for ours, front in zip(self.kinds, (self.pool.once, self.pool.every), strict=True):
+            for ours, front in self.kinds:
                 for schedules in sorted(ours, key=lambda each: each.foreseen(budget))[:aims]:
                     known = front.within(budget)
                     if aims is None or known is None or schedules.foreseen(budget) <= known.cost + close:
                         schedules.aim(budget, self.pool.add)
+            filling.fill(budget)
 
     def _improve(self) -> None:
         """Look for less where it matters most first: at the least peak, by default, at half, in between."""

@@ -21,7 +21,7 @@ class Action(NamedTuple):
 
     A forward is `plain`, `captured`, one that keeps `results` (of the option given), or that of a `way`. A
     backward differentiates what was `captured`, replays from its `input`, or goes by a `way`, which may
-    `undo` the node.
+    `undo` the node. Or the state before a node comes `back` over wiring from the one at a later `position`.
     """
 
     what: str
@@ -29,6 +29,7 @@ class Action(NamedTuple):
     how: str = ""
     way: Way | None = None
     option: int = -1
+    position: int = -1
 
 
 TURN = Action("turn")
@@ -60,6 +61,8 @@ class Unrolling:
         elif what == "run and keep":
             yield from (Action("forward", n, "plain") for n in nodes[:-1])
             yield Action("forward", nodes[-1], "results", option=arguments[0])
+        elif what == "come back":
+            yield Action("back", place, position=arguments[0])
         elif what == "capture":
             yield from (Action("forward", n, "captured") for n in nodes)
         elif what == "captured back":
@@ -102,7 +105,7 @@ class _Unrolled:
         nodes = self.line.nodes
         options = [-1] * len(self.line.problem.items)
         reruns, holds = set[int](), dict[int, int]()
-        for time, (what, n, how, way, _) in enumerate(self.actions):
+        for time, (what, n, how, way, *_) in enumerate(self.actions):
             k = nodes[n]
             if what == "backward" and options[k] < 0:
                 replay = self.line.replay[n]
@@ -111,7 +114,7 @@ class _Unrolled:
                 reruns.add(k)
                 if how == "captured" and self.stage[time] != n:
                     holds[k] = nodes[self.stage[time]]
-        for _, n, how, _, option in self.actions:
+        for _, n, how, _, option, _ in self.actions:
             if how == "results":
                 options[nodes[n]] = option
         for n, k in enumerate(nodes):
@@ -140,7 +143,7 @@ class _Unrolled:
         states: defaultdict[int, list[list[int]]] = defaultdict(list)
         spans: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
         began: dict[int, int] = {}
-        for time, (what, n, how, way, _) in enumerate(self.actions):
+        for time, (what, n, how, way, _, position) in enumerate(self.actions):
             if what == "forward":
                 if states[n]:
                     states[n][-1][1] = time
@@ -155,6 +158,11 @@ class _Unrolled:
                 if way is not None and n in began:
                     for value in way.stores:
                         spans[value].append((began[n], time))
+            elif what == "back":
+                states[position][-1][1] = time
+                states[n].append([time, time])
+                for value in self.line.lost(n, position):
+                    spans[value].append((began[n], time))
         for position, found in states.items():
             times = [(made, last) for made, last in found]
             for value in self.line.states[position]:
