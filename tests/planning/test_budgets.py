@@ -322,3 +322,39 @@ def test_residual_blocks_in_plain_code_take_no_more_than_torchs_checkpoints() ->
         each(x).square().mean().backward()
     for one, two in zip(net.parameters(), reference.parameters(), strict=True):
         assert torch.equal(one.grad, two.grad)  # pyright: ignore
+
+
+class Joining(nn.Module):
+    """Layers of two convolutions that each join what they make to what they are given, as a DenseNet's do."""
+
+    def __init__(self, layers: int, width: int = 16, growth: int = 8) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        sizes = range(width, width + layers * growth, growth)
+        self.layers = nn.ModuleList(
+            nn.Sequential(
+                *(nn.BatchNorm2d(size), nn.ReLU(), nn.Conv2d(size, 2 * growth, 1, bias=False)),
+                *(nn.BatchNorm2d(2 * growth), nn.ReLU(), nn.Conv2d(2 * growth, growth, 3, 1, 1, bias=False)),
+            )
+            for size in sizes
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.sin(x)
+        for layer in self.layers:
+            x = torch.cat([x, layer(x)], 1)
+        return x
+
+
+def test_joined_layers_need_no_flop_more_in_two_fifths_of_the_bytes() -> None:
+    """Joined values come back from the last of them, and norms from these: only convolutions are stored.
+
+    After Pleiss et al. 2017, "Memory-efficient implementation of DenseNets".
+    """
+    x = torch.randn(4, 16, 8, 8)
+    net = rg.trace(Joining(12), x)
+    plan = net.plan = rg.plan(net.graph, "40%", cost="flops")
+    assert plan.flops_ratio == 1
+    assert any(source.how == "rewired" for source in plan.sources.values())
+    assert rg.measure(net, x).peak_bytes == plan.peak_bytes <= 0.4 * plan.ordinary_bytes
+    assert rg.check(net, x).max_relative_error < 1e-6

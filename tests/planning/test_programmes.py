@@ -1,4 +1,4 @@
-"""Programmes over segments: sharing rows changes nothing, and schedules cost what tables foresee."""
+"""Programmes over segments: sharing rows changes nothing, and schedules cost what tables foresee; filling."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+from planning.evaluating import evaluate, judge_of
 from planning.problems import branching, revnet_like
 from torch import nn
 
 import revgraph as rg
 from revgraph.planning.posing import pose
 from revgraph.planning.profiles import profile_of
+from revgraph.planning.solver.filling import Filling
 from revgraph.planning.solver.line import Line
 from revgraph.planning.solver.once_programme import OnceProgramme, stretches_of
+from revgraph.planning.solver.pool import Pool
 from revgraph.planning.solver.problem import Problem
 from revgraph.planning.solver.segment_programme import SegmentProgramme, Step
 from revgraph.planning.solver.segments import Segment, cuts_of, segments_of
+from revgraph.planning.solver.textbook import keep_all, textbook_segments
 
 SLOTS = 120
 
@@ -47,9 +51,31 @@ def equal_blocks(count: int = 6) -> Problem:
     return posed(blocks, torch.zeros(4, 8), torch.zeros(4, 8))
 
 
+class Joining(nn.Module):
+    """Layers that each join what they make to what they are given, as a DenseNet's do."""
+
+    def __init__(self, count: int, width: int = 8, growth: int = 4) -> None:
+        super().__init__()
+        sizes = range(width, width + count * growth, growth)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(size), nn.GELU(), nn.Linear(size, growth)) for size in sizes
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.sin(x)
+        for layer in self.layers:
+            x = torch.cat([x, layer(x)], -1)
+        return x
+
+
+def joined_layers(count: int = 5) -> Problem:
+    return posed(Joining(count), torch.zeros(4, 8))
+
+
 PROBLEMS: dict[str, Callable[[], Problem]] = {
     "equal layers": equal_layers,
     "equal blocks": equal_blocks,
+    "joined layers": joined_layers,
     **{f"branching {seed}": lambda seed=seed: branching(Random(seed), 12) for seed in range(4)},
     **{f"revnet-like {seed}": lambda seed=seed: revnet_like(Random(seed), 12) for seed in range(4)},
 }
@@ -131,13 +157,51 @@ def test_schedules_cost_what_the_programme_foresees(name: str, most: int) -> Non
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_schedules_without_repeated_reruns_cost_what_is_foreseen(name: str) -> None:
+@pytest.mark.parametrize("returning", [False, True])
+def test_schedules_without_repeated_reruns_cost_what_is_foreseen(name: str, returning: bool) -> None:
     line, top = line_of(name)
     nodes = segments_of(line, range(line.count + 1))
-    programme = OnceProgramme(line, nodes, stretches_of(line, nodes), top, 400)
+    programme = OnceProgramme(line, nodes, stretches_of(line, nodes), top, 400, returning=returning)
     finite = np.flatnonzero(np.isfinite(programme.costs)).tolist()
     assert all(np.diff(programme.costs[finite]) <= 0)
     for slots in finite[::20]:
         assert cost_of(nodes, programme.schedule(slots)) == pytest.approx(
             float(programme.costs[slots]), rel=1e-5, abs=1e-3
         )
+
+
+def test_states_that_come_back_over_wiring_need_not_be_held() -> None:
+    line, top = line_of("joined layers")
+    assert line.comes_back
+    assert not line_of("equal layers")[0].comes_back
+    nodes = segments_of(line, range(line.count + 1))
+    stretches = stretches_of(line, nodes)
+    without, returning = (
+        OnceProgramme(line, nodes, stretches, top, 400, returning=each).costs for each in (False, True)
+    )
+    assert (returning <= without).all()
+    assert np.isfinite(returning).sum() >= np.isfinite(without).sum()
+    assert (returning < without).any()
+
+
+@pytest.mark.parametrize("make", [branching, revnet_like])
+def test_bytes_left_over_are_spent_on_less_cost(make: Callable[[Random, int], Problem]) -> None:
+    cheaper = 0
+    for seed in range(40):
+        problem = make(Random(seed), 12)
+        pool = Pool(judge_of(problem))
+        pool.add(keep_all(problem))
+        top = pool.every.least.peak_bytes
+        for solution in textbook_segments(Line(problem)):
+            pool.add(solution)
+        for share in (0.6, 0.75, 0.9):
+            before = pool.every.within(share * top)
+            Filling(problem, pool).fill(int(share * top))
+            after = pool.every.within(share * top)
+            if before is not None and after is not None:
+                assert after.peak_bytes <= share * top
+                assert after.cost <= before.cost
+                found = evaluate(problem, after)
+                assert (found.peak_bytes, found.cost) == (after.peak_bytes, after.cost)
+                cheaper += after.cost < before.cost
+    assert cheaper >= 10

@@ -5,6 +5,7 @@
       textbook             ordinary autograd, and segments of every count, as in books
       once_programme       a programme node by node, for plans that run nothing more than once again
       segment_programme    a programme over segments, with reruns within reruns
+      filling              what these leave unused of a budget, spent where it saves most
       improver             a mixed integer programme, below the best that these have found
       neighbours           in small problems, single decisions that are better otherwise
     pool                   what was judged, without what something else beats
