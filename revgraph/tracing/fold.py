@@ -3,7 +3,8 @@
 A module's hooks, wrapping and compilation then stay its own, and the planner decides about it as a whole.
 What is too coarse for it is left open: a module with several composite parts (the layers of an encoder, the
 attention and the perceptron of a block), and a row of layers, one after another, in which a result may be
-stored so that what follows it is cheap to compute again (convolution, normalization, activation).
+stored so that what follows it is cheap to compute again (convolution, normalization, activation); also where
+that is joined to what it was made from.
 """
 
 from __future__ import annotations
@@ -127,6 +128,8 @@ class _Folding:
             return False
         nodes = [node for node in call.scope.nodes if node.op != "get_attr"]
         computed = [node for node in nodes if _makes_tensors(self.tracer, node)]
+        if len(computed) > 1 and is_wiring(computed[-1], self.tracer.root):
+            computed.pop()  # what was made is joined to what was given, as in layers of a DenseNet
         read = [[each for each in node.all_input_nodes if each.op != "get_attr"] for node in computed]
         return all(len(inputs) == 1 for inputs in read) and all(
             inputs[0] is before for inputs, before in zip(read[1:], computed, strict=False)

@@ -155,6 +155,36 @@ def test_row_in_code_is_opened_as_one_of_modules() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("order", ["x first", "x last", "something else"])
+def test_row_that_is_joined_to_what_was_given_is_opened(order: str) -> None:
+    """As layers of a DenseNet: the joined value gives back the one before it, and the norm that."""
+
+    class Joined(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.norm, self.linear = nn.LayerNorm(width).double(), linear(width, 2, seed=width)
+
+        def forward(self, x: Tensor) -> Tensor:
+            made = self.linear(nn.functional.gelu(self.norm(x)))
+            given = {"x first": [x, made], "x last": [made, x], "something else": [x.sin(), made]}[order]
+            return torch.cat(given, -1)
+
+    net = agree(nn.Sequential(Joined(4), Joined(6), linear(8, 4)), randn(3, 4), couplings=0)
+    planned = [node.name for node in net.graph.planned]
+    if order == "something else":
+        assert planned == ["0", "1", "2"]
+        return
+    assert planned == ["0.norm", "0.gelu", "0.linear", "1.norm", "1.gelu", "1.linear", "2"]
+    decisions = dict.fromkeys(planned, "recompute")
+    net.plan = rg.decide(net.graph, decisions, reruns=[name for name in planned if "linear" not in name])
+    x, again = (randn(3, 4).requires_grad_() for _ in range(2))
+    net(x).square().sum().backward()
+    net.plan = rg.keep_all(net.graph)
+    net(again).square().sum().backward()
+    assert x.grad is not None and again.grad is not None
+    torch.testing.assert_close(x.grad, again.grad, rtol=1e-12, atol=1e-12)
+
+
 def test_opened_row_keeps_linear_results_and_repeats_activations_for_nothing() -> None:
     x = randn(64, 16)
     layers = [nn.Sequential(linear(16, 16, seed), nn.GELU()) for seed in range(8)]
