@@ -31,6 +31,10 @@ class _Move(NamedTuple):
     saved: int
     held: int
 
+    @property
+    def worth(self) -> float:
+        return self.saved / max(1, self.held)
+
 
 class Filling:
     """Goes on from a pool's solutions to cheaper ones within the same budget."""
@@ -50,7 +54,7 @@ class Filling:
 
     def _better(self, solution: Solution, budget: int) -> bool:
         """Whether moves were found that make it cheaper."""
-        moves = sorted(self._moves(solution), key=lambda move: (-move.saved / max(1, move.held), move.node))
+        moves = sorted(self._moves(solution), key=lambda move: (-move.worth, move.node))
         room = budget - solution.peak_bytes
         for _ in range(1 + HALVES):
             chosen = list(_affordable(moves, room))
@@ -66,11 +70,9 @@ class Filling:
         """For each node the move that saves most for a byte."""
         stored = self.free | {self.problem.storage_of[value] for value in solution.stored}
         for k, item in enumerate(self.problem.items):
-            found = [
-                move for move in self._moves_of(k, item, solution, stored) if move.saved > 0 and move.held > 0
-            ]
+            found = [move for move in self._moves_of(k, item, solution, stored) if move.saved > 0]
             if found:
-                yield max(found, key=lambda move: (move.saved / move.held, -move.option))
+                yield max(found, key=lambda move: (move.worth, -move.option))
 
     def _moves_of(self, k: int, item: Item, solution: Solution, stored: set[int]) -> Iterator[_Move]:
         if not item.options:
