@@ -15,7 +15,7 @@ from torch import nn
 import revgraph as rg
 from revgraph.planning.posing import pose
 from revgraph.planning.profiles import profile_of
-from revgraph.planning.solver.filling import Filling
+from revgraph.planning.solver.filling import BudgetFilling
 from revgraph.planning.solver.line import Line
 from revgraph.planning.solver.once_programme import OnceProgramme, stretches_of
 from revgraph.planning.solver.pool import Pool
@@ -192,11 +192,12 @@ def test_bytes_left_over_are_spent_on_less_cost(make: Callable[[Random, int], Pr
         pool = Pool(judge_of(problem))
         pool.add(keep_all(problem))
         top = pool.every.least.peak_bytes
-        for solution in textbook_segments(Line(problem)):
+        line = Line(problem)
+        for solution in textbook_segments(line):
             pool.add(solution)
         for share in (0.6, 0.75, 0.9):
             before = pool.every.within(share * top)
-            Filling(problem, pool).fill(int(share * top))
+            BudgetFilling(line, pool).fill(int(share * top))
             after = pool.every.within(share * top)
             if before is not None and after is not None:
                 assert after.peak_bytes <= share * top

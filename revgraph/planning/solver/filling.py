@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from revgraph.planning.solver.line import Line, Storages
 from revgraph.planning.solver.pool import Pool
-from revgraph.planning.solver.problem import Item, Problem, Solution
+from revgraph.planning.solver.problem import Item, Solution
 
 # How often a solution is gone on from at one budget, and how often with half as many bytes where that fails.
 ROUNDS, HALVES = 2, 1
@@ -36,14 +37,13 @@ class _Move(NamedTuple):
         return self.saved / max(1, self.held)
 
 
-class Filling:
+class BudgetFilling:
     """Goes on from a pool's solutions to cheaper ones within the same budget."""
 
-    def __init__(self, problem: Problem, pool: Pool) -> None:
-        self.problem = problem
+    def __init__(self, line: Line, pool: Pool) -> None:
+        self.line = line
+        self.problem = line.problem
         self.pool = pool
-        # Storages that the caller holds anyway.
-        self.free = {problem.storage_of[value] for value in (*problem.given, *problem.results)}
 
     def fill(self, budget: int) -> None:
         """Look for a cheaper solution than the pool's best within a budget, near it."""
@@ -68,13 +68,13 @@ class Filling:
 
     def _moves(self, solution: Solution) -> Iterator[_Move]:
         """For each node the move that saves most for a byte."""
-        stored = self.free | {self.problem.storage_of[value] for value in solution.stored}
+        stored = self.line.free | {self.problem.storage_of[value] for value in solution.stored}
         for k, item in enumerate(self.problem.items):
             found = [move for move in self._moves_of(k, item, solution, stored) if move.saved > 0]
             if found:
                 yield max(found, key=lambda move: (move.worth, -move.option))
 
-    def _moves_of(self, k: int, item: Item, solution: Solution, stored: set[int]) -> Iterator[_Move]:
+    def _moves_of(self, k: int, item: Item, solution: Solution, stored: Storages) -> Iterator[_Move]:
         if not item.options:
             return
         present = item.options[solution.options[k]]
@@ -85,17 +85,16 @@ class Filling:
             pinned = set(option.pinned).difference(stored)
             if not again:
                 saved = present.cost - option.cost
-                held = option.held_bytes - present.held_bytes + self._size(pinned)
+                held = option.held_bytes - present.held_bytes + self.line.size(pinned)
                 yield _Move(k, number, False, saved, held)
             elif option.name == "keep":
                 saved = item.rerun_cost + (0 if captured else present.cost)
-                yield _Move(k, number, True, saved, option.held_bytes + self._size(pinned | outputs - stored))
+                yield _Move(
+                    k, number, True, saved, option.held_bytes + self.line.size(pinned | outputs - stored)
+                )
         if again and not captured:
-            held = self._size(outputs - stored)
+            held = self.line.size(outputs - stored)
             yield _Move(k, solution.options[k], True, item.rerun_cost, held)
-
-    def _size(self, storages: Iterable[int]) -> int:
-        return sum(self.problem.storage_bytes[storage] for storage in storages)
 
     def _moved(self, solution: Solution, moves: Iterable[_Move]) -> Solution:
         options, stored = list(solution.options), set(solution.stored)

@@ -66,7 +66,7 @@ class Line:
         self.results_bytes = self.size({self.problem.storage_of[value] for value in self.problem.results})
         self.states = self._states()
         self.storages = [self.storages_of(state) for state in self.states]
-        self._back: dict[int, set[int]] = {}
+        self._follows: dict[int, set[int]] = {}
         self.in_states = {value for state in self.states for value in state}
         self.storing = [list(self._storing(n)) for n in range(self.count)]
         self.last_pin = {
@@ -109,9 +109,14 @@ class Line:
 
     def lost(self, start: int, stop: int) -> list[int]:
         """The values at position `start` that do not follow from those at a later one over wiring."""
-        if stop not in self._back:
-            self._back[stop] = self._following(self.states[stop], self.given)
-        return [value for value in self.states[start] if value not in self._back[stop]]
+        follows = self._behind(stop)
+        return [value for value in self.states[start] if value not in follows]
+
+    def _behind(self, position: int) -> set[int]:
+        """The values that follow over wiring from those at a position."""
+        if position not in self._follows:
+            self._follows[position] = self._following(self.states[position], self.given)
+        return self._follows[position]
 
     def _states(self) -> list[tuple[int, ...]]:
         made: dict[int, int] = {}
@@ -158,7 +163,7 @@ class Line:
                 yield self._way(number, option, [value for value in needs if value not in self.given])
 
     def _undoing(self, n: int) -> Iterator[Way]:
-        after = self._following(self.states[n + 1], self.given)
+        after = self._behind(n + 1)
         for number, option in enumerate(self.item(n).options):
             needs = option.needs if option.name != "keep" else ()
             missing = [value for value in needs if value not in after]

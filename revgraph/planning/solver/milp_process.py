@@ -122,7 +122,7 @@ def _serve() -> None:
             options={
                 "node_limit": int(given["nodes"]),
                 "mip_rel_gap": float(given["gap"]),
-                "presolve": False,  # which takes longer than it saves where so few nodes are gone through
+                "presolve": False,  # mostly longer than it saves where few nodes are gone through
             },
         )
         x = np.zeros(0) if found.x is None else found.x

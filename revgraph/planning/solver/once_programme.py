@@ -24,7 +24,7 @@ from revgraph.planning.solver.slots import (
     Slots,
 )
 
-Truths = np.ndarray[Any, np.dtype[np.bool]]
+Truths = np.ndarray[Any, np.dtype[np.bool_]]
 # A plain run goes over at most so many nodes.
 LONGEST = 100
 # In lines of more nodes than that a run of more than so many has one of these lengths.

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from revgraph.planning.solver.filling import Filling
+from revgraph.planning.solver.filling import BudgetFilling
 from revgraph.planning.solver.improver import Improver
 from revgraph.planning.solver.line import Line
 from revgraph.planning.solver.neighbours import Neighbours
@@ -35,12 +35,12 @@ class Limits:
 
     `once` are the programmes without repeated reruns: the share of ordinary autograd's peak that each counts
     to, and in how many slots. `segments` are those with: into how many segments the line is cut, the share,
-    and the slots. Of all their schedules `judged` are judged first; then, at each of `budgets` from the least
-    peak to ordinary autograd, those of as many programmes as `aims` that foresee the least for it come close
-    below it. Then the improver looks for less, with so many `branches`, at the least peak in lines of at
-    most `largest` nodes, and at up to `improved` budgets in those of at most `improving`. Lines of at most
-    `stepping` nodes are gone on from by single steps, with as many trials as go over `trials` nodes. Lines of
-    more than `large` nodes have fewer schedules judged, in proportion, but `fewest`.
+    and the slots. Of the schedules of each kind half of `judged` are judged first; then, at each of `budgets`
+    from the least peak to ordinary autograd, those of as many programmes as `aims` that foresee the least for
+    it come close below it. Then the improver looks for less, with so many `branches`, at the least peak in
+    lines of at most `largest` nodes, and at up to `improved` budgets in those of at most `improving`. Lines
+    of at most `stepping` nodes are gone on from by single steps, with as many trials as go over `trials`
+    nodes. Lines of more than `large` nodes have fewer schedules judged, in proportion, but `fewest`.
     """
 
     once: tuple[tuple[float, int], ...]
@@ -227,7 +227,7 @@ class _Search:
         budgets = often | {int(share * self.top) for share in shares}
         budgets |= {int(low * (self.top / low) ** share) for share in shares} if low else set()
         close = CLOSE * self.problem.plain_cost
-        filling = Filling(self.problem, self.pool)
+        filling = BudgetFilling(self.line, self.pool)
         for budget in sorted(each for each in budgets if each >= low):
             aims = None if budget in often else self.limits.aims
             for ours, front in self.kinds:
