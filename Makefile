@@ -18,7 +18,7 @@ CLIENTS_READY := $(CLIENTS)/.ready
 # The documentation's theme otherwise advertises its successor on every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo demo-text test check docs trust fuzz gallery cli-page seconds pictures bench bench-peers bench-step \
+.PHONY: demo demo-text test test-slow check docs trust fuzz gallery cli-page seconds pictures bench bench-peers bench-step \
 	bench-times bench-frontier bench-quality bench-oracle bench-alike bench-planning bench-flows bench-conversion bench-compile paper bench-complexity bench-angles bench-accuracy bench-limits bench-imagenet gpu clients clean
 
 demo: $(READY)
@@ -28,9 +28,13 @@ demo: $(READY)
 demo-text: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.language_model
 
-# Tests of one file run in one process, so that what they share is made once.
+# The checks and the quick tests. Tests of one file run in one process, so that what they share is made once.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
+
+# All others, which take most of an hour: random graphs, foreign networks, benchmarks, whole trainings.
+test-slow: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m slow
 
 check: $(READY)
 	$(BIN)/ruff format --check .

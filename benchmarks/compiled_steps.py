@@ -133,6 +133,14 @@ def study(made: Made, budgets: Sequence[float], rounds: int, tell: Tell) -> None
     It tells the title and what the plan foretells; of each way how long its first step took, or why it
     failed; and in the end of each its seconds (median) and bytes.
     """
+    from torch._dynamo import config
+
+    # One model is compiled in many ways; past its limit torch would run further ones as they are, in silence.
+    with config.patch(recompile_limit=len(budgets) + 8, fail_on_recompile_limit_hit=True):
+        _study(made, budgets, rounds, tell)
+
+
+def _study(made: Made, budgets: Sequence[float], rounds: int, tell: Tell) -> None:
     net, inputs, title = made
     tell({"title": title, "plan_held_bytes": net.plan.held_bytes, "plan_peak_bytes": net.plan.peak_bytes})
     ways: dict[str, nn.Module] = {}

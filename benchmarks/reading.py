@@ -57,8 +57,9 @@ def _sentence(plan: rg.Plan, measured: dict[str, Any]) -> str:
     seconds = f"{measured['plan_seconds']:.2f} s a step in place of {measured['ordinary_seconds']:.2f} s"
     return (
         f"RevNet-110 at a batch of {BATCH}: ordinary training takes {human_bytes(plan.ordinary_bytes)} of "
-        f"activations at its peak, this plan {human_bytes(plan.peak_bytes)}, at {plan.flops_ratio:.2f} times "
-        f"the FLOPs and {measured['ratio']:.2f} times the time: {seconds}, measured on one core of a CPU.\n"
+        f"activations at its peak, the default plan {human_bytes(plan.peak_bytes)}, at "
+        f"{plan.flops_ratio:.2f} times the FLOPs and {measured['ratio']:.2f} times the time: {seconds}, "
+        "measured on one core of a CPU.\n"
     )
 
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from revgraph.displays import ShownAsTable
-from revgraph.engine.module import ReversibleModule
+from revgraph.engine.module import ReversibleModule, check_net
 from revgraph.engine.observer import Choices, Observer
 from revgraph.errors import DriftError, cures_of_drift
 from revgraph.graph import Graph
@@ -132,6 +132,7 @@ def check(net: ReversibleModule, *inputs: Any, seed: int = 0, **extras: Any) -> 
     cotangents, drawn with `seed`. The net, its gradients and the random state are left as they were.
 
     Raises:
+        TraceError: `net` is no net of `rg.trace` or `rg.load`.
         GraphError: no output depends on a parameter or input that requires a gradient.
 
     Example:
@@ -142,6 +143,7 @@ def check(net: ReversibleModule, *inputs: Any, seed: int = 0, **extras: Any) -> 
         >>> rg.check(net, *torch.randn(2, 8, 4)).verdict
         'good'
     """
+    check_net(net, "rg.check")
     with ExitStack() as hooks:
         stored = _Stored(hooks)
         with net.planned(keep_all(net.graph)), net.watched_by(stored):

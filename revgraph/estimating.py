@@ -10,7 +10,7 @@ from torch import Tensor
 
 from revgraph.engine.executable import PlannedOperation
 from revgraph.engine.forward import Forward
-from revgraph.engine.module import ReversibleModule
+from revgraph.engine.module import ReversibleModule, check_net
 from revgraph.expressions import map_leaves
 from revgraph.graph import Graph
 from revgraph.isolation import model_of, untouched
@@ -30,6 +30,9 @@ def estimate_drift(net: ReversibleModule, *inputs: Any, **extras: Any) -> Graph:
     the net's mode (training or evaluation). `rg.plan(net.graph, max_drift=...)` places anchors by that. The
     net's buffers and the random state are left as they were.
 
+    Raises:
+        TraceError: `net` is no net of `rg.trace` or `rg.load`.
+
     Example:
         >>> import torch, revgraph as rg
         >>> net = rg.load("revnet-38", batch=2)
@@ -37,6 +40,7 @@ def estimate_drift(net: ReversibleModule, *inputs: Any, **extras: Any) -> Graph:
         >>> all(node.cost.growth > 0 for node in graph.nodes if node.kind == "coupling")
         True
     """
+    check_net(net, "rg.estimate_drift")
     found: dict[str, tuple[float, float]] = {}
     env: dict[str, Any] = {}
     read_form(net._program.arguments, bind(net._program.signature, inputs, extras), "the call", env)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from torch import nn
 from torch.fx.immutable_collections import immutable_dict
+from torch.nn import functional
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,11 @@ class Call:
     frees: tuple[int, ...]
     where: str = ""
 
+    def __reduce__(self) -> Any:
+        target, args = self.target, (self.args, self.kwargs, self.result, self.frees, self.where)
+        name = _name_in_functional(target)
+        return (_call_by_name, (self.kind, name, *args)) if name else (Call, (self.kind, target, *args))
+
     def run(self, root: nn.Module, registers: list[Any]) -> Any:
         args = [fill(arg, registers) for arg in self.args]
         kwargs = {key: fill(arg, registers) for key, arg in self.kwargs.items()} if self.kwargs else {}
@@ -58,6 +64,17 @@ class Call:
         if self.kind == "method":
             return getattr(args[0], self.target)(*args[1:], **kwargs)
         return attribute_at(root, self.target)
+
+
+def _name_in_functional(target: Any) -> str:
+    """The name of a function of torch's that its own name does not tell, as pickles need it; else ""."""
+    if "<locals>" not in str(getattr(target, "__qualname__", "")):
+        return ""
+    return next((name for name, each in vars(functional).items() if each is target), "")
+
+
+def _call_by_name(kind: Any, name: str, *args: Any) -> Call:
+    return Call(kind, getattr(functional, name), *args)
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,6 +183,9 @@ def verify(graph: Graph) -> Graph:
     Raises:
         GraphError: what is wrong, and at which node.
     """
+    if not isinstance(graph, Graph):
+        hint = ": give its .graph" if isinstance(getattr(graph, "graph", None), Graph) else ""
+        raise GraphError(f"a revgraph.Graph is verified, and this is a {type(graph).__name__}{hint}")
     _unique("node", (node.name for node in graph.nodes))
     _unique("value", (value.name for value in graph.values))
     made: set[str] = set()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from revgraph.bijections import ActNorm
-from revgraph.engine.module import ReversibleModule
+from revgraph.engine.module import ReversibleModule, check_net
 from revgraph.engine.observer import Observer
 from revgraph.expressions import module_at
 from revgraph.program import CouplingLaw
@@ -20,6 +20,9 @@ def initialize(net: ReversibleModule, *inputs: Any, **extras: Any) -> int:
     Each is given the scale and shift with which its channels have mean 0 and variance 1 on this batch (Glow;
     Kingma, Dhariwal 2018, section 3.1). One forward without gradients, in the net's mode.
 
+    Raises:
+        TraceError: `net` is no net of `rg.trace` or `rg.load`.
+
     Example:
         >>> import torch, revgraph as rg
         >>> flow = rg.load("realnvp", batch=100)
@@ -28,6 +31,7 @@ def initialize(net: ReversibleModule, *inputs: Any, **extras: Any) -> int:
         >>> flow(torch.randn(100, 2) * 3 + 1).std().round().item()
         1.0
     """
+    check_net(net, "rg.initialize")
     fitting = _Fitting(net)
     with torch.no_grad(), net.watched_by(fitting):
         net(*inputs, **extras)

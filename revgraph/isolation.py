@@ -275,9 +275,7 @@ def _contents_kept(attributes: list[dict[str, Any]]) -> Iterator[list[Tensor]]:
     """
     held = _Held()
     for own in attributes:
-        for name, value in own.items():
-            if name not in MODULE_TABLES:
-                held.hold(value)
+        held.hold_all(own)
     try:
         yield held.tensors
     finally:
@@ -290,8 +288,7 @@ def putting_back(module: nn.Module) -> Callable[[], None]:
     tables = _Tables(module.modules(), TABLES)
     own = {name: value for name, value in own_attributes(module).items() if name not in MODULE_TABLES}
     held = _Held()
-    for value in own.values():
-        held.hold(value)
+    held.hold_all(own)
 
     def put_back() -> None:
         for undo in held.undo.values():
@@ -302,6 +299,40 @@ def putting_back(module: nn.Module) -> Callable[[], None]:
         tables.put_back()
 
     return put_back
+
+
+def as_it_is(model: nn.Module) -> Callable[[], None]:
+    """What puts a model's buffers and attributes, and the random states, back to where they are now."""
+    modules = [each for each in model.modules() if not isinstance(each, torch.jit.ScriptModule)]
+    attributes = [(own, dict(own)) for own in map(own_attributes, modules)]
+    tables, held = _Tables(modules, TABLES), _Held()
+    for _, before in attributes:
+        held.hold_all(before)
+    tensors = [each for each in (*model.buffers(), *held.tensors) if not is_lazy(each)]
+    contents = [(each, each.detach().clone()) for each in tensors]
+    cuda = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    states = [(each, each.get_state()) for each in (torch.default_generator, *cuda)]
+    python, numpy = random.getstate(), getattr(sys.modules.get("numpy"), "random", None)
+    numpy_state = numpy.get_state() if numpy is not None else None
+
+    def back() -> None:
+        for undo in held.undo.values():
+            undo()
+        for own, before in attributes:
+            own.clear()
+            own.update(before)
+        tables.put_back()
+        with torch.no_grad():
+            for tensor, content in contents:  # batch normalization writes its buffers in secret
+                with nullcontext() if tensor.is_inference() else version_kept(tensor):
+                    tensor.detach().copy_(content)
+        for generator, state in states:
+            generator.set_state(state)
+        random.setstate(python)
+        if numpy is not None:
+            numpy.set_state(numpy_state)
+
+    return back
 
 
 class _Held:
@@ -315,6 +346,12 @@ class _Held:
         self.undo: dict[int, Callable[[], Any]] = {}
         self.tensors: list[Tensor] = []
         self._alive: list[Any] = []  # or identities could be given again
+
+    def hold_all(self, attributes: Mapping[str, Any]) -> None:
+        """Note what there is to put back of a module's attributes."""
+        for name, value in attributes.items():
+            if name not in MODULE_TABLES:
+                self.hold(value)
 
     def hold(self, value: Any) -> None:
         """Note what there is to put back of a value, and of what is in it."""
@@ -330,7 +367,7 @@ class _Held:
         restore: Callable[[], Any] | None = None
         if kind is not None:
             restore = partial(_put_back, value, kind, _content(value))
-        elif (reset := _generator(value)) is not None:
+        elif (reset := _generator(value) or _array(value)) is not None:
             restore = reset
         is_users = bool(type(value).__flags__ & HEAP_TYPE) or issubclass(type(value), SimpleNamespace)
         if is_users and isinstance(getattr(value, "__dict__", None), dict):
@@ -364,6 +401,14 @@ def _put_back(value: Any, kind: Any, content: list[Any]) -> None:
     else:
         for key, item in zip(content[::2], content[1::2], strict=True):
             kind.__setitem__(value, key, item)
+
+
+def _array(value: Any) -> Callable[[], Any] | None:
+    """What puts the numbers of an array of numpy's back; None of anything else, and of one that is large."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None or not isinstance(value, numpy.ndarray) or value.size > MOST_HELD:
+        return None
+    return partial(numpy.copyto, value, value.copy()) if value.flags.writeable else None
 
 
 def _generator(value: Any) -> Callable[[], Any] | None:

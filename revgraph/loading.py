@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,15 +13,15 @@ from revgraph.costs import with_costs
 from revgraph.engine.module import ReversibleModule
 from revgraph.errors import SpecError, TraceError
 from revgraph.gridding import on_grid
-from revgraph.isolation import out_of_inference_mode
+from revgraph.isolation import model_of, out_of_inference_mode
 from revgraph.program import Program
+from revgraph.progress import Progress
 from revgraph.specs import build, traced_inputs
 from revgraph.tracing import trace as trace_program
 from revgraph.tracing.arguments import form_of
+from revgraph.turns import TracingAlone
 
 HALF = ("float16", "bfloat16")
-# A trace puts others in the place of torch's functions and of the model's tensors, for the whole process.
-_turn = threading.RLock()
 
 
 def trace(
@@ -45,6 +44,8 @@ def trace(
     Streams are to be float32 or float64; functions may run in low precision under autocast, which leaves the
     streams in float32. `half_streams` permits float16 and bfloat16, whose sums lose far more when undone.
 
+    Of a net its model is traced, anew.
+
     Raises:
         TraceError: the model fails on the example, its own forward cannot be traced, a stream is in half
             precision, or exact mode meets couplings other than sums.
@@ -62,6 +63,8 @@ def trace(
         >>> [node.name for node in net.graph.nodes if node.kind == "coupling"]
         ['f', 'g']
     """
+    if isinstance(model, ReversibleModule):
+        model = model_of(model)
     return _net(model, example_inputs, example_kwargs, type(model).__name__, exact, half_streams)
 
 
@@ -117,7 +120,7 @@ class Tracing:
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], gradients: bool = True
     ) -> Program:
         """The program of a call, with its costs; one thread at a time."""
-        with _turn:
+        with TracingAlone(), Progress(f"tracing {self.name}", "reading its code") as progress:
             program = trace_program(
                 model, args, kwargs, self.name, sums_only=self.exact is not False, gradients=gradients
             )
@@ -125,6 +128,7 @@ class Tracing:
                 _refuse_half(program)
             if self.exact is not False:
                 program = on_grid(program, model, self.exact)
+            progress.phase = f"costs of {len(program.graph.planned)} nodes"
             _, named = form_of(model, args, kwargs)
             return replace(program, graph=with_costs(program, model, named))
 

@@ -30,6 +30,7 @@ TABLES = frozenset(nn.Module().__dict__) - {"training"}
 # How code gets at all attributes at once; torch's modules and revgraph do so without looking at the user's.
 WHOLE = frozenset({"__dict__", "__reduce_ex__", "__getstate__", "__deepcopy__", "__copy__"})
 HARMLESS = ("torch.nn.modules.module", "revgraph.")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 DEPTH = 2  # how deep objects are looked into
 EMPTY = CellType()
 LONG = 1000  # items of a container up to which it is compared by content
@@ -90,7 +91,16 @@ def _structure_of(module: nn.Module, told: Structures) -> Structure:
             for name, child in module._modules.items()
         ]
     )
-    return Structure((type(module), plain, own, children))
+    return Structure((type(module), plain, own, children, _hooks(module)))
+
+
+def _hooks(module: nn.Module) -> str:
+    """What a module's hooks look like; "" without any, as most modules are."""
+    tables = [module.__dict__[name] for name in HOOKS if module.__dict__[name]]
+    if not tables:
+        return ""
+    told: Memo = {}
+    return repr([[_told(hook, DEPTH, told) for hook in table.values()] for table in tables])
 
 
 def family(modules: Sequence[nn.Module]) -> list[nn.Module]:
@@ -173,6 +183,12 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in module.__dict__.items() if name not in TABLES}
 
 
+def _code_of(function: FunctionType) -> list[Any]:
+    """What tells two functions apart that have one name, as lambdas have."""
+    code = function.__code__
+    return [code.co_filename, code.co_firstlineno, code.co_code, code.co_names, repr(code.co_consts)]
+
+
 def _told(value: Any, depth: int, told: Memo) -> Any:
     """A value as something to print: plain ones as they are, functions by name, objects by what they hold."""
     if isinstance(value, PLAIN):
@@ -190,11 +206,14 @@ def _told(value: Any, depth: int, told: Memo) -> Any:
         return type(value), keys, sorted(map(repr, found)) if isinstance(value, (set, frozenset)) else found
     if isinstance(value, partial):
         return partial, _told([value.func, value.args, value.keywords], depth, told)
-    if isinstance(value, (type, MethodType, BuiltinFunctionType)):
+    if isinstance(value, MethodType):
+        return value.__module__, value.__qualname__, _told(value.__self__, depth - 1, told)
+    if isinstance(value, (type, BuiltinFunctionType)):
         return value.__module__, value.__qualname__
     if (depth, id(value)) not in told:  # kept alive, or another one could get its number
         if isinstance(value, FunctionType):
             held: Any = [value.__module__, value.__qualname__, value.__defaults__, value.__kwdefaults__]
+            held += _code_of(value)
             held += [cell.cell_contents for cell in value.__closure__ or () if cell != EMPTY]
         else:
             held = getattr(value, "__dict__", None)

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from revgraph.displays import ShownAsTable
-from revgraph.engine.module import ReversibleModule
+from revgraph.engine.module import ReversibleModule, check_net
 from revgraph.engine.observer import Observer
 from revgraph.planning import human_bytes, keep_all
 from revgraph.trials import count_step, isolated, loss_of
@@ -49,6 +49,7 @@ def measure(net: ReversibleModule, *inputs: Any, **extras: Any) -> Measurement:
     The net, its gradients and the random state are left as they were.
 
     Raises:
+        TraceError: `net` is no net of `rg.trace` or `rg.load`.
         GraphError: no output depends on a parameter or input that requires a gradient.
 
     Example:
@@ -66,6 +67,7 @@ def measure(net: ReversibleModule, *inputs: Any, **extras: Any) -> Measurement:
         >>> dict(rg.measure(net, x1, x2).calls)
         {'f': 2, 'g': 2}
     """
+    check_net(net, "rg.measure")
     peak, held = activation_bytes(net, *inputs, **extras)
     counting = _Counting()
     with net.watched_by(counting):

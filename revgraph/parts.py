@@ -40,7 +40,8 @@ class Cost:
     `heavy_results`: how many heavy operators (matrix products, convolutions) its function runs, and
     `heavy_names` what they are called, by the modules whose weights they read.
     `frees`: the values that the forward lets go of after this node.
-    `shared`: the node's parameters that other nodes use too.
+    `shared`: the node's parameters that other nodes use too, and `shared_bytes` what a sum of gradients of
+    each takes; 0 where these are sparse, and hang on numbers.
     `courses`: how its memory runs, by decision.
     `rounding`, `growth`: of a coupling's target when it is inverted, the relative error that comes of
     rounding alone, and by how much it has grown from that of what the inverse reads; 0 until measured.
@@ -57,6 +58,7 @@ class Cost:
     rounding: float = 0.0
     growth: float = 0.0
     heavy_names: tuple[str, ...] = ()
+    shared_bytes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +236,7 @@ COST_FORMS: dict[str, Callable[[Any], Any]] = {
     "rounding": _size,
     "growth": _size,
     "heavy_names": _several(_text),
+    "shared_bytes": _several(_count),
 }
 VALUE_FORMS: dict[str, Callable[[Any], Any]] = {
     "name": _name,

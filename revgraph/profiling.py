@@ -14,7 +14,7 @@ from torch import Tensor
 
 from revgraph.engine.executable import PlannedOperation
 from revgraph.engine.forward import Forward
-from revgraph.engine.module import ReversibleModule
+from revgraph.engine.module import ReversibleModule, check_net
 from revgraph.errors import PlanError
 from revgraph.expressions import map_leaves
 from revgraph.isolation import out_of_inference_mode, random_kept
@@ -38,6 +38,7 @@ def profile(net: ReversibleModule, *inputs: Any, repeats: int = REPEATS, **extra
     and the random state are left as they were.
 
     Raises:
+        TraceError: `net` is no net of `rg.trace` or `rg.load`.
         PlanError: `repeats` is not above 0, or an input has another shape than the graph was made for.
 
     Example:
@@ -47,6 +48,7 @@ def profile(net: ReversibleModule, *inputs: Any, repeats: int = REPEATS, **extra
         >>> rg.plan(net.graph, "50%", cost=here).profile.name
         'measured on cpu'
     """
+    check_net(net, "rg.profile")
     if not isinstance(repeats, int) or isinstance(repeats, bool) or repeats < 1:
         raise PlanError(f"repeats is a whole number above 0, not {repeats!r:.60}")
     env: dict[str, Any] = {}

@@ -83,34 +83,54 @@ class Step:
     """One step of a coupling's arithmetic: `x + a * t`, `x - a * t`, `a * t - x`, `x * t` or `x / t`.
 
     t is the term of this place, and a number where that is None: a factor then, and elsewhere `number` is a.
+    In torch's one call, which rounds otherwise than several would, are `x + a * t * s` and `x + a * t / s`,
+    where s is the term at `other`, and what lies between x and t: "lerp" is `x + a * (t - x)`, "lerp to"
+    `t + a * (x - t)`.
     """
 
-    kind: Literal["add", "sub", "from", "mul", "div"]
+    kind: Literal["add", "sub", "from", "mul", "div", "addcmul", "addcdiv", "lerp", "lerp to"]
     term: int | None
     number: float = 1
+    other: int | None = None
 
     def forward(self, x: Tensor, terms: Sequence[Any]) -> Tensor:
-        t = self.number if self.term is None else terms[self.term]
+        if self.other is not None and self.term is not None:
+            fused = torch.addcmul if self.kind == "addcmul" else torch.addcdiv
+            return fused(x, terms[self.term], terms[self.other], value=self.number)
+        t: Any = self.number if self.term is None else terms[self.term]
         if self.kind == "add":
             return x + t if self.number == 1 else torch.add(x, t, alpha=self.number)
         if self.kind == "sub":
             return x - t if self.number == 1 else torch.sub(x, t, alpha=self.number)
         if self.kind == "from":
             return t - x
+        if self.kind in LERPS:
+            return torch.lerp(x, t, self.number) if self.kind == "lerp" else torch.lerp(t, x, self.number)
         return x * t if self.kind == "mul" else x / t
 
     def backward(self, y: Tensor, terms: Sequence[Any]) -> Tensor:
+        if self.other is not None:
+            return replace(self, number=-self.number).forward(y, terms)
+        if self.kind in LERPS and self.term is not None:
+            return torch.lerp(terms[self.term], y, 1 / self.share)
         return replace(self, kind=OPPOSITE[self.kind]).forward(y, terms)
 
     def log_det(self, x: Tensor, terms: Sequence[Any]) -> Tensor | None:
         """log |det| of the step per sample; None where it preserves volume."""
-        if self.kind not in ("mul", "div"):
+        if self.kind not in ("mul", "div", *LERPS):
             return None
-        t = x.new_tensor(self.number) if self.term is None else terms[self.term]
+        factor = self.share if self.kind in LERPS else self.number
+        t = x.new_tensor(factor) if self.term is None or self.kind in LERPS else terms[self.term]
         log = t.abs().log().expand_as(x).reshape(x.shape[0], -1).sum(1)
-        return log if self.kind == "mul" else -log
+        return -log if self.kind == "div" else log
+
+    @property
+    def share(self) -> float:
+        """How much of x there is in what lies between x and t."""
+        return self.number if self.kind == "lerp to" else 1 - self.number
 
 
+LERPS = ("lerp", "lerp to")
 OPPOSITE: dict[str, Any] = {"add": "sub", "sub": "add", "from": "from", "mul": "div", "div": "mul"}
 
 
@@ -125,12 +145,12 @@ class Arithmetic(Law):
 
     @property
     def terms(self) -> int:
-        return len({step.term for step in self.steps} - {None})
+        return len({place for step in self.steps for place in (step.term, step.other)} - {None})
 
     @property
     def is_linear(self) -> bool:
-        """Whether autograd saves nothing for it: no step multiplies with a tensor."""
-        return all([step.term is None or step.kind not in ("mul", "div") for step in self.steps])
+        """Whether autograd saves nothing for it: no step multiplies with a tensor, or two of them."""
+        return all([step.term is None or step.kind in ("add", "sub", "from", *LERPS) for step in self.steps])
 
     def join(self, x: Tensor, term: Any) -> Tensor:
         terms = term if self.terms > 1 else (term,)

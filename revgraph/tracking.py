@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from revgraph.engine.module import ReversibleModule
+from revgraph.engine.module import ReversibleModule, check_net
 from revgraph.engine.observer import Observer
 from revgraph.errors import PlanError
 from revgraph.planning import EVALUATING, simulate
@@ -23,6 +23,7 @@ def track(net: ReversibleModule, *inputs: Any, **extras: Any) -> list[tuple[int,
     are as in `measure`, and the net is left as it was.
 
     Raises:
+        TraceError: `net` is no net of `rg.trace` or `rg.load`.
         GraphError: no output depends on a parameter or input that requires a gradient.
         PlanError: the step did not go as the plan foresees.
 
@@ -34,6 +35,7 @@ def track(net: ReversibleModule, *inputs: Any, **extras: Any) -> list[tuple[int,
         >>> all(moments[step].peak_bytes == live for step, live in rg.track(net, *torch.randn(2, 8, 4)))
         True
     """
+    check_net(net, "rg.track")
     net.prepare(*inputs, **extras)
     looking = _Looking()
     with net.watched_by(looking):

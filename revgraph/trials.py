@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -109,5 +109,13 @@ def differentiable(outputs: Any) -> list[Tensor]:
 
 
 def tensors(tree: Any) -> list[Tensor]:
-    """The tensors in nested tuples, lists and dictionaries."""
-    return [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
+    """The tensors in nested tuples, lists, dictionaries and dataclasses."""
+    found: list[Tensor] = []
+    pending = [tree]
+    while pending:
+        for leaf in leaves(pending.pop(0)):
+            if isinstance(leaf, Tensor):
+                found.append(leaf)
+            elif is_dataclass(leaf) and not isinstance(leaf, type):
+                pending.append([getattr(leaf, each.name) for each in fields(leaf)])
+    return found

@@ -36,7 +36,7 @@ def check(
     set_: Parameters = None,
     json: Json = False,
 ) -> None:
-    """Compare gradients with those from stored activations.
+    """Compare gradients with ordinary training's.
 
     The network has new weights, and the input is random. Exit status 1 if the gradients or a rebuilt value
     are further from the stored ones than allowed, or drift flipped a choice.

@@ -25,6 +25,7 @@ from revgraph.cli.options import (
 from revgraph.cli.plan_files import read_plan, save_plan
 from revgraph.cli.showing import messages, show_json, show_plan, show_table
 from revgraph.errors import BudgetError
+from revgraph.progress import Progress
 
 
 def plan(
@@ -64,7 +65,7 @@ def plan(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Plan what a training step keeps, inverts and recomputes.
+    """Plan what a step keeps and computes again.
 
     The plan takes the least time within the budget: bytes, as "300 MiB"; a share of ordinary training, as
     "50%"; or the least. Without one it is the cheapest within a tenth of the least peak at which no function
@@ -98,15 +99,14 @@ def plan(
     tried = check_effort(effort)
     profile_of(cost)
     parameters = parameters_of(set_)
-    with messages().status(f"{net}: reading the graph and its costs"):
+    with Progress(f"{net}: reading the graph and its costs"):
         network = rg.load(net, batch=batch, exact=exact or None, **parameters)
     graph = network.graph
     limit = None if budget is None else budget_bytes(graph, budget)
     about: dict[str, Any] = {"batch": batch, "budget_bytes": limit}
     try:
-        with messages().status(f"{net}: planning"):
-            read = None if saved is None else read_plan(saved, graph)
-            chosen = read or rg.plan(graph, budget=budget, effort=tried, cost=cost)
+        read = None if saved is None else read_plan(saved, graph)
+        chosen = read or rg.plan(graph, budget=budget, effort=tried, cost=cost)  # says what it is at
     except BudgetError as error:
         if json:
             found = {"fits": False, "least_bytes": error.least_bytes, "node": error.node}
@@ -121,7 +121,7 @@ def plan(
         messages().print(f"saved: {save}", soft_wrap=True, markup=False)
     drawn: dict[str, Any] = {"budget": limit}
     if measure:
-        with messages().status(f"{net}: running a training step"):
+        with Progress(f"{net}: running a training step"):
             network.plan = chosen
             drawn["measured"] = rg.track(network, *example_for(net, batch, parameters))
         most = max(live for _, live in drawn["measured"])
@@ -129,7 +129,7 @@ def plan(
         said = f"measured in one step: {most:,} bytes at the peak, where {chosen.peak_bytes:,} are predicted"
         messages().print(said, soft_wrap=True, highlight=False)
     if frontier or chart is not None:
-        with messages().status(f"{net}: planning for budgets from the least to ordinary autograd's"):
+        with Progress(f"{net}: planning for budgets from the least to ordinary autograd's"):
             plans = rg.frontier(graph, effort=tried, cost=cost)
             baselines = {
                 "ordinary autograd": rg.keep_all(graph),
@@ -140,6 +140,12 @@ def plan(
             about["baselines"] = {name: _point(each) for name, each in baselines.items()}
         elif frontier:
             show_table(report(plans, chosen))
+            if chosen.made == "default":
+                messages().print(
+                    "chosen, without a budget: of the plans that run no function more than twice, the "
+                    "cheapest within a tenth of their least peak",
+                    soft_wrap=True,
+                )
         if chart is not None:
             marked = {"the plan chosen": chosen, **baselines}
             _say_drawn(rg.draw(plans, chart, budget=limit, beside=marked))

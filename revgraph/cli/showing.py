@@ -39,11 +39,14 @@ def show_json(data: Any) -> None:
 
 
 def show_plan(plan: Plan, every_node: bool = False) -> None:
-    """Write a plan in words, as wide as the terminal, elsewhere in 80 columns; with every node if asked."""
+    """Write a plan in words, as wide as the terminal or as COLUMNS says; with every node if asked.
+
+    Elsewhere it has 80 columns.
+    """
     from revgraph.planning.wording import WIDTH, summary, text
 
     console = Console(highlight=False)
-    width = max(WIDTH, console.width) if console.is_terminal else WIDTH
+    width = max(WIDTH, console.width) if console.is_terminal or "COLUMNS" in os.environ else WIDTH
     if every_node:
         sys.stdout.write(f"{summary(plan, width)}\n\n")
         show_table(plan.table())

@@ -8,8 +8,16 @@ from typing import Any
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
 from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.lowering import register_lowering
 
 from revgraph.compiling import backend
+from revgraph.compiling.barriers import IN_MEMORY
+
+
+@register_lowering(IN_MEMORY, type_promotion_kind=None)
+def _in_memory(x: Any) -> Any:
+    x.realize()
+    return x
 
 
 class Partitioner(CustomPartitionerFn):

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from revgraph.couplings import Coupling
+from revgraph.engine.contexts import widened
 from revgraph.engine.executable import Executable, named_in
-from revgraph.engine.state import widened
 from revgraph.engine.writing import maker, source_of
 from revgraph.expressions import leaves, map_leaves, module_at
 from revgraph.program import Operation, Program, Sum

@@ -8,8 +8,12 @@ there as well, and a compiler that is missing, are errors.
 
 from __future__ import annotations
 
+import random
 import re
+from collections import deque
 from typing import Any
+
+from torch import nn
 
 from revgraph.compiling.marking import Marked
 from revgraph.errors import PlanError, RevgraphError
@@ -57,6 +61,25 @@ def refusal(error: Exception, marked: Marked) -> str:
     return _told(marked.node_in(text), f"{_reason(text)}{_place(text)}")
 
 
+def misread(model: nn.Module) -> str:
+    """What a user is told of attributes that torch's compiler takes for what they are not; "" where none is.
+
+    It draws from a generator of the code's own while it compiles, and never again, and it lets a bounded
+    queue grow; both without a word.
+    """
+    for path, module in model.named_modules():
+        for name, value in module.__dict__.items():
+            place = f"{path}.{name}" if path else name
+            if isinstance(value, random.Random):
+                what = "a generator of Python's, whose numbers torch's compiler takes for constants"
+            elif isinstance(value, deque) and value.maxlen is not None:
+                what = "a bounded queue, whose bound torch's compiler forgets"
+            else:
+                continue
+            return f"the net cannot be compiled: {place} is {what}. {NOTE}"
+    return ""
+
+
 def recompiled(marked: Marked, how_often: str) -> str:
     """What a user is told of a function that was compiled anew again and again."""
     from torch._dynamo.utils import guard_failures
@@ -83,12 +106,16 @@ def _told(node: str, reason: str) -> str:
 def _reason(text: str) -> str:
     """What torch's compiler says of an error, in one line."""
     reason = text.partition("\n")[0].rstrip(". ")
-    explained = re.search(r"Explanation: (.*)", text)
+    explained = re.search(r"Explanation: *(.*\S)", text)
     return f"{reason}: {explained[1].rstrip('. ')}" if explained else reason
 
 
 def _place(text: str) -> str:
-    """The line of the user's code that torch's compiler stopped at."""
+    """The line of code that torch's compiler stopped at; none where that only calls a module of torch's."""
     _, _, stack = text.partition("from user code:")
-    places = re.findall(r'File "(.+)", line ([0-9]+), in .*\n +(.*)', stack)
+    places = [
+        (place.rpartition("site-packages/")[2], line, code)
+        for place, line, code in re.findall(r'File "(.+)", line ([0-9]+), in .*\n +(.*)', stack)
+        if not place.startswith("<revgraph ")
+    ]
     return ' (file "{}", line {}: {})'.format(*places[-1]) if places else ""

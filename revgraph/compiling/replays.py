@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from torch import fx
 
+from revgraph.compiling.barriers import in_memory
 from revgraph.compiling.copies import Context, Copies
 from revgraph.compiling.demands import Demands
 from revgraph.compiling.inverses import Inverses
@@ -66,14 +67,15 @@ class Replays:
                     self.copies.at(each, context)
             if wanted:
                 back = self.inverses.uncoupled(node.name, target, context)
-                context.values[target] = back
+                context.values[target] = back = self._in_memory(back)
                 if target in step.makes:
                     self.at_hand[target] = back
         for each in after if takes_back else asked:
             self.copies.at(each, context)
         if not takes_back:
             for name in step.makes:
-                self.at_hand[name] = self.copies.at(reading.made[name].args[0], context)  # pyright: ignore
+                made = self.copies.at(reading.made[name].args[0], context)  # pyright: ignore
+                self.at_hand[name] = self._in_memory(made)
 
     def _value_at(self, name: str, step: Instruction) -> fx.Node:
         """A value as it is at hand: rebuilt, stored, or the caller's."""
@@ -87,6 +89,9 @@ class Replays:
                 f"value {name!r}, which {step.node!r} reads in its replay, is not in the compiled graph"
             )
         raise PlanError(f"value {name!r}, which {step.node!r} reads in its replay, is not at hand there")
+
+    def _in_memory(self, node: fx.Node) -> fx.Node:
+        return in_memory(self.copies.graph, node) if self.copies.held is not None else node
 
     def _invert_wiring(self, step: Instruction) -> None:
         makes = self.inverses.marked.operations[step.node].makes

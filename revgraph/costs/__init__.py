@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -84,10 +84,16 @@ def _costed(
             return None
         loss = sweep.backward()
         names = {id(parameter): name for name, parameter in model.named_parameters()}
+        by_rows = {
+            id(each)
+            for module in model.modules()
+            if getattr(module, "sparse", None) is True  # a model of its own may call anything `sparse`
+            for each in module.parameters(recurse=False)
+        }
         frees = _frees(program)
         found: dict[Hashable, dict[str, Course]] = {}
         nodes = tuple(
-            replace(node, cost=_cost(node, sweep, found, names, frees[node.name]))
+            replace(node, cost=_cost(node, sweep, found, names, by_rows, frees[node.name]))
             if node.name in sweep.situations
             else node
             for node in program.graph.nodes
@@ -108,9 +114,13 @@ def _cost(
     sweep: Sweep,
     found: dict[Hashable, dict[str, Course]],
     names: Mapping[int, str],
+    sparse: Collection[int],
     frees: tuple[str, ...],
 ) -> Cost:
-    """The cost of a node; `found` are the courses of nodes that are alike in all that courses hang on."""
+    """The cost of a node; `found` are the courses of nodes that are alike in all that courses hang on.
+
+    `names` are those of parameters by their identities, and `sparse` those with sparse gradients.
+    """
     at = sweep.situations[node.name]
     kept = sweep.record(at, "keep")
     alike = sweep.alike(at)
@@ -134,6 +144,7 @@ def _cost(
         shared=tuple(names.get(id(tensor), "") for tensor in at.shared),
         frees=frees,
         courses=courses,
+        shared_bytes=tuple(0 if id(tensor) in sparse else tensor.nbytes for tensor in at.shared),
     )
 
 

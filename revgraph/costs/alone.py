@@ -68,7 +68,7 @@ def net_of(
     plan = _plan_of(alone, node, decision, results, again)
     net = ReversibleModule(model, program, plan)
     # Watching the whole model, too, would take long where there are many nodes.
-    net._first.made = Executable(model, program, plan, whole=False)
+    net._forms.first.made = Executable(model, program, plan, whole=False)
     return net
 
 

@@ -10,7 +10,8 @@ everything inverted; where its lines are:
 
 Who calls whom, from the top:
 
-    module                the `nn.Module`: which program a call takes, and its results
+    module                the `nn.Module`: what a user calls, and the results
+      forms_of_call       which program a call takes, traced when it first comes, and its plan
       facade              the model's own attributes and signature on it
       forward             one forward: which path each node takes, and what it leaves on the tape
         lean              a node with as little bookkeeping as is safe
@@ -21,7 +22,8 @@ Who calls whom, from the top:
     inlining, writing     functions of nodes as Python source
     selective_recompute   results that are kept for replays
     saved_tensors         handles in the place of saved tensors, and what replays capture
-    state, sharding       what a replay puts back, and what it checks
+    state, contexts, random_state, sharding
+                          what a replay puts back, and what it checks
     observer              for whoever watches a step: check, track, watch_drift
     _torch                what is used of torch that is not public
 

@@ -17,6 +17,7 @@
 | compiler_name | whether `torch.compile(net, backend="revgraph")` reads the net | none |
 | without_overrides | reads of parameters that no function mode is to see | none |
 | without_dispatch_modes | to try a replay without a mode around the backward | none |
+| has_global_hooks | hooks on all modules, which no compiled step calls | none |
 | switches | which kernels and algorithms are allowed | `torch.backends` and others, one call each |
 """
 # ruff: noqa: E501  (a table)
@@ -28,6 +29,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch.nn.modules import module as _modules
 from torch.utils import _python_dispatch
 
 _C: Any = torch._C
@@ -37,6 +39,7 @@ push_hooks: Callable[[Callable[[Any], Any], Callable[[Any], Any]], None] = (
 )
 pop_hooks: Callable[[], None] = _C._autograd._pop_saved_tensors_default_hooks
 current_graph_task: Callable[[], int] = _C._current_graph_task_id
+has_global_hooks: Callable[[], object] = _modules._has_any_global_hook
 keeps_graph: Callable[[], bool] = _C._autograd._get_current_graph_task_keep_graph
 current_operator: Callable[[], Any] = _C._current_autograd_node
 queue_callback: Callable[[Callable[[], None]], None] = (
@@ -92,6 +95,18 @@ def _set_warn_only(on: bool) -> None:
     _C._set_deterministic_algorithms(_C._get_deterministic_algorithms(), warn_only=on)
 
 
+def _matmul_precision() -> str | None:
+    try:
+        return _C._get_float32_matmul_precision()
+    except RuntimeError:  # it was set for one backend by itself, of which the older name says nothing
+        return None
+
+
+def _set_matmul_precision(precision: str | None) -> None:
+    if precision is not None:
+        _C._set_float32_matmul_precision(precision)
+
+
 switches = [
     *(
         switch
@@ -100,6 +115,7 @@ switches = [
     ),
     (_C._get_deterministic_algorithms, _set_deterministic),
     (_C._get_deterministic_algorithms_warn_only, _set_warn_only),
+    (_matmul_precision, _set_matmul_precision),
     *_switch("_get_deterministic_fill_uninitialized_memory", "_set_deterministic_fill_uninitialized_memory"),
     *_switch("_get_mkldnn_enabled", "_set_mkldnn_enabled"),
     *_switch("_get_cudnn_enabled", "_set_cudnn_enabled"),

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from revgraph.engine import inlining
+from revgraph.engine.contexts import HALF
 from revgraph.engine.inlining import Inlined
-from revgraph.engine.state import BATCH_NORMS, HALF, NodeModules, Probes
+from revgraph.engine.state import BATCH_NORMS, NodeModules, Probes
 from revgraph.engine.writing import Function, listing, written
 from revgraph.errors import GraphError, TraceError
 from revgraph.expressions import Expression, leaves

@@ -18,22 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from revgraph.engine._torch import autocast_is_on
+from revgraph.engine.contexts import compiles, refuse_unrestorable, widened
 from revgraph.engine.executable import Executable, PlannedOperation, draws, refuse_half
 from revgraph.engine.lean import LeanNodes
 from revgraph.engine.log_det import LogDets, join
 from revgraph.engine.node_evaluation import NodeEvaluation
 from revgraph.engine.observer import Observer
+from revgraph.engine.random_state import RandomStream, devices_of, turn
 from revgraph.engine.replay import Lent, overlaps
-from revgraph.engine.state import (
-    ModuleState,
-    RandomStream,
-    compiles,
-    devices_of,
-    refuse_unrestorable,
-    turn,
-    version_of,
-    widened,
-)
+from revgraph.engine.state import ModuleState, version_of
 from revgraph.engine.tape import Tape
 from revgraph.errors import add_note
 

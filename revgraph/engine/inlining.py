@@ -30,6 +30,8 @@ from revgraph.blocks.units import ResidualUnit
 from revgraph.engine._torch import pop_hooks, push_hooks, unseen
 from revgraph.engine.writing import argument, bind, keyword_argument, maker, source_of
 from revgraph.expressions import Call, Expression, module_at
+from revgraph.looks import HOOKS
+from revgraph.tracing.structures import check_structure
 from revgraph.tracing.wiring.slices import cut
 
 # torch's own C functions where `torch.nn.functional` only checks and passes on.
@@ -230,7 +232,9 @@ class _Inlining:
             self._module(module_at(self.root, call.target), args, result)
             return
         args += [keyword_argument(self.bound, key, arg) for key, arg in call.kwargs.items()]
-        if call.kind == "function" and call.target in FUNCTIONS and not _is_in_place(call):
+        if call.target is check_structure:
+            self.lines.append(f"{bind(self.bound, call.target)}({', '.join(args)})")
+        elif call.kind == "function" and call.target in FUNCTIONS and not _is_in_place(call):
             if call.target in HEAVY_FUNCTIONS and self.kept:
                 raise NotInlined  # which of its results would be which is not known here
             code = f"{bind(self.bound, call.target)}({', '.join(args)})"
@@ -487,7 +491,6 @@ ADDED = frozenset(
      "__firstlineno__", "__orig_bases__", "reset_parameters", "extra_repr", "_version", "__constants__",
      "__abstractmethods__", "_abc_impl")
 )  # fmt: skip
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 OVERRIDES = frozenset(("forward", "_conv_forward", "_check_input_dim", "couple", "uncouple"))
 
 

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from revgraph.engine.contexts import is_transformed
 from revgraph.engine.executable import Executable
 from revgraph.engine.forward import Forward
 from revgraph.engine.inverse_order import Move, unwind
 from revgraph.engine.log_det import LogDets, couplings_of_bijection, zeros_like_batch
-from revgraph.engine.state import devices_of, is_transformed
+from revgraph.engine.random_state import devices_of
 from revgraph.errors import GraphError
 from revgraph.expressions import Expression, ObjectForm, leaves, taken_apart
 from revgraph.graph import Cost, Graph, Node, Value

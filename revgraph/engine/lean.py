@@ -26,13 +26,14 @@ from revgraph.couplings import Additive
 from revgraph.engine import inlining
 from revgraph.engine._torch import pop_hooks, push_hooks, set_grad_enabled
 from revgraph.engine.executable import Joint, not_undone
-from revgraph.engine.inlining import HOOKS, OVERRIDES, Inlined
+from revgraph.engine.inlining import OVERRIDES, Inlined
 from revgraph.engine.replay import BackwardPass, laid_out, switched_error
 from revgraph.engine.saved_tensors import Enough
 from revgraph.engine.selective_recompute import HandingOut, Keeping, KeptCalls
 from revgraph.engine.state import ADDRESS, REQUIRES_GRAD, STORAGE, VERSION, stale
 from revgraph.errors import ReplayError, add_note
 from revgraph.expressions import module_at
+from revgraph.looks import HOOKS
 from revgraph.planning.plans import TERM
 from revgraph.program import CouplingLaw
 

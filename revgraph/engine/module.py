@@ -2,104 +2,57 @@
 
 from __future__ import annotations
 
-import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from revgraph.engine._torch import dispatch_mode_count
+from revgraph.engine.contexts import compiler_name, compiles, is_exported, is_transformed, uncompiled
 from revgraph.engine.executable import Executable
 from revgraph.engine.facade import CHECKPOINTING, blank, checkpointing_replaced
+from revgraph.engine.forms_of_call import Forms, Look, TracedForm
 from revgraph.engine.forward import Forward
 from revgraph.engine.inverse import InverseNet
 from revgraph.engine.log_det import LogDets, begin
 from revgraph.engine.observer import DriftWatch, Observer
 from revgraph.engine.sharding import advice_on_shards
-from revgraph.engine.state import compiler_name, compiles, is_exported, is_transformed, uncompiled
-from revgraph.errors import BudgetError, PlanError, TraceError, TraceWarning, add_note
+from revgraph.errors import PlanError, TraceError, add_note
 from revgraph.graph import Graph
-from revgraph.isolation import MODULE_TABLES
-from revgraph.parts import Cost
-from revgraph.planning import Plan, keep_all, plan
+from revgraph.isolation import MODULE_TABLES, as_it_is
+from revgraph.planning import Plan
 from revgraph.planning.same_graph import fitted
-from revgraph.planning.schedule import silent_nodes
-from revgraph.program import Named, Operation, Program
-from revgraph.tracing.arguments import bind, fill_form, read_form
-from revgraph.tracing.guards.questions import ask, questions_of
+from revgraph.program import Named, Program
+from revgraph.tracing.arguments import fill_form
 from revgraph.tracing.hooks import HookChanges
-from revgraph.tracing.modes import without_autocast
 from revgraph.tracing.proxies import OtherForm
+from revgraph.turns import Running
 
 # For backends of torch.compile that run a net in a way of their own, what gives that.
 FACES: dict[str, Callable[[Any], Any]] = {}
 FIRST_COMPARED, COMPARED_EVERY = 8, 16
-MOST_FORMS = 32  # of those kept: the ones used last
-WARNED_AFTER = 8  # traces because of one value
-ADVICE_ON_READS = (
-    "Give what changes from call to call to the forward as an argument, or hold it in a buffer "
-    "(register_buffer), changed in place."
-)
-ADVICE_ON_ARGUMENTS = (
-    f"The {MOST_FORMS} forms of call that were used last are kept. A number that the code only computes with "
-    "is an input and needs no trace; where it decides the way (if, range, an index), or goes through Python "
-    "(int, math), give it as a tensor, torch.tensor(number), and compute with torch."
-)
+RUNNING = Running()
 
 
-@dataclass(slots=True, eq=False)
-class TracedForm:
-    """What a net knows of one form of call: its program, and what is made of it when it is needed."""
+def check_net(net: object, function: str) -> None:
+    """Refuse what is no net, for a function that is given one.
 
-    program: Program
-    plan: Plan | None = None
-    made: Executable | None = None
-    inverses: dict[tuple[str, ...], InverseNet] = field(default_factory=dict)
-    forwards: int = 0
-    is_tried: bool = False
-    questions: list[Operation] | None = None
-
-    def has_hooks(self) -> bool:
-        """Whether modules that were opened have hooks."""
-        return self.program.guards is not None and any(self.program.guards.hooks)
-
-    def without_made(self) -> TracedForm:
-        """What is copied and pickled."""
-        return TracedForm(self.program, self.plan, forwards=self.forwards)
-
-    def holds(self) -> bool:
-        """Whether the model is still as the trace took it to be."""
-        guards = self.program.guards
-        return guards is None or guards.hold() or guards.settings.would_hold(guards.hold)
-
-    def is_outdated(self) -> bool:
-        """Whether the model has other modules by now inside of those that are nodes."""
-        guards = self.program.guards
-        return guards is not None and guards.is_outdated()
-
-    def read(self, model: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
-        """What a call gives, by name; settles what the model's first call would settle.
-
-        Raises:
-            OtherForm: the call is of another form.
-        """
-        env: dict[str, Any] = {}
-        read_form(self.program.arguments, given, "the call", env)
-        guards = self.program.guards
-        if guards is not None and guards.forms is not None:
-            guards.forms.check(env)
-        if self.questions is None:
-            inputs = (*self.program.graph.inputs, *self.program.numbers)
-            self.questions = questions_of(self.program.operations, inputs)
-        if self.questions:
-            ask(self.questions, model, env)
-        if guards is not None and not guards.settings.settle(env):
-            raise OtherForm("the inputs have other shapes than those that the model settled for")
-        return env
+    Raises:
+        TraceError: it is a model that was not traced, or something else.
+    """
+    if isinstance(net, ReversibleModule):
+        return
+    hint = ""
+    if isinstance(getattr(net, "module", None), ReversibleModule):
+        hint = ": give its .module"
+    elif isinstance(net, nn.Module):
+        hint = ", a model as it was written: trace it first, net = rg.trace(model, example_input)"
+    raise TraceError(
+        f"{function} takes a net of rg.trace or rg.load, and this is a {type(net).__name__}{hint}"
+    )
 
 
 class ReversibleModule(nn.Module):
@@ -137,12 +90,7 @@ class ReversibleModule(nn.Module):
     ) -> None:
         nn.Module.__init__(self)  # here and below: `super()` would be the model's class
         self._take_tables(model)
-        self._is_full_backward_hook = model._is_full_backward_hook
-        self._first = TracedForm(program, chosen)
-        self._forms = [self._first]  # those used last come first
-        self._is_assigned = chosen is not None
-        self._retrace = retrace
-        self._retraced: Counter[str] = Counter()  # because of which values
+        self._forms = Forms(model, program, chosen, retrace)
         self._is_model = is_model
         self._compares_always: bool | None = None
         self._observer: Observer | None = None
@@ -156,10 +104,12 @@ class ReversibleModule(nn.Module):
     # The model's face
 
     def __getattr__(self, name: str) -> Any:
+        model = self.__dict__.get("_model")
+        if model is not None and SHARED[0] in model.__dict__:  # not so while a model is being read
+            self._take_tables(model)
         try:
             return nn.Module.__getattr__(self, name)
         except AttributeError:
-            model = self.__dict__.get("_model")
             if model is None or name.startswith("__"):
                 raise
         if name in CHECKPOINTING and hasattr(model, name):
@@ -173,6 +123,13 @@ class ReversibleModule(nn.Module):
             nn.Module.__setattr__(self, name, value)
         else:
             setattr(model, name, value)
+
+    def _named_members(self, *args: Any, **kwargs: Any) -> Any:
+        """As torch's, but not those that stand for the model's own while another thread traces it."""
+        if compiles():
+            return nn.Module._named_members(self, *args, **kwargs)
+        with RUNNING:
+            return iter([*nn.Module._named_members(self, *args, **kwargs)])
 
     def __delattr__(self, name: str) -> None:
         if name in self.__dict__:
@@ -189,8 +146,10 @@ class ReversibleModule(nn.Module):
     __copy__ = __deepcopy__ = None  # copied as it is pickled, whatever the model has
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        nn.Module.__setstate__(self, state)
-        model = self.__dict__["_model"]
+        model = state["_model"]
+        kind = model.__dict__.get("_is_full_backward_hook")
+        nn.Module.__setstate__(self, state)  # which takes that for missing, and sets it to None
+        model.__dict__["_is_full_backward_hook"] = kind
         if SHARED[0] in model.__dict__:  # not so while a model is read that refers to its net
             self._take_tables(model)  # for it may have a way of its own to be copied
 
@@ -198,10 +157,8 @@ class ReversibleModule(nn.Module):
         return blank, (ReversibleModule, type(self.__dict__["_model"])), self.__getstate__()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is copied and pickled: without what is made again when it is needed."""
-        forms = {id(form): form.without_made() for form in self._forms}
-        first = forms.get(id(self._first)) or self._first.without_made()
-        return {**self.__dict__, "_first": first, "_forms": [*forms.values()]}
+        self._take_tables(self.__dict__["_model"])
+        return {**self.__dict__, "_forms": copy(self._forms)}
 
     @property
     def training(self) -> bool:
@@ -214,6 +171,17 @@ class ReversibleModule(nn.Module):
         if "_model" in self.__dict__:
             self.__dict__["_model"].training = mode
 
+    @property
+    def _is_full_backward_hook(self) -> bool | None:
+        """Of which kind the backward hooks are, that the net has in common with the model; None without."""
+        model = self.__dict__.get("_model")
+        return None if model is None else model._is_full_backward_hook
+
+    @_is_full_backward_hook.setter
+    def _is_full_backward_hook(self, kind: bool | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        if "_model" in self.__dict__:
+            self.__dict__["_model"]._is_full_backward_hook = kind
+
     def train(self, mode: bool = True) -> ReversibleModule:
         """Set training or evaluation mode, of the model."""
         self.__dict__["_model"].train(mode)
@@ -224,15 +192,12 @@ class ReversibleModule(nn.Module):
     @property
     def graph(self) -> Graph:
         """The network as data."""
-        return self._first.program.graph
+        return self._forms.first.program.graph
 
     @property
     def plan(self) -> Plan:
         """What is stored, inverted and recomputed; the default plan until another one is assigned."""
-        if self._first.plan is None:
-            self._first.plan = plan(self.graph)
-            self._executable.replays(silent_nodes(self._first.plan))
-        return self._first.plan
+        return self._forms.plan
 
     @plan.setter
     def plan(self, value: Plan) -> None:
@@ -240,41 +205,16 @@ class ReversibleModule(nn.Module):
             raise PlanError(
                 f"a net's plan is a revgraph.Plan, not a {type(value).__name__}: see revgraph.plan"
             )
-        fitting = fitted(value, self.graph)
-        for form in (*self._forms, self._first):  # the other forms' plans follow it
-            form.plan, form.made, form.forwards = None, None, 0
-        self._first.plan = fitting
-        self._is_assigned = True
-
-    def _planned(self, form: TracedForm) -> Plan:
-        """The plan of a form: chosen as the first one's, or after the one that is assigned there."""
-        if form is self._first:
-            return self.plan
-        if form.plan is None:
-            graph = form.program.graph
-            if graph == self.graph:
-                form.plan = self.plan
-            elif self._is_assigned:
-                form.plan = _plan_like(self.plan, graph)
-            else:
-                form.plan = plan(graph)
-        return form.plan
+        self._forms.assign(fitted(value, self.graph))
 
     @property
     def _program(self) -> Program:
-        return self._first.program
+        return self._forms.first.program
 
     @property
     def _executable(self) -> Executable:
         """The example's form, with the plan worked into it."""
-        return self._executable_of(self._first)
-
-    def _executable_of(self, form: TracedForm) -> Executable:
-        """The program with the plan worked into it, made anew where plan or modules are other ones."""
-        made = form.made
-        if made is None or not made.is_current():
-            made = form.made = Executable(self.__dict__["_model"], form.program, self._planned(form))
-        return made
+        return self._forms.executable(self._forms.first)
 
     # Calls
 
@@ -291,8 +231,8 @@ class ReversibleModule(nn.Module):
 
     def prepare(self, *args: Any, **kwargs: Any) -> None:
         """Trace and plan the form of this call, if it is a new one, and run nothing."""
-        form, _ = self._given(args, kwargs)
-        self._executable_of(form)
+        form, _ = self._forms.given(args, kwargs)
+        self._forms.executable(form)
 
     def with_log_det(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
         """The outputs y, and log |det dy/dx| per sample ([N]), where x are the inputs on streams.
@@ -322,114 +262,76 @@ class ReversibleModule(nn.Module):
         return self._forward_with_log_det(*args, **kwargs)
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        form, env = self._given(args, kwargs)
-        # The first run tells whether hooks of opened modules change results: then it must not have been.
-        back = None if form.is_tried or not form.has_hooks() else _as_it_is(self)
-        try:
-            result = self._ran(form, env, None)
-        except HookChanges:
-            self._forms = [each for each in self._forms if each is not form]
-            if back is None:
-                self._forms = self._forms or [self._first]
-                raise
-            back()
-            other = self._traced(args, kwargs, None)
-            if form is self._first:
-                self._first = other
-            return self._forward(*args, **kwargs)
-        form.is_tried = True
-        return result
+        return self._tried(args, kwargs, lambda form, env: self._ran(form, env, None))
 
     def _forward_with_log_det(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
-        form, env = self._given(args, kwargs)
-        log_dets = begin(self, form.program, env)
-        return self._ran(form, env, log_dets), log_dets.total
+        def run(form: TracedForm, env: dict[str, Any]) -> tuple[Any, Tensor]:
+            log_dets = begin(self, form.program, env)
+            return self._ran(form, env, log_dets), log_dets.total
 
-    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[TracedForm, dict[str, Any]]:
-        """The form of a call, and the values and numbers that it gives, by name."""
-        forms, model = self._forms, self.__dict__["_model"]
-        given = bind(forms[0].program.signature, args, kwargs)
-        refused: OtherForm | None = None
-        traces = self._retrace is not None and not is_transformed()
-        for place, form in enumerate(forms):
-            if not form.holds() or (traces and form.is_outdated()):
-                continue
-            try:
-                env = form.read(model, given)
-            except OtherForm as error:
-                refused = refused or error
-                continue
-            if place:
-                forms.insert(0, forms.pop(place))
-            return form, env
-        form = self._traced(args, kwargs, refused)
-        return form, form.read(model, given)
+        return self._tried(args, kwargs, run)
 
-    def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any], refused: OtherForm | None) -> TracedForm:
-        """A new form, traced with this call.
+    def _tried(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        run: Callable[[TracedForm, dict[str, Any]], Any],
+    ) -> Any:
+        """What a run of a call gives, by a form that can run it: if it turns out in the middle that this one
+        cannot, all is put back, the call is traced, and run by its form."""
+        model = self.__dict__["_model"]
+        with RUNNING:
+            while True:
+                form, env = self._forms.given(args, kwargs)
+                look = form.untried(model, env)
+                back = as_it_is(model) if look is not None else None
+                try:
+                    result = run(form, env)
+                except HookChanges:
+                    if back is None or form.tried:
+                        self._forms.drop(form)
+                        raise
+                    back()
+                    self._forms.trace_again(form, args, kwargs)
+                except Exception as error:
+                    if look is None or back is None or not self._forms.refuse(form, look, error, env):
+                        if isinstance(error, OtherForm):
+                            raise self._forms.advised(error) from error
+                        raise
+                    self._prepare_instead(form, look, error, args, kwargs)
+                    back()
+                else:
+                    if look is not None:
+                        form.note_run(look)
+                    return result
 
-        Raises:
-            TraceError: it cannot be traced.
-        """
-        guards = self._first.program.guards
-        if self._retrace is None or is_transformed():
-            changed = guards.broken() if guards is not None else "the model"
-            raise refused or TraceError(
-                f"{changed} has changed since the trace. Call the net once as it is now, outside of "
-                "torch.func's transforms, or trace the model again."
-            )
-        self._count_retrace(refused)
-        with without_autocast():
-            program = self._retrace(self.__dict__["_model"], args, kwargs, torch.is_grad_enabled())
-        form = TracedForm(program)
-        self._forms.insert(0, form)
-        if guards is not None and (not guards.modules_hold() or guards.is_outdated()):
-            # What was known is of no use any more.
-            if program.graph == self.graph:
-                form.plan = self._first.plan
-            elif self._is_assigned and self._first.plan is not None:
-                form.plan = _plan_like(self._first.plan, program.graph)
-            self._first, self._forms = form, [form]
-        del self._forms[MOST_FORMS:]
-        return form
-
-    def _count_retrace(self, refused: OtherForm | None) -> None:
-        """Warn of a value that has another trace made again and again."""
-        guards = self._forms[0].program.guards if self._forms else None
-        if guards is None or not guards.modules_hold():
-            return
-        if guards.hold():
-            changed = refused.place if refused is not None else ""
-            advice = ADVICE_ON_ARGUMENTS
-        else:
-            changed = "" if guards.flag_is_broken() else guards.broken()
-            advice = ADVICE_ON_READS
-        if not changed:
-            return
-        self._retraced[changed] += 1
-        if self._retraced[changed] == WARNED_AFTER:
-            warnings.warn(
-                f"{changed} has had another value in {WARNED_AFTER} calls of the net, and each was traced "
-                f"anew, which takes far longer than a call. {advice}",
-                TraceWarning,
-                stacklevel=9,
-            )
+    def _prepare_instead(
+        self, form: TracedForm, look: Look, error: Exception, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Trace a call that a form has failed on; where that fails, too, the call is wrong in itself."""
+        try:
+            self.prepare(*args, **kwargs)
+        except Exception:
+            form.refused.discard(look)
+            if isinstance(error, OtherForm):
+                raise
+            raise error from None
 
     def _ran(self, form: TracedForm, env: dict[str, Any], log_dets: LogDets | None) -> Any:
         """What the net returns for these inputs."""
         try:
             if torch.is_grad_enabled() and not is_transformed():
                 with self._drift_watched():
-                    forward = Forward(self, self._executable_of(form), env, self._observer, log_dets)
+                    forward = Forward(self, self._forms.executable(form), env, self._observer, log_dets)
                     forward.record(self._compares(form))
             else:
-                forward = Forward(self, self._executable_of(form), env, self._observer, log_dets)
+                forward = Forward(self, self._forms.executable(form), env, self._observer, log_dets)
                 forward.run()
         except Exception as error:
             called = (
                 path for operation in form.program.operations for path in operation.expression.module_paths
             )
-            if advice := advice_on_shards(self, called):
+            if advice := advice_on_shards(self, called) or form.advice_on_sizes(env):
                 add_note(error, advice)
             raise
         results = form.program.results
@@ -475,19 +377,7 @@ class ReversibleModule(nn.Module):
         Raises:
             PlanError: it has other nodes or values.
         """
-        bare = [
-            [replace(node, cost=Cost()) for node in each.nodes] + list(each.values)
-            for each in (graph, self.graph)
-        ]
-        if bare[0] != bare[1]:
-            raise PlanError(
-                f"graph {graph.name!r} is not the net's own with other costs: nodes or values differ"
-            )
-        first = self._first
-        first.program = replace(first.program, graph=graph)
-        if first.plan is not None:
-            first.plan = replace(first.plan, graph=graph)
-        first.made = None
+        self._forms.adopt(graph)
 
     def inverse(self, *outputs: Any, **known: Any) -> Any:
         """The inputs that give these outputs.
@@ -528,28 +418,13 @@ class ReversibleModule(nn.Module):
 
     def _inverted(self, outputs: tuple[Any, ...], known: dict[str, Any], log_det: bool) -> Any:
         names = tuple(sorted(known))
-        form = self._form_for_inverse()
+        form = self._forms.for_inverse()
         inverse = form.inverses.get(names)
         if inverse is None:
             inverse = form.inverses[names] = InverseNet(form.program, names)
         if compiles():
             return uncompiled(inverse.run, self, outputs, known, log_det)
         return inverse.run(self, outputs, known, log_det)
-
-    def _form_for_inverse(self) -> TracedForm:
-        """The form that outputs are those of: the example's, or another one that the model is in now.
-
-        Raises:
-            TraceError: the model has changed, and the net has not been called since.
-        """
-        for form in (self._first, *self._forms):
-            if form.holds():
-                return form
-        guards = self._first.program.guards
-        raise TraceError(
-            f"{guards.broken() if guards is not None else 'the model'} has changed since the trace: call the "
-            "net forward once as it is now, and then its inverse."
-        )
 
     def _compares(self, form: TracedForm) -> bool:
         """Whether this forward is one of those that replays are compared with, which takes time."""
@@ -565,17 +440,8 @@ class ReversibleModule(nn.Module):
     @contextmanager
     def planned(self, plan: Plan) -> Iterator[None]:
         """Have another plan in the block, other forms of call their plans after it; then all is as before."""
-        before = [(form, form.plan, form.made, form.forwards) for form in {*self._forms, self._first}]
-        assigned = self._is_assigned
-        self.plan = plan
-        try:
+        with self._forms.under(fitted(plan, self.graph)):
             yield
-        finally:
-            for form in (*self._forms, self._first):
-                form.plan, form.made, form.forwards = None, None, 0
-            for form, chosen, made, forwards in before:
-                form.plan, form.made, form.forwards = chosen, made, forwards
-            self._is_assigned = assigned
 
     @contextmanager
     def watched_by(self, observer: Observer) -> Iterator[None]:
@@ -602,47 +468,28 @@ SHARED = (
     "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks",
     "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
 )  # fmt: skip
+
+
+def _shared(table: str) -> property:
+    """A table of the model's as the net's; containers put another in its place when they delete or insert."""
+
+    def now(self: nn.Module) -> Any:
+        model = self.__dict__.get("_model")
+        if model is not None and table in model.__dict__:
+            self.__dict__[table] = model.__dict__[table]  # some code looks there
+        return self.__dict__[table]
+
+    def put(self: nn.Module, value: Any) -> None:
+        model = self.__dict__.get("_model")
+        (self if model is None else model).__dict__[table] = value
+
+    return property(now, put)
+
+
+for _table in SHARED:
+    setattr(ReversibleModule, _table, _shared(_table))
 # What tools set on any module; everything else that is assigned to a net is the model's.
 OWN = MODULE_TABLES | {
-    *(
-        "forward",
-        "_first",
-        "_forms",
-        "_retrace",
-        "_retraced",
-        "_is_assigned",
-        "_compares_always",
-        "_observer",
-        "_watch",
-    ),
+    *("forward", "_forms", "_compares_always", "_observer", "_watch"),
     *("_is_model", "_model"),
 }
-
-
-def _as_it_is(net: nn.Module) -> Callable[[], None]:
-    """What puts buffers and torch's generators back to where they are now."""
-    buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
-    generators = [
-        torch.default_generator,
-        *(torch.cuda.default_generators if torch.cuda.is_initialized() else ()),
-    ]
-    states = [(each, each.get_state()) for each in generators]
-
-    def back() -> None:
-        with torch.no_grad():
-            for buffer, content in buffers:
-                buffer.copy_(content)
-        for generator, state in states:
-            generator.set_state(state)
-
-    return back
-
-
-def _plan_like(assigned: Plan, graph: Graph) -> Plan:
-    """A plan for another form of call, after the one that was assigned to the first: within as many bytes."""
-    if set(assigned.decisions.values()) <= {"keep"}:
-        return keep_all(graph)
-    try:
-        return plan(graph, assigned.peak_bytes)
-    except BudgetError:
-        return plan(graph)

@@ -16,9 +16,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from revgraph.engine._torch import pop_hooks, push_hooks, set_grad_enabled
+from revgraph.engine.contexts import NO_AUTOCAST, NOTHING, widened
 from revgraph.engine.executable import PlannedOperation, draws, not_undone
 from revgraph.engine.inlining import Inlined, Via
 from revgraph.engine.log_det import LogDets, join
+from revgraph.engine.random_state import random_restored
 from revgraph.engine.replay import unpack
 from revgraph.engine.saved_tensors import Captured, SavedRecord, form_of, sample
 from revgraph.engine.selective_recompute import (
@@ -29,15 +31,7 @@ from revgraph.engine.selective_recompute import (
     KeptResults,
     ReplayOutputs,
 )
-from revgraph.engine.state import (
-    NO_AUTOCAST,
-    NOTHING,
-    ModuleState,
-    random_restored,
-    version_of,
-    versions_of,
-    widened,
-)
+from revgraph.engine.state import ModuleState, version_of, versions_of
 from revgraph.errors import ReplayError, add_note
 from revgraph.planning.plans import TERM
 from revgraph.program import Law

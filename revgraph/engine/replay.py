@@ -37,6 +37,7 @@ from revgraph.engine._torch import (
     queue_callback,
     without_dispatch_modes,
 )
+from revgraph.engine.contexts import NOTHING, dispatch_modes, uncompiled
 from revgraph.engine.saved_tensors import (
     Captured,
     Enough,
@@ -47,7 +48,7 @@ from revgraph.engine.saved_tensors import (
     stale_parameter,
 )
 from revgraph.engine.sharding import resharded
-from revgraph.engine.state import NOTHING, dispatch_modes, equal, stale, uncompiled, version_of
+from revgraph.engine.state import equal, stale, version_of
 from revgraph.errors import DriftError, ReplayError, add_note, cures_of_drift
 from revgraph.isolation import out_of_inference_mode
 
@@ -290,7 +291,7 @@ class BackwardPass:
         capture = Captured(operation.node, evaluation.saved, captures, observer)
         shared = resharded(operation.modules.modules) if tape.shards else NOTHING
         try:
-            with tape.turn, shared, self.context():
+            with tape.running, tape.turn, shared, self.context():
                 uses_up = captures and self.releases
                 made = evaluation.again(tape, given, capture, step.wanted, uses_up)
             if capture.departed:
@@ -441,7 +442,7 @@ class BackwardPass:
     ) -> Captured:
         """What a node captures when it runs once more on the same values."""
         again = Captured(step.operation.node, evaluation.saved, True, reference=reference)
-        with self.tape.turn, self.context():
+        with self.tape.running, self.tape.turn, self.context():
             evaluation.again(self.tape, given, again, step.wanted)
         return again
 
@@ -467,7 +468,7 @@ class BackwardPass:
         if switched := evaluation.state.switched():
             return switched_error(step.operation, switched)
         if not step.exact:
-            with self.tape.turn, self.context():
+            with self.tape.running, self.tape.turn, self.context():
                 once, twice = [evaluation.saves_again(self.tape, given) for _ in range(2)]
             if once == twice:
                 return DriftError(

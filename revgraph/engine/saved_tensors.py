@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from revgraph.engine import _torch
-from revgraph.engine.state import uncompiled
+from revgraph.engine.contexts import uncompiled
 from revgraph.errors import ReplayError
 from revgraph.expressions import leaves
 from revgraph.storages import memory_key

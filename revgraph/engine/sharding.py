@@ -41,6 +41,15 @@ def sharded_modules(modules: Iterable[nn.Module]) -> list[nn.Module]:
     return [module for module in modules if isinstance(module, FSDPModule)]
 
 
+def is_sharded(net: nn.Module) -> bool:
+    """Whether the net or a module in it is sharded; also through another face of the net.
+
+    `fully_shard` marks the object that it is given by its class, and registers hooks, which all faces share.
+    """
+    owners = (getattr(hook, "__self__", None) for hook in net._forward_pre_hooks.values())
+    return bool(sharded_modules(net.modules())) or any(type(each).__name__ == "FSDPState" for each in owners)
+
+
 def shard_versions(shards: Shards) -> list[tuple[int, int, int]]:
     """What changes when a shard is edited or replaced."""
     found = []

@@ -1,97 +1,36 @@
-"""State restored before recomputation: contexts, random numbers, training flags, buffers; with its checks.
+"""State of modules restored before recomputation: training flags, buffers, attributes; with its checks.
 
-A replay has to repeat its forward. What a function may read besides its inputs is noted in the forward, and
-put back for as long as the replay runs, only where it differs, for that takes time:
-
-- `Ambient`, once a forward: autocast, function modes (a default device is one), the default dtype, the
-  kernels and algorithms that torch may take. Dispatch modes observe, as a rule: they are not entered again,
-  and where the backward runs under others, replays are tried without these, too (`BackwardPass.run`).
-- `RandomStream`: the state of torch's generators, for nodes that drew.
-- `ModuleState`, once a node: training flags; buffers that the forward wrote, as they were before. Writes do
-  not always show in version counters (`.data`, BatchNorm's own kernel), so contents are compared. Numbers and
-  the like that the forward assigned to attributes are put back likewise. A module that writes one of its
-  buffers is taken to write all of them: what does not change on one input may on the next.
+A replay has to repeat its forward. `ModuleState` notes, once a node, what its modules are like, and puts
+back for as long as the replay runs what differs, and no more, for that takes time: training flags; buffers
+that the forward wrote, as they were before; numbers and the like that the forward assigned to attributes.
+Writes do not always show in version counters (`.data`, BatchNorm's own kernel), so contents are compared. A
+module that writes one of its buffers is taken to write all of them: what does not change on one input may on
+the next.
 
 Parameters are not put back but checked, unless the node itself writes them: a replay on others than the
-forward's is refused. `Probes` show edits that no version counts. Locks (`turn`) keep threads that train on
-the CPU from meeting in the middle of a replay, for generators and buffers are everybody's.
+forward's is refused. `Probes` show edits that no version counts.
 """
 
 from __future__ import annotations
 
 import operator
-import os
-import sys
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.autograd import forward_ad
 
 from revgraph.engine import _torch
 from revgraph.engine.sharding import NO_SHARDS, Shards, shard_versions
 from revgraph.errors import ReplayError
 from revgraph.storages import memory_key, parts_of
 
-DEVICES = ("cpu", "cuda")
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)  # from torch 2.7 on
-HALF = (torch.float16, torch.bfloat16)
-NOTHING: AbstractContextManager[None] = nullcontext()
-
-Autocast = tuple[torch.dtype | None, ...]
 ABSENT, UNKNOWN = object(), object()
 PLAIN = frozenset((int, float, bool, str, type(None)))
-NO_AUTOCAST: Autocast = (None,) * len(DEVICES)
-
-
-# The compiler, and transforms
-
-
-def compiles() -> bool:
-    """Whether the compiler reads this code now, or would compile the functions that are called from here."""
-    return torch.compiler.is_compiling() or _torch.frame_callback() is not None
-
-
-def compiler_name() -> str:
-    """The name of the backend that torch.compile reads this code for; "" for one without a name."""
-    return _torch.compiler_name()
-
-
-# torch.compile calls it while it reads, and takes its result for a constant.
-compiler_name._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
-
-
-@_torch.disable_dynamo
-def uncompiled(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What `run` returns: the engine's own code runs as it is, also where torch.compile is at work around it.
-
-    To be called where `compiles()`; elsewhere call `run` itself.
-    """
-    return run(*args, **kwargs)
-
-
-def is_exported() -> bool:
-    """Whether a program is made here that runs elsewhere, by `torch.export` or `torch.jit.trace`."""
-    return is_exporting() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-
-
-def is_transformed() -> bool:
-    """Whether a transform of torch.func is running, or a forward-mode derivative.
-
-    Under the one autograd takes no hooks for saved tensors, and with the other it saves those of tangents.
-    """
-    return _torch.interpreter_stack() is not None or forward_ad._current_level >= 0
-
-
-# Contexts
-
-
 # What is looked at of every parameter, without a frame of Python's for each.
 VERSION: Callable[[Tensor], int] = Tensor._version.__get__  # pyright: ignore
 REQUIRES_GRAD: Callable[[Tensor], bool] = Tensor.requires_grad.__get__  # pyright: ignore
@@ -101,207 +40,6 @@ TRAINING = operator.attrgetter("training")
 MAKE_UP = operator.attrgetter(
     "_modules", "_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"
 )
-
-
-class Ambient:
-    """The contexts that a forward runs in."""
-
-    __slots__ = ("autocast", "default_dtype", "dispatch_modes", "function_modes", "switches")
-
-    def __init__(self) -> None:
-        self.autocast = autocast_state()
-        self.function_modes = [
-            _torch.function_mode_at(index) for index in range(_torch.function_mode_count())
-        ]
-        self.dispatch_modes = dispatch_modes()
-        self.default_dtype = torch.get_default_dtype()
-        self.switches = switches_now()
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether functions that read nothing but their inputs compute as they do without any context."""
-        return self.autocast == NO_AUTOCAST and not self.function_modes
-
-    @property
-    def is_in_force(self) -> bool:
-        """Whether the contexts of now are the same."""
-        return (
-            self.autocast == autocast_state()
-            and not self.function_modes
-            and not _torch.function_mode_count()
-            and self.default_dtype == torch.get_default_dtype()
-            and self.switches == switches_now()
-        )
-
-    def restored(self) -> AbstractContextManager[Any]:
-        """A block under these contexts, as far as they differ from today's."""
-        stack = None
-        if self.autocast != autocast_state():
-            stack = ExitStack()
-            stack.enter_context(_autocast_restored(self.autocast))
-        if self.function_modes or _torch.function_mode_count():
-            stack = stack or ExitStack()
-            stack.enter_context(_function_modes_restored(self.function_modes))
-        if self.default_dtype != torch.get_default_dtype() or self.switches != switches_now():
-            stack = stack or ExitStack()
-            stack.enter_context(_defaults_restored(self.default_dtype, self.switches))
-        return stack or NOTHING
-
-
-def dispatch_modes() -> list[Any]:
-    """The dispatch modes in force, outermost first."""
-    return [_torch.dispatch_mode_at(index) for index in range(_torch.dispatch_mode_count())]
-
-
-def autocast_state() -> Autocast:
-    """Autocast's precision for each kind of device, None where it is off."""
-    if not _torch.autocast_is_on():
-        return NO_AUTOCAST
-    return tuple(
-        [torch.get_autocast_dtype(each) if torch.is_autocast_enabled(each) else None for each in DEVICES]
-    )
-
-
-def switches_now() -> tuple[Any, ...]:
-    """Which kernels and algorithms torch may take, such as those of attention, or only deterministic ones."""
-    return tuple([get() for get, _ in _torch.switches])
-
-
-def _set_switches(to: tuple[Any, ...]) -> None:
-    for (get, put), value in zip(_torch.switches, to, strict=True):
-        if get() != value:
-            put(value)
-
-
-def refuse_unrestorable() -> None:
-    """Refuse a forward in a context that no replay could be put into.
-
-    Raises:
-        ReplayError: Transformer Engine's FP8 autocast is on, whose scaling factors move with every call.
-    """
-    for name in ("transformer_engine.pytorch.fp8", "transformer_engine.pytorch.quantization"):
-        manager = getattr(sys.modules.get(name), "FP8GlobalStateManager", None)
-        if manager is not None and manager.is_fp8_enabled():
-            raise ReplayError(
-                "the forward runs under fp8_autocast of transformer_engine, whose scaling factors a second "
-                "run would move again. Leave that context around the net, or keep every node: "
-                "net.plan = revgraph.keep_all(net.graph)."
-            )
-
-
-def widened(value: Any) -> Any:
-    """A stream's first value in float32, where autocast made it in half precision."""
-    if isinstance(value, Tensor) and value.dtype in HALF and torch.is_autocast_enabled(value.device.type):
-        return value.float()
-    return value
-
-
-@contextmanager
-def _autocast_restored(state: Autocast) -> Iterator[None]:
-    """Run with autocast on or off as it was; casts of parameters are not shared with what runs around."""
-    with ExitStack() as stack:
-        for device, dtype in zip(DEVICES, state, strict=True):
-            if dtype is not None or torch.is_autocast_enabled(device):
-                stack.enter_context(
-                    torch.autocast(device, dtype, enabled=dtype is not None, cache_enabled=False)
-                )
-        yield
-
-
-@contextmanager
-def _function_modes_restored(modes: Sequence[Any]) -> Iterator[None]:
-    """Run with these function modes in place of those that are in force."""
-    now = [_torch.pop_function_mode() for _ in range(_torch.function_mode_count())]
-    for mode in modes:
-        _torch.push_function_mode(mode)
-    try:
-        yield
-    finally:
-        for _ in modes:
-            _torch.pop_function_mode()
-        for mode in reversed(now):
-            _torch.push_function_mode(mode)
-
-
-@contextmanager
-def _defaults_restored(dtype: torch.dtype, switches: tuple[Any, ...]) -> Iterator[None]:
-    now = torch.get_default_dtype(), switches_now()
-    torch.set_default_dtype(dtype)
-    _set_switches(switches)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(now[0])
-        _set_switches(now[1])
-
-
-# Random numbers
-
-
-def devices_of(tensors: Sequence[Any]) -> list[int]:
-    """The GPUs that these tensors are on."""
-    return sorted(
-        {tensor.device.index for tensor in tensors if isinstance(tensor, Tensor) and tensor.is_cuda}
-    )
-
-
-class RandomStream:
-    """The state of the random generators between nodes, read again only where it may have moved."""
-
-    __slots__ = ("devices", "state")
-
-    def __init__(self, devices: list[int]) -> None:
-        self.devices = devices
-        self.state: tuple[bytes, ...] | None = None
-
-    def read(self) -> tuple[bytes, ...]:
-        with _torch.unseen():
-            cpu = torch.default_generator.get_state().numpy().tobytes()
-            if not self.devices:
-                return (cpu,)
-            return (cpu, *(torch.cuda.get_rng_state(index).numpy().tobytes() for index in self.devices))
-
-    def before(self) -> tuple[bytes, ...]:
-        if self.state is None or threading.active_count() > 1:  # another thread may have drawn since
-            self.state = self.read()
-        return self.state
-
-    def drawn_since(self, before: tuple[bytes, ...]) -> bool:
-        if self.devices:
-            self.state = self.read()
-        else:
-            with _torch.unseen():
-                self.state = (torch.default_generator.get_state().numpy().tobytes(),)
-        return self.state != before
-
-
-@contextmanager
-def random_restored(state: tuple[bytes, ...], devices: list[int]) -> Iterator[None]:
-    """Run with the generators as they were; afterwards they are as before. One thread does so at a time."""
-    with _DRAWS, _restored(state, devices):
-        yield
-
-
-@contextmanager
-def _restored(state: tuple[bytes, ...], devices: list[int]) -> Iterator[None]:
-    with _torch.unseen():
-        fork = torch.random.fork_rng(devices)
-        fork.__enter__()
-        torch.default_generator.set_state(_tensor(state[0]))
-        for index, part in zip(devices, state[1:], strict=True):
-            torch.cuda.set_rng_state(_tensor(part), index)
-    try:
-        yield
-    finally:
-        with _torch.unseen():
-            fork.__exit__(None, None, None)
-
-
-def _tensor(state: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(state), dtype=torch.uint8)
-
-
-# Modules
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,7 +158,7 @@ class ModuleState:
         """
         self._node = node
         self._flags = [*map(TRAINING, node.modules)]
-        self._make_up = make_up_of(node.modules)
+        self._make_up: tuple[list[Any], set[int]] = ([], set())
         self._shards = _own(node, shards) if shards else NO_SHARDS
         self._parameters = self._parameters_now()
         self._requires_grad = [*map(REQUIRES_GRAD, self._parameters)]
@@ -435,7 +173,12 @@ class ModuleState:
                 self._copies.append(_Copy(module, name, buffer, shielded))
 
     def after_forward(self) -> None:
-        """Let go of the copies of buffers and attributes that did not change."""
+        """Let go of the copies of buffers and attributes that did not change.
+
+        Hooks count that are there by now: libraries put some on in a module's first forward, for it to note
+        what its layers give. Replays are compared with the first forwards, so one that did more would show.
+        """
+        self._make_up = make_up_of(self._node.modules)
         differing = ((table, _differing(before, table)) for table, before in self._before)
         self._attributes = [(table, old) for table, old in differing if old]
         self._before = []
@@ -656,23 +399,3 @@ def equal(one: Tensor, two: Tensor) -> bool:
 
 def _own(node: NodeModules, shards: Shards) -> Shards:
     return {slot: shards[slot] for slot in node.parameters if slot in shards}
-
-
-# Threads
-
-_NODES, _DRAWS = threading.RLock(), threading.RLock()
-if hasattr(os, "register_at_fork"):
-    for lock in (_NODES, _DRAWS):
-        os.register_at_fork(after_in_child=lock._at_fork_reinit)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def turn(values: Iterable[Any]) -> AbstractContextManager[Any]:
-    """What to hold while a node of a net with these inputs runs.
-
-    A replay puts the forward's random numbers and buffers back for a moment. Both belong to the whole
-    process, so another thread's node must not run meanwhile: it would draw numbers that were drawn before,
-    and update buffers that are thrown away. On other devices than the CPU it is nothing: there a backward
-    pass runs in threads of its own, which a forward that differentiates may have to wait for.
-    """
-    on_cpu = all([value.device.type in ("cpu", "meta") for value in values if isinstance(value, Tensor)])
-    return _NODES if on_cpu else nullcontext()

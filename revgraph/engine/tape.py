@@ -22,12 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from revgraph.engine._torch import current_graph_task, frame_callback
+from revgraph.engine.contexts import Ambient, uncompiled
 from revgraph.engine.observer import Observer
+from revgraph.engine.random_state import RandomStream, devices_of, turn
 from revgraph.engine.replay import BackwardPass, Lent, Region, current_pass
 from revgraph.engine.saved_tensors import stale_parameter
 from revgraph.engine.sharding import NO_SHARDS, shards_of
-from revgraph.engine.state import Ambient, RandomStream, devices_of, turn, uncompiled, version_of
+from revgraph.engine.state import version_of
 from revgraph.errors import ReplayError
+from revgraph.turns import RunningAgain
 
 if TYPE_CHECKING:
     from revgraph.engine.executable import Executable, Replays
@@ -74,6 +77,7 @@ class Tape:
         "random",
         "regions",
         "replays",
+        "running",
         "shapes",
         "shards",
         "spans_devices",
@@ -103,6 +107,7 @@ class Tape:
         self.ambient = Ambient()
         self.random = RandomStream(devices_of(inputs))
         self.turn = turn(inputs)
+        self.running = RunningAgain()
         self.spans_devices = executable.spans_devices()
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.shards = shards_of(net) if distributed else NO_SHARDS

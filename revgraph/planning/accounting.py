@@ -77,7 +77,7 @@ def holdings(plan: Plan) -> tuple[Holding, ...]:
         if made or own or node.name in plan.decisions:
             what = _stored(plan, node, made, stored) if made else ""
             if own or plan.results.get(node.name):
-                what += (", " if made else "") + _own(plan, node, bool(made))
+                what += (", " if made else "") + _own(plan, node, own, bool(made))
             found.append(Holding(node.name, tuple((name, stored[name]) for name in made), own, what))
     loss = "" if graph.loss is None else graph.loss.name
     rest = bytes_of(range(len(machine.memory.sizes))) + machine.own[loss]
@@ -113,9 +113,11 @@ def _stored(plan: Plan, node: Node, made: list[str], stored: dict[str, int]) -> 
     return said if any(stored[name] for name in made) else f"{said} (a view)"
 
 
-def _own(plan: Plan, node: Node, briefly: bool) -> str:
+def _own(plan: Plan, node: Node, own: int, briefly: bool) -> str:
     if plan.decisions.get(node.name, "keep") == "keep":
-        return "internals"
+        keep = node.cost.courses.get("keep")
+        # What it reads, and nothing else holds, is counted here, too.
+        return "internals" if keep is None or own <= keep.held_bytes else "internals, inputs"
     results = plan.results.get(node.name, ())
     if len(results) > 1 and TERM not in results:
         names = [result_name(node, index).removeprefix("output of ") for index in results]

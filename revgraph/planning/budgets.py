@@ -11,7 +11,7 @@ from typing import SupportsIndex, get_args
 
 from revgraph.errors import BudgetError, PlanError
 from revgraph.graph import Graph
-from revgraph.planning.deciding import anchored, decide, keep_all
+from revgraph.planning.deciding import anchored, check_graph, decide, keep_all
 from revgraph.planning.drifting import anchors_of, check_estimates
 from revgraph.planning.judging import Judge
 from revgraph.planning.known_pools import known, note
@@ -21,6 +21,7 @@ from revgraph.planning.profiles import DeviceProfile, profile_of
 from revgraph.planning.reasons import reasons_of
 from revgraph.planning.solver import TOLERANCE, Effort, Solution, search, thinned
 from revgraph.planning.wording import where_peak
+from revgraph.progress import Progress
 from revgraph.uncollected import uncollected
 
 UNITS = {
@@ -75,11 +76,12 @@ def plan(
         >>> rg.plan(net.graph, budget="5 MiB").peak_bytes <= 5 * 2**20
         True
     """
+    check_graph(graph)
     effort = _effort(effort, seconds)
     if max_drift is not None:
         check_estimates(graph, max_drift)
     anchors = anchored(graph, anchors)
-    wanted = LEAST if budget == LEAST else None if budget is None else budget_bytes(graph, budget)
+    wanted = LEAST if _is_least(budget) else None if budget is None else budget_bytes(graph, budget)
     if max_drift is not None:
         anchors = (*anchors, *anchors_of(decide(graph, {}, anchors), max_drift))
     for _ in range(ATTEMPTS):
@@ -107,6 +109,7 @@ def frontier(
     They are those that `plan` chooses from: the first has the least peak, the last computes nothing again.
     `effort`, `cost` and `seconds` are those of `plan`.
     """
+    check_graph(graph)
     return _Plans.of(graph, (), _effort(effort, seconds), cost).frontier(points)
 
 
@@ -130,14 +133,16 @@ def knee(plans: Sequence[Plan]) -> Plan:
     return max(plans, key=below)
 
 
-def parse_bytes(budget: SupportsIndex | str) -> int:
+def parse_bytes(budget: SupportsIndex | float | str) -> int:
     """Bytes from a number or from text such as "300 MiB"; KiB and K are 1,024 bytes and KB is 1,000.
 
     Raises:
         PlanError: it is neither, or not above 0; or it is text of a small number without a unit.
     """
     count: float | None = None
-    if not isinstance(budget, (bool, str)):
+    if isinstance(budget, float):
+        count = budget if budget.is_integer() else None  # as 1e8 is
+    elif not isinstance(budget, (bool, str)):
         with suppress(TypeError):
             count = operator.index(budget)  # of numpy's whole numbers, too
     elif isinstance(budget, str):
@@ -165,8 +170,12 @@ def check_budget(budget: int | str) -> None:
         PlanError: it is neither bytes nor a share nor "least".
     """
     share = SHARE.fullmatch(budget) if isinstance(budget, str) else None
-    if budget != LEAST and (share is None or not float(share[1])):
+    if not _is_least(budget) and (share is None or not float(share[1])):
         parse_bytes(budget)
+
+
+def _is_least(budget: object) -> bool:
+    return isinstance(budget, str) and budget.strip().lower() == LEAST
 
 
 def budget_bytes(graph: Graph, budget: int | str) -> int | None:
@@ -176,7 +185,7 @@ def budget_bytes(graph: Graph, budget: int | str) -> int | None:
         PlanError: it cannot be read.
     """
     check_budget(budget)
-    if budget == LEAST:
+    if _is_least(budget):
         return None
     if isinstance(budget, str) and (share := SHARE.fullmatch(budget)):
         return int(float(share[1]) / 100 * keep_all(graph).peak_bytes)
@@ -196,7 +205,8 @@ class _Plans:
         fronts = known(graph, key)
         if fronts is None:
             judge = Judge(posed, anchors)  # what it remembers goes with the search
-            with uncollected():
+            work = f"planning {graph.name}, {len(graph.planned)} nodes"
+            with uncollected(), Progress(work, lambda: f"{judge.count:,} plans tried"):
                 pool = search(posed.problem, judge, effort, self._by_hand(graph))
             fronts = note(graph, key, pool)
         self.pool = fronts
@@ -278,12 +288,15 @@ def _effort(effort: Effort, seconds: float | None) -> Effort:
 
 def _too_small(budget: int, least: Plan) -> BudgetError:
     _, _, node = least.peak_at.partition(" of ")
+    loss = least.graph.loss
+    is_loss = loss is not None and node == loss.name
+    ways_out = " or lower the batch" if is_loss else ", lower the batch, or split that node"
     ordinary = human_bytes(least.ordinary_bytes)
     return BudgetError(
         f"no plan fits {human_bytes(budget)} ({budget:,} bytes): the least peak found is "
         f"{human_bytes(least.peak_bytes)} ({least.peak_bytes:,} bytes), where ordinary training takes "
         f"{ordinary}. That peak is {where_peak(least.peak_at, repr(node))}. "
-        "Raise the budget, lower the batch, or split that node.",
+        f"Raise the budget{ways_out}.",
         least_bytes=least.peak_bytes,
         node=node,
     )

@@ -16,8 +16,20 @@ from revgraph.planning.simulating import weigh
 from revgraph.planning.sources import sources_from, sources_of
 
 
+def check_graph(graph: object) -> None:
+    """Refuse what is no graph.
+
+    Raises:
+        PlanError: it is something else, such as the net that has the graph.
+    """
+    if not isinstance(graph, Graph):
+        hint = ": give its .graph" if isinstance(getattr(graph, "graph", None), Graph) else ""
+        raise PlanError(f"plans are made for a revgraph.Graph, and this is a {type(graph).__name__}{hint}")
+
+
 def keep_all(graph: Graph, profile: DeviceProfile = GENERIC) -> Plan:
     """The plan of ordinary autograd, the baseline: everything kept."""
+    check_graph(graph)
     return decide(graph, dict.fromkeys((node.name for node in graph.planned), "keep"), profile=profile)
 
 
@@ -57,6 +69,12 @@ def decide(
         >>> segment.sources["2"]
         Source(how='recomputed', node='2')
     """
+    check_graph(graph)
+    if not isinstance(decisions, Mapping):
+        raise PlanError(
+            "decisions are given by name, such as {'block.f': 'keep'}, and this is a "
+            f"{type(decisions).__name__}"
+        )
     chosen: dict[str, Decision] = {node.name: _natural(node) for node in graph.planned}
     for name, decision in decisions.items():
         _check_node(name, chosen)

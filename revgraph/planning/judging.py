@@ -53,6 +53,11 @@ class Judge:
         except PlanError:
             return None
 
+    @property
+    def count(self) -> int:
+        """How many plans were simulated."""
+        return len(self._judged)
+
     def plan(self, solution: Solution) -> Plan:
         """The plan of a solution that was judged."""
         names, nodes = self.values, self.nodes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from revgraph.courses import Course
+from revgraph.courses import Course, Work
 from revgraph.graph import Node
 from revgraph.planning.plans import TERM, Plan, human_bytes, result_name
 from revgraph.planning.simulating import courses_of
@@ -25,20 +25,21 @@ def _reason(plan: Plan, node: Node, chosen: Course) -> str:
         return f"for its internals ({human_bytes(internals)}) fit, and it is not evaluated twice"
     held = chosen.held_bytes
     saves = f"holds {human_bytes(held)} in place of {human_bytes(internals)} of internals"
-    again = _again(node, chosen)
+    hold = plan.holds.get(node.name)
+    # A run for another node's backward makes the outputs, too, which a replay for its own does without.
+    again = _again(node, chosen.replay_work if hold is None else keep.forward_work)
     back = ""
     if plan.decisions[node.name] == "invert":
         back = f"; its target {node.target!r} follows from its output"
-    hold = plan.holds.get(node.name)
     if hold is not None:
         back += f"; it is run again for the backward of {hold!r}, and its internals stay from then on"
     return f"which {saves} and {again}{_kept(plan, node)}{back}"
 
 
-def _again(node: Node, chosen: Course) -> str:
-    if not chosen.replay_work.flops:
+def _again(node: Node, work: Work) -> str:
+    if not work.flops:
         return "computes no heavy operator again"
-    share = chosen.replay_work.flops / node.cost.flops if node.cost.flops else 1.0
+    share = work.flops / node.cost.flops if node.cost.flops else 1.0
     return f"computes {share:.0%} of its {node.cost.flops:,} FLOPs again"
 
 

@@ -44,8 +44,11 @@ def simulate(plan: Plan) -> list[Moment]:
     Every operand must be live when it is read.
 
     Raises:
-        PlanError: a step reads what is not in memory.
+        PlanError: a step reads what is not in memory, or this is no plan.
     """
+    if not isinstance(plan, Plan):
+        hint = ": give its .plan" if isinstance(getattr(plan, "plan", None), Plan) else ""
+        raise PlanError(f"a revgraph.Plan is simulated, and this is a {type(plan).__name__}{hint}")
     machine = Machine(plan)
     return [machine.take(step) for step in schedule(plan)]
 
@@ -416,7 +419,9 @@ class Machine:
         """A gradient arrives for a value: the first is held as it is, a further one is added to a new sum."""
         inputs = site.node.inputs
         if index >= len(inputs):
-            self._parameter(site.node.cost.shared[index - len(inputs)], number)
+            cost, place = site.node.cost, index - len(inputs)
+            size = cost.shared_bytes[place] if cost.shared_bytes else 0
+            self._parameter(cost.shared[place], number, size)
             return
         name = self.same.get(inputs[index], inputs[index])
         before, size = self.gradients.get(name), self.own_bytes[name]
@@ -431,16 +436,16 @@ class Machine:
                 self.memory.release(self.gradients[name])
                 self.gradients[name] = self.memory.born(size)  # the caller's leaf takes a copy
 
-    def _parameter(self, name: str, number: int) -> None:
+    def _parameter(self, name: str, number: int, size: int) -> None:
         """A gradient of a parameter that several nodes use arrives; the last sum is the parameter's own, and
-        no activation."""
+        no activation. One may be a scalar that was expanded, and a sum is not."""
         before = self.sums.pop(name, None)
         self.parts[name] -= 1
         if before is None:
             self.sums[name] = self.memory.hold(number)
         else:
             if self.parts[name]:
-                self.sums[name] = self.memory.born(self.memory.sizes[number])
+                self.sums[name] = self.memory.born(size or self.memory.sizes[number])
             self.memory.release(before)
 
 

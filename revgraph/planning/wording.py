@@ -17,16 +17,16 @@ from revgraph.planning.plans import DECISIONS, Plan, human_bytes
 WIDTH = 80
 LABEL = 19
 """Columns of what a line of the summary is about."""
-ROWS = 26
-"""Rows of the folded table; of longer ones, those that hold least are summed up in one."""
+ROWS = 16
+"""Rows of the folded table, so that it has 30 lines with the summary; those that hold least are one row."""
 HEAD = ("node", "", "kind", "decision", "held bytes", "what is held")
 KIND = 12
-"""The most columns of a node's kind."""
+"""The most columns of a node's kind, where a line has no more than `WIDTH`."""
 DECIDED = dict(zip(DECISIONS, ("kept", "inverted", "recomputed"), strict=True))
 MADE = {
     "by hand": "made by hand",
     "file": "read from a file",
-    "default": "best found without a budget",
+    "default": "best found that runs no function more than twice",
     "least": "best found: the least peak",
     "budget": "best found within the budget",
     "frontier": "best found in so many bytes",
@@ -250,7 +250,13 @@ def _fewest(rows: list[Row]) -> list[Row]:
     others = [rows[place] for place in places[ROWS - 1 :]]
     count = sum(row.nodes for row in others)
     rest = Row(
-        f"{count} other nodes", 1, count, "", "", sum(row.nbytes for row in others), "see plan.table()"
+        f"{count} other nodes",
+        1,
+        count,
+        "",
+        "",
+        sum(row.nbytes for row in others),
+        "--table, or plan.table()",
     )
     return [*(rows[place] for place in shown), rest]
 
@@ -258,7 +264,7 @@ def _fewest(rows: list[Row]) -> list[Row]:
 def _table(rows: list[tuple[str, ...]], width: int) -> str:
     columns = list(zip(HEAD, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
-    widths[2] = min(widths[2], KIND)
+    widths[2] = min(widths[2], KIND) if width <= WIDTH else widths[2]
     room = width - sum(widths[1:5]) - 2 * (len(HEAD) - 1)
     widths[0] = min(widths[0], max(room // 2, room - widths[5]))
     widths[5] = min(widths[5], room - widths[0])

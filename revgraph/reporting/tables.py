@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 from revgraph.displays import ShownAsTable
 from revgraph.graph import Graph, Node
 from revgraph.graph import table as plain_table
-from revgraph.planning import DECISIONS, Moment, Plan, human_bytes, knee
+from revgraph.planning import DECISIONS, EVALUATING, Moment, Plan, human_bytes, knee
 from revgraph.planning.accounting import holdings
 from revgraph.planning.plans import result_name
+from revgraph.planning.schedule import schedule
 from revgraph.planning.wording import kind_of
 from revgraph.reporting.kinds import Compared, Held, Measured, Reportable, all_are, unknown
 
@@ -156,11 +158,12 @@ def _of_frontier(plans: Sequence[Plan], chosen: Plan | None) -> Report:
             *(f"{sum(each == word for each in plan.decisions.values())}" for word in DECISIONS),
             f"{sum(map(len, plan.results.values()))}",
             f"{len(_reruns(plan))}",
+            f"{most_runs(plan)}",
             " ".join(["chosen"] * (plan is marked) + ["knee"] * (plan is turn)),
         )
         for plan in shown
     )
-    head = ("peak", "FLOPs", "time", *DECISIONS, "results", "rerun", "")
+    head = ("peak", "FLOPs", "time", *DECISIONS, "results", "rerun", "runs", "")
     first = shown[0]
     title = f"{first.graph.name}: the frontier, predicted (time by the profile {first.profile.name!r})"
     return Report(title, head, rows, frozenset(head[:-1]))
@@ -181,6 +184,11 @@ def _of_simulation(moments: Sequence[Moment]) -> Report:
     title = f"a training step, simulated: peak {human_bytes(max(moment.peak_bytes for moment in moments))}"
     head = ("step", "node", "for", "live after", "peak", "FLOPs")
     return Report(title, head, rows, frozenset({"live after", "peak", "FLOPs"}))
+
+
+def most_runs(plan: Plan) -> int:
+    """How often one node's function runs at most in a step."""
+    return max(Counter(each.node for each in schedule(plan) if each.action in EVALUATING).values(), default=0)
 
 
 def _reruns(plan: Plan) -> set[str]:

@@ -17,6 +17,7 @@ hold; the engine runs what it returns.
     export/         `torch.export` for code at which fx stops
     guards/         what the code read of the model and of its surroundings, and whether that still holds
     arguments       calls as forms: which arguments are tensors, and what the others were
+    questions       what a graph asks of its inputs alone, asked before anything of it runs
     hooks           forward hooks of opened modules, as calls of the graph
     residual_blocks a trace rewritten to a dual-residual network, for `conversion`
     user_code       the line of the user's code that runs, and what its code objects tell

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from revgraph.expressions import attribute_at, leaves, map_leaves
-from revgraph.isolation import WriteWatch
+from revgraph.isolation import MODULE_TABLES, WriteWatch
 from revgraph.looks import PLAIN, form_of, look_of
 from revgraph.storages import bytes_of, faked, memory_key
 from revgraph.tracing.proxies import Untraceable, is_proxy
@@ -27,7 +28,8 @@ class Evaluator:
 
     Modules that look the same, and torch's own functions, are run once for each form of their arguments:
     `ran` says whether the last call was. `writes` hears of parameters that a call writes into. `modules` are
-    those of the root, by path.
+    those of the root, by path. `left` are tensors that calls have put into attributes of modules, by the
+    attributes' names: no results of theirs, and nothing that a graph could hold.
     """
 
     def __init__(
@@ -36,19 +38,26 @@ class Evaluator:
         self.root = root
         self.modules = modules
         self.fake_mode = fake_mode
-        self.running = False
         self.ran = False
+        self.left: dict[str, Tensor] = {}
         self.writes = WriteWatch(root.parameters())
         self._known: dict[Any, Any] = {}
+        self._evaluates = False
+        self._thread = threading.get_ident()
+
+    @property
+    def running(self) -> bool:
+        """Whether what runs is not traced: a call that is evaluated, or what another thread does."""
+        return self._evaluates or threading.get_ident() != self._thread
 
     def evaluate(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         args, kwargs = map_leaves(_fake_of, args), map_leaves(_fake_of, kwargs)
-        self.running = True
+        self._evaluates = True
         try:
             with OwnCode():  # no proxy is left to ask about, nor code of the user's to watch
                 return self._evaluated(kind, target, args, kwargs)
         finally:
-            self.running = False
+            self._evaluates = False
 
     def _evaluated(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module = None
@@ -66,10 +75,15 @@ class Evaluator:
             return [tensor._version for tensor in tensors], own, len(self.writes.heard)
 
         before = None if key is None else state()
+        held = {} if module is None else _tensors_in_attributes(module, target)
+        left: dict[str, Tensor] = {}
         with self._mode():
             if module is not None:
                 result = module(*args, **kwargs)
                 _check_unchanged(given, args, kwargs)
+                now = _tensors_in_attributes(module, target)
+                left = {name: each for name, each in now.items() if held.get(name) is not each}
+                self._note(left)
             elif kind == "call_method":
                 result = getattr(args[0], target)(*args[1:], **kwargs)
             elif kind == "get_attr":
@@ -78,6 +92,7 @@ class Evaluator:
                 result = target(*args, **kwargs)
             if (
                 before is not None
+                and not left
                 and state() == before
                 and _is_simple(result, {memory_key(tensor) for tensor in tensors})
             ):
@@ -110,6 +125,17 @@ class Evaluator:
                 return None
         return kind, target, _form(args), _form(kwargs), torch.get_default_dtype()
 
+    def _note(self, left: Mapping[str, Tensor]) -> None:
+        """Keep tensors that a module has left in attributes, and see to it that they are told from others.
+
+        A fake one is told by its mode. A real one, made without autograd, would be as good as a constant: it
+        is made to require a gradient, as all that is computed of it then does.
+        """
+        self.left.update(left)
+        for each in left.values():
+            if self.fake_mode is None and each.is_leaf and (each.is_floating_point() or each.is_complex()):
+                each.requires_grad_()
+
     def _fresh(self, form: _ResultForm) -> Tensor:
         empty = torch.empty_strided(form.shape, form.stride, dtype=form.dtype, device="meta")
         return FakeTensor(self.fake_mode, empty, form.device)
@@ -134,6 +160,20 @@ def _check_unchanged(before: list[Any], args: tuple[Any, ...], kwargs: dict[str,
     now = leaves((args, kwargs))
     if len(now) != len(before) or not all(map(is_, now, before)):
         raise Untraceable("a submodule changes a list or dictionary that it is given")
+
+
+def _tensors_in_attributes(module: nn.Module, path: str) -> dict[str, Tensor]:
+    """The tensors in plain attributes of a module and those in it, also in containers there, by name."""
+    if type(module).__module__.startswith("torch.nn.") and not module._modules:
+        return {}
+    found: dict[str, Tensor] = {}
+    for name, each in module.named_modules(prefix=path):
+        for attribute, value in each.__dict__.items():
+            if attribute not in MODULE_TABLES and isinstance(value, (Tensor, list, tuple, dict)):
+                tensors = [leaf for leaf in leaves(value) if isinstance(leaf, Tensor)]
+                place = f"{name}.{attribute}" if name else attribute
+                found |= {f"{place}[{n}]" if n else place: leaf for n, leaf in enumerate(tensors)}
+    return found
 
 
 def _fake_of(leaf: Any) -> Any:

@@ -21,6 +21,7 @@ from revgraph.expressions import leaves, map_leaves
 from revgraph.tracing.find_couplings.half_steps import HalfStep
 from revgraph.tracing.proxies import holds_tensors, is_tensor
 from revgraph.tracing.scopes import ModuleScope
+from revgraph.tracing.structures import OTHER, STRUCTURE, leaf_structure, structure_of
 from revgraph.tracing.tracer import Tracer
 from revgraph.tracing.wiring.recognize import is_wiring
 
@@ -199,6 +200,8 @@ def _replace(tracer: Tracer, graph: fx.Graph, scope: ModuleScope) -> None:
     with graph.inserting_after(scope.nodes[-1]):
         call = graph.call_module(scope.path, scope.args, scope.kwargs)
     _describe(tracer, call, fake, scope.nodes[0])
+    if not tracer.gives_as_many_always(call):
+        call.meta[STRUCTURE] = structure_of(scope.result, lambda leaf: _structure_of_leaf(tracer, leaf))
     point = call
 
     def items(tree: Any, source: fx.Node) -> None:
@@ -220,6 +223,13 @@ def _replace(tracer: Tracer, graph: fx.Graph, scope: ModuleScope) -> None:
     items(scope.result, call)
     for node in reversed(scope.nodes):
         graph.erase_node(node)
+
+
+def _structure_of_leaf(tracer: Tracer, leaf: Any) -> Any:
+    """That of a value that the call gives; a number that is one of the graph's may be another one."""
+    if isinstance(leaf, fx.Node):
+        return leaf_structure(fake) if is_tensor(fake := tracer.fakes[leaf]) else OTHER
+    return leaf_structure(leaf)
 
 
 def _is_read(node: fx.Node, nodes: Set[fx.Node]) -> bool:

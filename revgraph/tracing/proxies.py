@@ -17,11 +17,14 @@ import sys
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from revgraph.errors import TraceError
 from revgraph.expressions import leaves
 from revgraph.tracing.user_code import IDENTICAL, caller, is_users, may_compare
+
+TRACE_AGAIN = "Trace the model again with an input like this."
 
 
 class Untraceable(Exception):
@@ -50,10 +53,17 @@ class OtherForm(TraceError):
         self.place = place
 
 
+class NeedsAutograd(Untraceable):
+    """Code does something with a computed tensor that only autograd's own forward could answer for."""
+
+
 class CollectingHooks(Untraceable):
     """Hooks that may speak to the code around, through a context variable that it has set."""
 
 
+# Of a tensor that a net computes without autograd these are not what code expects.
+AUTOGRAD_STATE = frozenset({"requires_grad", "grad_fn", "is_leaf"})
+AUTOGRAD_HOOKS = frozenset({"register_hook", "retain_grad"})
 # What a proxy has of its own; assigning anything else to it would assign it to no tensor.
 OWN_ATTRIBUTES = frozenset({"attr", "items", "node", "root", "fake", "tracer", "_proxy"})
 
@@ -81,6 +91,18 @@ class FakeProxy(fx.Proxy):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             return FakeAttribute(self, name)
+        if name in AUTOGRAD_HOOKS and is_tensor(self.fake):
+            raise NeedsAutograd(
+                f"it calls {name} on a tensor, and a net computes without autograd what it rebuilds in the "
+                "backward. Put a full backward hook on a module instead"
+            )
+        if (
+            name in AUTOGRAD_STATE
+            and is_tensor(self.fake)
+            and not self.fake.requires_grad  # or it was asked for
+            and self.node.op not in ("placeholder", "get_attr")
+        ):
+            raise Untraceable(f"it asks for {name} of a tensor that it has computed, which a net may rebuild")
         value = getattr(self.fake, name)  # or it has no such attribute either
         if value is None:
             return self.tracer.create_proxy("call_function", getattr, (self, name), {}).guarded_none()
@@ -103,6 +125,8 @@ class FakeProxy(fx.Proxy):
             return self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
         if isinstance(key, slice):
             return tuple(self)[key]
+        if type(key) is int and key < 0 and isinstance(self.fake, (tuple, list)):
+            key = range(len(self))[key]
         if key not in self.items:
             item = self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
             self.items[key] = item.guarded_none() if item.fake is None else item
@@ -154,14 +178,24 @@ class FakeProxy(fx.Proxy):
     def __len__(self) -> int:
         if is_tensor(self.fake):
             return self.size(0).__index__()
-        return len(self.fake) if holds_tensors(self.fake) else self._answer("len")
+        if not holds_tensors(self.fake):
+            return self._answer("len")
+        self.hold_count()
+        return len(self.fake)
+
+    def hold_count(self) -> None:
+        """Hold other inputs to as many tensors in this container, which the code goes through."""
+        if not has_fixed_length(self.fake):
+            self.tracer.hold_to_structure(self.node)
 
     def __iter__(self) -> Any:
         if isinstance(self.fake, dict):
+            self.hold_count()
             return iter(self.fake)
         return iter([self[index] for index in range(len(self))])
 
     def keys(self) -> Any:
+        self.hold_count()
         return self.fake.keys()
 
     def __contains__(self, item: Any) -> bool:
@@ -249,15 +283,21 @@ def guard(actual: Any, ask: str, expected: Any, where: str) -> None:
         TraceError: this input's answer is another one.
     """
     answer = QUESTIONS[ask](actual)
+    answer = tuple(answer) if isinstance(answer, torch.Size) else answer  # as a graph keeps it
     if answer != expected or type(answer) is not type(expected):
         what = "a number" if ask in ("bool", "int", "float", "len") else "something"
         few = type(expected) is bool or ask in ("none", "type")
         raise OtherForm(
             f"at {where} the model asked for {what} that was {expected!r} for the example input and is "
             f"{answer!r} for this one, so the traced path may not be the right one. "
-            "Trace the model again with an input like this.",
+            f"{TRACE_AGAIN}",
             "" if few else f"a number that is asked for at {where}",
         )
+
+
+def has_fixed_length(items: Any) -> bool:
+    """Whether a tuple is of a class that says its length: a named one, or of torch's return types."""
+    return hasattr(items, "_fields") or hasattr(items, "n_sequence_fields")
 
 
 def is_proxy(thing: Any) -> bool:

@@ -31,6 +31,7 @@ from revgraph.tracing.guards.settings import Settings, calls_of, forms_of
 from revgraph.tracing.hooks import call_hooks, call_pre_hooks
 from revgraph.tracing.lower.lowering import lower
 from revgraph.tracing.proxies import ReadPastAttributes, Untraceable, guard
+from revgraph.tracing.structures import STRUCTURE
 from revgraph.tracing.tracer import Tracer
 from revgraph.tracing.user_code import place_of
 from revgraph.tracing.wiring.slices import gather_slices
@@ -215,7 +216,7 @@ def _run_once(
         TraceError: it fails, and not for want of real tensors: the fault is not the trace's.
     """
     try:
-        with untouched(model, fake_mode), torch.no_grad(), fake_mode or nullcontext():
+        with untouched(model, fake_mode), torch.enable_grad(), fake_mode or nullcontext():
             given = {label: _fake(thing, fake_mode) for label, thing in named.items()}
             call_with(model.forward, fill_form(form, given))
     except Exception as error:
@@ -319,7 +320,7 @@ def _drop_unused(graph: fx.Graph) -> None:
         silent = node.op in ("get_attr", "call_method") or (
             node.op == "call_function" and node.target not in KEPT
         )
-        if silent and not node.users:
+        if silent and not node.users and STRUCTURE not in node.meta:
             graph.erase_node(node)
 
 

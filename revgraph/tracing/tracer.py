@@ -56,6 +56,7 @@ from revgraph.tracing.proxies import (
     AsksIdentity,
     CollectingHooks,
     FakeProxy,
+    NeedsAutograd,
     ReadPastAttributes,
     Untraceable,
     guard,
@@ -65,6 +66,7 @@ from revgraph.tracing.proxies import (
 )
 from revgraph.tracing.results import ResultForms
 from revgraph.tracing.scopes import Attempt, ModuleScope
+from revgraph.tracing.structures import STRUCTURE, TENSOR, outer_structure
 from revgraph.tracing.user_code import OwnCode, caller
 from revgraph.wiring import Wiring
 
@@ -307,7 +309,7 @@ class Tracer(fx.Tracer):
             attempt.check_unchanged()
             changed = contents((args, kwargs)) != before  # what is put into them is no result of a call
             scope.objects = objects or changed or holds_objects(result)
-            scope.result = None if scope.objects else self.create_arg(self.unpacked(result))
+            scope.result = None if scope.objects else map_leaves(self.create_arg, self.unpacked(result))
         except RevgraphError:
             raise
         except Exception as error:
@@ -317,6 +319,8 @@ class Tracer(fx.Tracer):
             self.opaque[path] = self.exports.get(path, f"{type(error).__name__}: {error}")
             if variable and isinstance(error, CollectingHooks):
                 raise  # what has set it is farther out
+            if isinstance(error, NeedsAutograd):
+                raise  # as a call of its own it would fail where it runs without
             if objects:  # as a call of its own it would put results into them that nothing tells of
                 raise
             return self._called(m, path, args, kwargs)
@@ -374,6 +378,8 @@ class Tracer(fx.Tracer):
     def _called(self, m: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of a module as one call; None where it gave None, which code asks for with `is`."""
         proxy = self.create_proxy("call_module", path, args, kwargs)
+        if is_tensor(proxy.fake) and not self.gives_as_many_always(proxy.node):
+            proxy.node.meta[STRUCTURE] = TENSOR
         if self.evaluator.ran or path in self.opaque:  # or it is as it was compared before the call
             self.own_state.renew(m)
         if path in self.steps:
@@ -405,12 +411,30 @@ class Tracer(fx.Tracer):
         finally:
             m.__dict__["training"] = training
 
+    def hold_to_structure(self, node: fx.Node) -> None:
+        """Hold other inputs to as many tensors in the container that a node gives, and to its keys."""
+        fake = self.fakes[node]
+        if isinstance(fake, (tuple, list, dict)) and not self.gives_as_many_always(node):
+            node.meta.setdefault(STRUCTURE, outer_structure(fake))
+
+    def gives_as_many_always(self, node: fx.Node) -> bool:
+        """Whether a node gives the same number of tensors for all inputs, as is known of some modules."""
+        while node.target is operator.getitem:
+            node = cast("fx.Node", node.args[0])
+        if node.op != "call_module":
+            return False
+        module = self.root.get_submodule(str(node.target))
+        return isinstance(module, (Bijection, Coupling, Wiring)) or all(
+            type(each).__module__.startswith("torch.nn.") for each in module.modules()
+        )
+
     def unpacked(self, tree: Any) -> Any:
         """The tree with proxies for containers of tensors replaced by containers of proxies."""
 
         def unpack(leaf: Any) -> Any:
             if type(leaf) is not FakeProxy or not holds_tensors(leaf.fake):
                 return leaf
+            leaf.hold_count()
             if isinstance(leaf.fake, dict):
                 return {key: unpack(leaf[key]) for key in leaf.fake}
             return type(leaf.fake)(unpack(leaf[index]) for index in range(len(leaf.fake)))
@@ -431,11 +455,7 @@ class Tracer(fx.Tracer):
             self.random.check()
             if all(a is not buffer for buffer in self.root.buffers()):
                 if self._follows_from_own(a):
-                    raise ReadPastAttributes(
-                        "a tensor is computed of parameters or buffers that are read past their "
-                        "attributes (by parameters(), buffers() or state_dict()), so a graph would hold "
-                        "today's numbers. Read them as attributes of their modules"
-                    )
+                    raise ReadPastAttributes(self._read_past())
                 return a
         if id(a) in self._parameters:
             return self.create_node("get_attr", self._parameters[id(a)], (), {})
@@ -446,12 +466,28 @@ class Tracer(fx.Tracer):
             return cast("Any", a).item()
         return super().create_arg(a)
 
+    def _read_past(self) -> str:
+        """Where a tensor comes from that was computed of the model's own, and is no proxy."""
+        if left := self.evaluator.left:
+            return (
+                f"modules that are nodes have put tensors into attributes ({', '.join([*left][:3])}"
+                f"{' and others' if len(left) > 3 else ''}), and the code around reads them in the same "
+                "call. A graph knows what a node returns, and gives gradients to that alone: return them "
+                "from the modules' forward"
+            )
+        return (
+            "a tensor is computed of parameters or buffers that are read past their attributes (by "
+            "parameters(), buffers() or state_dict(), or once in the constructor), so a graph would hold "
+            "today's numbers. Read them as attributes of their modules, in the forward"
+        )
+
     def _follows_from_own(self, tensor: Tensor) -> bool:
         """Whether a tensor that is no proxy was computed of the model's own: then it has a past, or, while
         the model's tensors have no memory, none itself."""
         mode = self.evaluator.fake_mode
         is_fake = mode is not None and isinstance(tensor, FakeTensor) and tensor.fake_mode is mode
-        return is_fake or tensor.grad_fn is not None
+        is_left = any(tensor is each for each in self.evaluator.left.values())
+        return is_fake or is_left or tensor.grad_fn is not None
 
     def create_proxy(
         self,

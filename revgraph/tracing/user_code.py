@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import dis
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import CodeType, FrameType, ModuleType
@@ -24,6 +25,8 @@ GLOBALS = frozenset(("LOAD_GLOBAL", "LOAD_NAME"))
 FREE = frozenset(("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"))
 ASKING = frozenset(("getattr", "hasattr"))
 CALLS = frozenset(("CALL", "CALL_FUNCTION"))
+COPIES = frozenset(("COPY", "DUP_TOP"))
+MOST_NAMES = 4  # that stand for one another, one after another
 # What `is` finds equal of a tensor's metadata; an operand of another kind is compared with none of it.
 IDENTICAL = (bool, torch.dtype, torch.layout, torch.memory_format)
 
@@ -80,7 +83,7 @@ def _may_be(chain: Chain | None, frame: FrameType, kind: type) -> bool:
 @lru_cache(maxsize=4096)
 def facts_of(code: CodeType) -> CodeFacts:
     """The facts of a code object."""
-    instructions = [each for each in dis.get_instructions(code) if each.opname not in SKIPPED]
+    instructions = _instructions(code)
     chains: list[Chain] = []
     ends: dict[int, tuple[int, Chain]] = {}
     comparisons: list[tuple[Chain | None, Chain | None]] = []
@@ -100,13 +103,28 @@ def facts_of(code: CodeType) -> CodeFacts:
                 comparisons.append(pair)
         place += 1
     chains += _types(instructions)
+    chains += _of_other_names(chains, _other_names(instructions, ends))
     found = tuple(dict.fromkeys(each for each in chains if not each.is_constant))
     free = tuple(name for name in code.co_freevars if name != "__class__")
     stored = {each.argval for each in instructions if each.opname == "STORE_DEREF"}
     return CodeFacts(found, free, tuple(comparisons), tuple(name for name in free if name in stored))
 
 
-def _chain(instructions: list[dis.Instruction], place: int) -> Chain | None:
+@lru_cache(maxsize=256)
+def _instructions(code: CodeType) -> Sequence[dis.Instruction]:
+    """The instructions that do something; those for two variables at once (since Python 3.13) as two."""
+    found: list[dis.Instruction] = []
+    for each in dis.get_instructions(code):
+        if isinstance(each.argval, tuple) and "_FAST_" in each.opname:
+            ways = each.opname.replace("_FAST", "").split("_")
+            pairs = zip(ways, each.argval, strict=False)
+            found += [each._replace(opname=f"{way}_FAST", argval=name) for way, name in pairs]
+        elif each.opname not in SKIPPED:
+            found.append(each)
+    return found
+
+
+def _chain(instructions: Sequence[dis.Instruction], place: int) -> Chain | None:
     """What is loaded from here on, with its attributes."""
     first = instructions[place]
     if first.opname == "LOAD_CONST":
@@ -122,9 +140,11 @@ def _chain(instructions: list[dis.Instruction], place: int) -> Chain | None:
     return Chain(first.argval, tuple(names), first.opname in GLOBALS)
 
 
-def _asked_by_name(chain: Chain, instructions: list[dis.Instruction], start: int, end: int) -> Chain:
-    """The chain, with the attribute that `getattr` or `hasattr` is to take of it."""
+def _asked_by_name(chain: Chain, instructions: Sequence[dis.Instruction], start: int, end: int) -> Chain:
+    """The chain, with the attribute that `getattr`, `hasattr` or `vars` is to take of it."""
     asking = [each for each in instructions[max(start - 1, 0) : start] if each.opname in GLOBALS]
+    if asking and asking[0].argval == "vars":
+        return replace(chain, attributes=(*chain.attributes, "__dict__"))
     named = [each.argval for each in instructions[end : end + 1] if each.opname == "LOAD_CONST"]
     if not asking or asking[0].argval not in ASKING or not named or not isinstance(named[0], str):
         return chain
@@ -136,7 +156,59 @@ def _comparable(constant: Any) -> Any:
     return constant if constant is None or isinstance(constant, IDENTICAL) else ...
 
 
-def _types(instructions: list[dis.Instruction]) -> list[Chain]:
+def _other_names(
+    instructions: Sequence[dis.Instruction], ends: dict[int, tuple[int, Chain]]
+) -> list[tuple[str, Chain]]:
+    """Variables to which the code gives what a chain stands for: `kind = Config`, `kind = type(self)`."""
+    found: list[tuple[str, Chain]] = []
+    standing: list[Chain] = []  # what lies on top of the stack, as far as it is known
+    for place, each in enumerate(instructions):
+        if place in ends and not ends[place][1].is_constant:
+            standing = [ends[place][1]]
+        asked = _types(instructions[max(place - 3, 0) : place + 1])
+        standing = asked or standing
+        if each.opname.startswith("STORE_FAST"):
+            found += [(each.argval, chain) for chain in standing]
+        elif each.opname not in COPIES:
+            standing = []
+    return found
+
+
+def _of_other_names(chains: list[Chain], names: list[tuple[str, Chain]]) -> list[Chain]:
+    """What is taken by the other names, as it would be taken of what they stand for."""
+    found: list[Chain] = []
+    pending = list(chains)
+    for _ in range(MOST_NAMES):
+        pending = [
+            replace(stands_for, attributes=(*stands_for.attributes, *each.attributes))
+            for name, stands_for in names
+            for each in pending
+            if each.root == name and not each.is_global and not each.is_constant and each.attributes
+        ]
+        found += pending
+    return found
+
+
+def taken_after(frame: FrameType) -> list[tuple[str, ...]]:
+    """The attributes that running code takes of what it gets now, there and by a variable that it sets."""
+    instructions = _instructions(frame.f_code)
+    place = next((at for at, each in enumerate(instructions) if each.offset == frame.f_lasti), None)
+    if place is None:
+        return [()]
+    names: list[str] = []
+    for each in instructions[place + 1 :]:
+        if each.opname in ATTRIBUTES:
+            names.append(each.argval)
+        elif each.opname.startswith("STORE_FAST") and each.argval is not None:
+            taken = [chain for chain in facts_of(frame.f_code).chains if not chain.is_global]
+            later = [chain.attributes for chain in taken if chain.root == each.argval]
+            return [tuple(names), *((*names, *attributes) for attributes in later)]
+        else:
+            break
+    return [tuple(names)]
+
+
+def _types(instructions: Sequence[dis.Instruction]) -> list[Chain]:
     """What is taken of `type(x)`, as of `x.__class__`."""
     found: list[Chain] = []
     for place, each in enumerate(instructions[:-3]):
@@ -203,6 +275,7 @@ def is_users(module: str) -> bool:
             "revgraph.loading",
             "revgraph.engine",
             "revgraph.isolation",
+            "revgraph.expressions",
             "contextlib",
         )
     )

@@ -12,7 +12,17 @@ import torch
 
 import benchmarks.compiled_steps as experiment
 import revgraph as rg
-from benchmarks.compiled_steps import QUICK_BUDGETS, RESULTS, gathered, main, networks, page, section, study
+from benchmarks.compiled_steps import (
+    BUDGETS,
+    QUICK_BUDGETS,
+    RESULTS,
+    gathered,
+    main,
+    networks,
+    page,
+    section,
+    study,
+)
 
 CONDITIONS = {
     "machine": {"cpu": "a processor", "libraries": {"torch": "2.13.0"}},
@@ -35,6 +45,29 @@ def contenders(net: rg.ReversibleModule, budgets: Any) -> Any:
     yield 'rg.compile, "aot"', rg.compile(net, "aot")
 
 
+@pytest.mark.slow
+def test_every_memory_budget_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch compiles one model a few times, and then runs it as it is without a word."""
+    compiled: list[float | None] = []
+
+    def backend(budget: float | None) -> Any:
+        def compile_once(graph: Any, _: Any) -> Any:
+            compiled.append(budget)
+            return graph.forward
+
+        return compile_once
+
+    monkeypatch.setattr(experiment, "_inductor", backend)
+    monkeypatch.setattr(experiment, "compile", lambda net, _: net)
+    torch._dynamo.reset()
+    x = torch.randn(4, 128)
+    told: list[dict[str, Any]] = []
+    study((rg.trace(experiment.Chain(1), x), (x,), "A chain"), BUDGETS, 1, told.append)
+    assert set(compiled) == {None, *BUDGETS}
+    assert not any("problem" in each for each in told)
+
+
+@pytest.mark.slow
 def test_ways_are_timed_and_weighed_and_one_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiment, "contenders", contenders)
     torch.manual_seed(0)

@@ -50,6 +50,7 @@ def points(written: Path) -> dict[tuple[str, int], Point]:
     return {(point.strategy, point.depth): point for point in read}
 
 
+@pytest.mark.slow
 def test_reversible_bytes_are_flat_in_depth(points: dict[tuple[str, int], Point]) -> None:
     assert len({points[REVERSIBLE, depth].peak_bytes for depth in DEPTHS}) == 1
     assert len({points[REVERSIBLE, depth].held_bytes for depth in DEPTHS}) == 1

@@ -36,6 +36,7 @@ def test_uniform_noise_costs_as_many_bits_as_it_has_levels() -> None:
     assert bits == pytest.approx(torch.tensor(17.0).log2().item(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_learning_lowers_the_loss_and_undoes_itself() -> None:
     learned = flows.learn("realnvp", flows.moons_data(0), 40, flows.nats(2), blocks=2, hidden=16)
     assert learned.after < learned.before
@@ -43,6 +44,7 @@ def test_learning_lowers_the_loss_and_undoes_itself() -> None:
     assert learned.samples.shape == (1000, 2)
 
 
+@pytest.mark.slow
 def test_inverted_bytes_do_not_grow_and_ordinary_ones_do() -> None:
     small, large = flows.bytes_at(2), flows.bytes_at(6)
     assert small["inverted"] == large["inverted"]

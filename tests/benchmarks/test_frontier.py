@@ -38,6 +38,7 @@ def networks(written: Path) -> list[dict[str, Any]]:
     return json.loads((written / "frontier.json").read_text())["networks"]
 
 
+@pytest.mark.slow
 def test_every_network_has_all_contenders(networks: list[dict[str, Any]]) -> None:
     assert [network["network"] for network in networks] == ["transformer", "random", "chain"]
     for network in networks:
@@ -105,6 +106,7 @@ def network(request: pytest.FixtureRequest) -> Network:
     return wide_chain(blocks=1, batch=8, width=4)
 
 
+@pytest.mark.slow
 def test_a_step_is_measured_as_the_library_measures_it(network: Network) -> None:
     step = measure_step(network.net, network.net, network.inputs)
     measured = rg.measure(network.net, *network.inputs)
@@ -120,6 +122,7 @@ def test_the_model_and_the_net_compute_the_same(network: Network) -> None:
     torch.testing.assert_close(per_block(network.model)(*network.inputs), network.model(*network.inputs))
 
 
+@pytest.mark.slow
 def test_checkpoints_compute_products_again(network: Network) -> None:
     plain = measure_step(network.model, network.model, network.inputs)
     again = measure_step(checkpointed(network.model, 1), network.model, network.inputs)
@@ -127,6 +130,7 @@ def test_checkpoints_compute_products_again(network: Network) -> None:
     assert again.held_bytes < plain.held_bytes
 
 
+@pytest.mark.slow
 def test_a_partitioner_that_fails_is_a_row_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(model: object, budget: float) -> object:
         raise ZeroDivisionError("no | way\nat all")

@@ -102,6 +102,7 @@ def test_sizes_are_batch_and_depth() -> None:
     assert deep[1]["unit1"]["repeat"] == 77
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [ORDINARY, LEAST])
 def test_a_step_of_the_search_takes_what_is_predicted_on_the_cpu(way: str) -> None:
     found = taken(SUBJECTS["small"], 3, 2, way, "cpu")
@@ -109,6 +110,7 @@ def test_a_step_of_the_search_takes_what_is_predicted_on_the_cpu(way: str) -> No
     assert found["always_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_a_way_that_fails_is_a_row_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken(torch.nn.Module):
         def forward(self, *_: Any) -> Any:
@@ -125,6 +127,7 @@ def test_a_way_that_fails_is_a_row_with_the_reason(monkeypatch: pytest.MonkeyPat
     assert told[2]["peak_bytes"] == told[2]["predicted_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_steps_on_the_cpu_from_the_command_to_the_page(tmp_path: Path) -> None:
     options = ["--device", "cpu", "--only", "steps", "--network", "small", "--rounds", "2", "--eager"]
     docs, out = tmp_path / "docs", tmp_path / "results"
@@ -135,6 +138,7 @@ def test_steps_on_the_cpu_from_the_command_to_the_page(tmp_path: Path) -> None:
     assert (out / "gpu.md").read_text().count(NOT_RUN) == 2  # tests and limits
 
 
+@pytest.mark.slow
 def test_variants_of_the_trust_tests_run_and_are_counted_by_promise() -> None:
     chosen = argparse.Namespace(device="cpu", rounds=1, limit=LIMIT, seconds=300)
     told, problem = asked(chosen, "tests", "-k", "test_batchnorm_counts_one_step or precision")

@@ -12,6 +12,7 @@ from benchmarks.imagenet import FRONTIER, INVERTED, KEPT, LEAST, main, planned
 from benchmarks.paper.networks import images, one_stage
 
 
+@pytest.mark.slow
 def test_plans_are_written_with_their_frontier(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     small = tmp_path / "small.yaml"
@@ -33,6 +34,7 @@ def test_plans_are_written_with_their_frontier(tmp_path: Path) -> None:
     assert 'role="img"' in (tmp_path / "imagenet.svg").read_text()
 
 
+@pytest.mark.slow
 def test_what_is_predicted_without_memory_is_what_a_step_takes(tmp_path: Path) -> None:
     small = tmp_path / "small.yaml"
     small.write_text(_yaml(units=2))

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.language_model import PROMPT, main
 
 
+@pytest.mark.slow
 def test_everything_reported_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     assert main(["--quick", "--out", str(tmp_path)]) == 0

@@ -25,6 +25,7 @@ def rows(written: Path) -> list[dict[str, Any]]:
     return json.loads((written / "planning_time.json").read_text())["networks"]
 
 
+@pytest.mark.slow
 def test_every_stage_has_its_seconds(rows: list[dict[str, Any]]) -> None:
     assert [row["network"] for row in rows] == ["chain-10", "random-10"]
     for row in rows:

@@ -25,6 +25,7 @@ def test_groups_add_up_to_the_step_and_count_what_runs_again() -> None:
         assert set(each["milliseconds"]) == set(GROUPS)
 
 
+@pytest.mark.slow
 def test_the_program_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
     assert main(["--quick", "--out", str(tmp_path)]) == 0

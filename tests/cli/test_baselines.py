@@ -53,6 +53,7 @@ def measured(model: nn.Module, images: Tensor) -> tuple[int, int, int]:
     return peak, held, counter.get_total_flops()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [1, 2, 5])
 def test_prediction_is_what_torch_takes(depth: int) -> None:
     """Held bytes and FLOPs are equal.
@@ -68,6 +69,7 @@ def test_prediction_is_what_torch_takes(depth: int) -> None:
     assert abs(plan.peak_bytes - peak) <= STREAM_BYTES
 
 
+@pytest.mark.slow
 def test_blocks_of_shipped_networks() -> None:
     graph = rg.load("revnet-38", batch=2).graph
     blocks = {node.name: block_of(node) for node in graph.planned}

@@ -26,6 +26,7 @@ def test_good_network_as_json(revgraph: Run, tiny: Path) -> None:
     assert set(found["drift"]) and all(0 <= value < 1e-4 for value in found["drift"].values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "report",
     [

@@ -27,6 +27,7 @@ def saved(revgraph: Run, tiny: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_plan_is_saved_and_shown_again(revgraph: Run, tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "folder" / "plan.json"
     answer = revgraph("plan", tiny, "--batch", 3, "--save", path)
@@ -38,6 +39,7 @@ def test_plan_is_saved_and_shown_again(revgraph: Run, tiny: Path, tmp_path: Path
     assert again.json["decisions"] == json.loads(before)["decisions"] and path.read_text() == before
 
 
+@pytest.mark.slow
 def test_saved_plan_is_drawn_and_measured(revgraph: Run, tiny: Path, saved: Path, tmp_path: Path) -> None:
     options = ("--batch", 8, "--plan", saved, "--json", "--measure", "--out", tmp_path / "plan.dot")
     found = revgraph("plan", tiny, *options).json
@@ -46,12 +48,14 @@ def test_saved_plan_is_drawn_and_measured(revgraph: Run, tiny: Path, saved: Path
     assert (tmp_path / "plan.dot").read_text() == rg.draw(kept, tmp_path / "again.dot").read_text()
 
 
+@pytest.mark.slow
 def test_check_takes_a_saved_plan(revgraph: Run, tiny: Path, saved: Path) -> None:
     found = revgraph("check", tiny, "--plan", saved, "--json").json
     assert found["good"] is True and not found["drift"]  # nothing is rebuilt
     assert revgraph("check", tiny, "--json").json["drift"]
 
 
+@pytest.mark.slow
 def test_plan_in_exact_mode_is_for_exact_mode(revgraph: Run, tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     assert revgraph("plan", tiny, "--batch", 8, "--exact", "--save", path).status == 0
@@ -60,6 +64,7 @@ def test_plan_in_exact_mode_is_for_exact_mode(revgraph: Run, tiny: Path, tmp_pat
     assert refused.status == 2 and "this plan is for another graph" in refused.err
 
 
+@pytest.mark.slow
 def test_training_takes_a_saved_plan(
     revgraph: Run, tiny: Path, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,6 +77,7 @@ def test_training_takes_a_saved_plan(
     assert set(nets[-1].plan.decisions.values()) == {"keep"} and len(read_rows(tmp_path / "run")) == 2
 
 
+@pytest.mark.slow
 def test_run_is_kept_where_the_plan_is_refused(
     revgraph: Run, tiny: Path, saved: Path, tmp_path: Path
 ) -> None:
@@ -84,6 +90,7 @@ def test_run_is_kept_where_the_plan_is_refused(
     assert len(read_rows(tmp_path / "run")) == 2
 
 
+@pytest.mark.slow
 def test_run_without_its_plan_file_does_not_begin(revgraph: Run, tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "none.json"
     refused = revgraph("train", tiny, "--plan", path, "--out", tmp_path / "run")
@@ -91,6 +98,7 @@ def test_run_without_its_plan_file_does_not_begin(revgraph: Run, tiny: Path, tmp
     assert refused.err == f"error: the plan {path} cannot be read: No such file or directory\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["plan", "train"])
 def test_plan_and_budget_exclude_each_other(revgraph: Run, tiny: Path, saved: Path, command: str) -> None:
     refused = revgraph(command, tiny, "--plan", saved, "--budget", "1 GiB")
@@ -114,6 +122,7 @@ PLACES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_what_is_no_plan_is_status_2(revgraph: Run, tiny: Path, tmp_path: Path, place: str) -> None:
     make, said = PLACES[place]
@@ -125,6 +134,7 @@ def test_what_is_no_plan_is_status_2(revgraph: Run, tiny: Path, tmp_path: Path, 
         assert refused.err.startswith("error: ") and said in refused.err and str(path) in refused.err
 
 
+@pytest.mark.slow
 def test_edited_plan_is_refused(revgraph: Run, tiny: Path, saved: Path) -> None:
     data = json.loads(saved.read_text())
     data["peak_bytes"] += 1
@@ -133,6 +143,7 @@ def test_edited_plan_is_refused(revgraph: Run, tiny: Path, saved: Path) -> None:
     assert refused.status == 2 and "the text was changed, or another version" in refused.err
 
 
+@pytest.mark.slow
 def test_full_disk_leaves_the_old_plan(tiny: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = rg.load(tiny, batch=3).plan
     before = saved.read_text()
@@ -146,6 +157,7 @@ def test_full_disk_leaves_the_old_plan(tiny: Path, saved: Path, monkeypatch: pyt
     assert saved.read_text() == before and sorted(os.listdir(saved.parent)) == ["plan.json", "tiny.yaml"]
 
 
+@pytest.mark.slow
 def test_report_of_a_saved_plan_is_that_of_the_plan(revgraph: Run, tiny: Path, saved: Path) -> None:
     kept = rg.keep_all(rg.load(tiny, batch=8).graph)
     read = rg.Plan.from_json(saved.read_text())

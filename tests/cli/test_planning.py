@@ -45,6 +45,7 @@ def test_plan_prints_the_plan(revgraph: Run, tiny: Path) -> None:
     assert table == f"{plan.summary()}\n\n{plan.table()}\n" == f"{plan.summary()}\n\n{report(plan)}\n"
 
 
+@pytest.mark.slow
 def test_plan_takes_the_width_of_a_terminal(
     graph: rg.Graph, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,6 +177,7 @@ def test_a_measured_step_takes_what_is_predicted(revgraph: Run, tiny: Path, tmp_
     assert f"measured in one step: {said['peak_bytes']:,} bytes" in answer.err
 
 
+@pytest.mark.slow
 def test_a_report_has_the_frontier_the_budget_and_measured_bytes(
     revgraph: Run, tiny: Path, tmp_path: Path
 ) -> None:
@@ -186,6 +188,7 @@ def test_a_report_has_the_frontier_the_budget_and_measured_bytes(
     assert "Other budgets" in text and "budget 1.0 GiB" in text and ">measured<" in text
 
 
+@pytest.mark.slow
 def test_a_plan_is_written_for_other_tools(revgraph: Run, tiny: Path, tmp_path: Path) -> None:
     trace, snapshot = tmp_path / "plan.trace.json", tmp_path / "plan.pickle"
     said = revgraph("plan", tiny, "--measure", "--json", "--out", trace).json

@@ -61,6 +61,7 @@ def test_parameter_in_another_form(revgraph: Run, tiny: Path, text: str) -> None
     assert answer.status == 2 and "give a parameter as NAME=VALUE" in answer.err
 
 
+@pytest.mark.slow
 def test_drawing_where_nothing_can_be_written(revgraph: Run, tiny: Path) -> None:
     answer = revgraph("plan", tiny, "--out", tiny / "plan.svg")
     assert answer.status == 2 and "tiny.yaml" in answer.err and "Traceback" not in answer.err
@@ -103,6 +104,7 @@ def test_interrupt_is_status_130() -> None:
     assert exit_.value.exit_code == 130
 
 
+@pytest.mark.slow
 def test_python_m_revgraph() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "revgraph", "show", "nowhere"],
@@ -116,6 +118,7 @@ def test_python_m_revgraph() -> None:
     assert done.stderr.startswith("error: no network") and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("missing", "arguments", "extra"),
     [

@@ -32,6 +32,7 @@ def heard() -> Any:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 def test_training_from_the_command_line(revgraph: Run, tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     answer = revgraph("train", tiny, "--steps", 6, "--batch", 50, "--out", out, "--no-tensorboard")
@@ -43,6 +44,7 @@ def test_training_from_the_command_line(revgraph: Run, tiny: Path, tmp_path: Pat
     assert not (out / "tensorboard").exists()
 
 
+@pytest.mark.slow
 def test_training_as_json_and_resumed(revgraph: Run, tiny: Path, tmp_path: Path) -> None:
     command = (
         "train",
@@ -65,6 +67,7 @@ def test_training_as_json_and_resumed(revgraph: Run, tiny: Path, tmp_path: Path)
     assert revgraph(*command, "--overwrite").json["test"] == found["test"]
 
 
+@pytest.mark.slow
 def test_training_within_a_budget(revgraph: Run, tiny: Path, tmp_path: Path) -> None:
     options = ("--steps", 2, "--out", tmp_path / "run", "--no-tensorboard")
     assert revgraph("train", tiny, *options, "--budget", "1 GiB").status == 0
@@ -72,6 +75,7 @@ def test_training_within_a_budget(revgraph: Run, tiny: Path, tmp_path: Path) -> 
     assert refused.status == 1 and "no plan fits 100 B" in refused.err
 
 
+@pytest.mark.slow
 def test_compiled_training_to_its_end_and_resumed_bit_for_bit(
     revgraph: Run, tiny: Path, tmp_path: Path
 ) -> None:
@@ -108,6 +112,7 @@ def test_compiling_without_a_compiler_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_seed_decides_the_weights(revgraph: Run, tiny: Path, tmp_path: Path) -> None:
     losses = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -124,6 +129,7 @@ def test_epochs_instead_of_steps(revgraph: Run, tiny: Path, tmp_path: Path) -> N
     assert found["steps"] == 3  # 0.2 * 1,437 images in batches of 100
 
 
+@pytest.mark.slow
 def test_network_gets_as_many_classes_as_the_data(
     revgraph: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +141,7 @@ def test_network_gets_as_many_classes_as_the_data(
     assert refused.status == 2 and "must return [100, 13]" in refused.err
 
 
+@pytest.mark.slow
 def test_a_language_model_on_a_text_of_ones_own(revgraph: Run, tmp_path: Path) -> None:
     text, out = tmp_path / "rhyme.txt", tmp_path / "run"
     text.write_bytes(b"Who sees with equal eye, as God of all, a hero perish, or a sparrow fall. " * 50)
@@ -165,6 +172,7 @@ def test_network_and_data_that_do_not_go_together(revgraph: Run, tiny: Path, tmp
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -191,6 +199,7 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert not list((tmp_path / "run").glob("*"))
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_exits_with_130(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = ("train", str(tiny), "--steps", "100000", "--batch", "10", "--out", str(out), "--json")

@@ -81,6 +81,7 @@ def assert_same(ours: Trainer, theirs: Trainer) -> None:
     torch.testing.assert_close(ours.model.state_dict(), theirs.model.state_dict())  # pyright: ignore
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_training_is_that_of_the_plain_model(way: str, net: Any, tmp_path: Path) -> None:
     runs = [
@@ -90,6 +91,7 @@ def test_training_is_that_of_the_plain_model(way: str, net: Any, tmp_path: Path)
     assert_same(*runs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [gpt2, bert])
 def test_saved_models_are_plain_ones_and_training_resumes(make: Callable[[], Any], tmp_path: Path) -> None:
     classes = make is bert
@@ -111,6 +113,7 @@ def test_saved_models_are_plain_ones_and_training_resumes(make: Callable[[], Any
     assert configurations[0] == configurations[1]
 
 
+@pytest.mark.slow
 def test_checkpointing_gives_way_to_the_plan(net: Any, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="takes the place of gradient checkpointing"):
         ours = trained(copy.deepcopy(net), tmp_path / "net", save_strategy="no", gradient_checkpointing=True)

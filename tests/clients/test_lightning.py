@@ -89,6 +89,7 @@ def assert_same(ours: Module, theirs: Module, exact: bool = True) -> None:
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), **close)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_fitting_is_that_of_the_plain_model(way: str, tmp_path: Path) -> None:
     runs, values = [], []

@@ -53,6 +53,7 @@ def step(model: nn.Module, given: dict[str, Tensor]) -> tuple[Tensor, dict[str, 
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_adapters_before_and_after_the_trace_take_the_same(case: str, tmp_path: Path) -> None:
     make, classes, modules = CASES[case]
@@ -78,6 +79,7 @@ def test_adapters_before_and_after_the_trace_take_the_same(case: str, tmp_path: 
     torch.testing.assert_close(loaded.state_dict(), after.state_dict())
 
 
+@pytest.mark.slow
 def test_merged_adapters_leave_a_net() -> None:
     given = inputs(True)
     wrapped = adapted(rg.trace(bert(), **given), ["query", "value"]).eval()

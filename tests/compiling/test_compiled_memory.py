@@ -10,6 +10,7 @@ from revgraph import compile
 from revgraph.measuring import activation_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["keep", "recompute", "invert", "default"])
 @pytest.mark.parametrize("depth", [2, 5])
 def test_peak_and_held_bytes_are_those_predicted(depth: int, plan: str) -> None:
@@ -22,6 +23,7 @@ def test_peak_and_held_bytes_are_those_predicted(depth: int, plan: str) -> None:
     assert activation_bytes(step, x) == pytest.approx((net.plan.peak_bytes, net.plan.held_bytes), rel=0.03)
 
 
+@pytest.mark.slow
 def test_what_is_held_does_not_grow_with_depth() -> None:
     held = set[int]()
     for depth in (1, 3, 6):

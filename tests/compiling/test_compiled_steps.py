@@ -17,17 +17,20 @@ from revgraph.compiling import backend
 PLANS = ("keep", "recompute", "invert")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(16))
 def test_random_plans_equal_plain_autograd(seed: int) -> None:
     assert worst_error(seed, "aot") <= 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [104, *range(20, 26)])
 def test_choices_within_nodes_equal_plain_autograd(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(backend.FUSES, "aot", True)
     assert worst_error(seed, "aot") <= 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", PLANS)
 def test_batchnorm_counts_one_step(plan: str) -> None:
     model, plain = twice(chain(lambda: nn.BatchNorm1d(8)))
@@ -51,6 +54,7 @@ class Counts(nn.Module):
         return torch.tanh(before) + self.scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", PLANS)
 def test_replays_read_buffers_as_the_forward_did(plan: str) -> None:
     from compiling.nets import Chain
@@ -61,6 +65,7 @@ def test_replays_read_buffers_as_the_forward_did(plan: str) -> None:
         assert_same_step(found, plain, inputs(seed=batch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", PLANS)
 def test_aot_draws_the_masks_of_eager(plan: str) -> None:
     model, plain = twice(chain(lambda: nn.Dropout(0.4)))
@@ -69,6 +74,7 @@ def test_aot_draws_the_masks_of_eager(plan: str) -> None:
         assert_same_step(found, plain, inputs(seed=batch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", PLANS)
 def test_affine_couplings_and_bijections_with_parameters(plan: str) -> None:
     class Flow(nn.Module):
@@ -88,6 +94,7 @@ def test_affine_couplings_and_bijections_with_parameters(plan: str) -> None:
     assert_same_step(compiled(model, x, plan=plan), plain, x.requires_grad_())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", PLANS)
 def test_exact_mode_has_the_bits_of_the_eager_engine(plan: str) -> None:
     model, plain = twice(chain(depth=3))
@@ -98,12 +105,14 @@ def test_exact_mode_has_the_bits_of_the_eager_engine(plan: str) -> None:
         assert torch.equal(one, two)
 
 
+@pytest.mark.slow
 def test_exact_mode_refuses_what_leaves_the_grid() -> None:
     found = compiled(chain(), inputs(), exact=2.0**-45)
     with pytest.raises(rg.DriftError, match="exact mode holds numbers up to"):
         found(inputs() * 1e6)
 
 
+@pytest.mark.slow
 def test_autocast_is_that_of_the_call() -> None:
     model, plain = twice(chain().float())
     x = inputs().detach().float()
@@ -115,6 +124,7 @@ def test_autocast_is_that_of_the_call() -> None:
         torch.testing.assert_close(one, two, rtol=0, atol=0 if enabled else 1e-6)
 
 
+@pytest.mark.slow
 def test_frozen_and_shared_parameters() -> None:
     shared = half_step()
 
@@ -134,6 +144,7 @@ def test_frozen_and_shared_parameters() -> None:
     assert_same_step(found, plain, inputs())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", PLANS)
 def test_tied_weights(plan: str) -> None:
     model, plain = twice(chain())
@@ -143,6 +154,7 @@ def test_tied_weights(plan: str) -> None:
     assert_same_step(compiled(model, inputs(), plan=plan), plain, inputs())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", PLANS)
 def test_frozen_blocks(plan: str) -> None:
     model, plain = twice(chain(lambda: nn.BatchNorm1d(8), depth=3))
@@ -157,6 +169,7 @@ def test_frozen_blocks(plan: str) -> None:
     assert not found(inputs().detach()).requires_grad
 
 
+@pytest.mark.slow
 def test_evaluation_training_and_no_grad_take_turns() -> None:
     model, plain = twice(chain(lambda: nn.BatchNorm1d(8), lambda: nn.Dropout(0.4)))
     found = compiled(model, inputs())
@@ -172,6 +185,7 @@ def test_evaluation_training_and_no_grad_take_turns() -> None:
             assert not one.requires_grad
 
 
+@pytest.mark.slow
 def test_other_batches_and_another_plan() -> None:
     model, plain = twice(chain())
     found = compiled(model, inputs())
@@ -181,6 +195,7 @@ def test_other_batches_and_another_plan() -> None:
     assert_same_step(found, plain, inputs())
 
 
+@pytest.mark.slow
 def test_another_form_of_call() -> None:
     class Masked(nn.Module):
         def __init__(self) -> None:
@@ -198,6 +213,33 @@ def test_another_form_of_call() -> None:
         one, two = found(*given), plain(*given)
         assert one.keys() == two.keys()
         assert torch.equal(one["y"], two["y"])
+
+
+class InPieces(nn.Module):
+    """Goes through the steps of what its layers give, whose norm sees the features before the steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.step = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.norm(self.first(x).transpose(1, 2)).transpose(1, 2)
+        total = torch.zeros_like(z[:, 0])
+        for each in z.unbind(1):
+            total = torch.tanh(self.step(each) + total)
+        return total * 2 if z.shape[1] > 3 else total
+
+
+@pytest.mark.slow
+def test_sizes_of_computed_tensors_that_lead_another_way(recwarn: pytest.WarningsRecorder) -> None:
+    """A form runs once by the engine for inputs of new shapes, and is compiled when they come again."""
+    model, plain = twice(InPieces().double())
+    example = inputs(12).reshape(6, 8, 4)
+    found = compiled(model, example[:, :3].detach(), plan="recompute")
+    for length in (3, 3, 5, 5, 2, 3, 5):
+        x = example[:, :length].detach().requires_grad_()
+        assert_same_step(found, plain, x)
+    assert not [each for each in recwarn if each.category is rg.CompileWarning]
 
 
 def test_it_is_the_net_with_another_forward() -> None:

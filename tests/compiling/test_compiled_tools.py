@@ -9,13 +9,15 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import revgraph as rg
-from revgraph.compiling import backend, compile
+from revgraph.compiling import backend, compile, module
+from revgraph.compiling.module import _compiled
 
 
 def compilations(step: rg.ReversibleModule) -> int:
-    return len(backend._compiled[step._executable]["aot", False].partitions)
+    return len(_compiled[step._executable]["aot", False].partitions)
 
 
+@pytest.mark.slow
 def test_a_second_net_of_the_structure_compiles_nothing() -> None:
     counted: list[int] = []
     for seed in range(3):
@@ -26,6 +28,7 @@ def test_a_second_net_of_the_structure_compiles_nothing() -> None:
     assert counted == [1, 0, 0]
 
 
+@pytest.mark.slow
 def test_nets_that_differ_in_a_number_share_nothing() -> None:
     for rate in (0.1, 0.6):
         model, plain = twice(chain(lambda rate=rate: nn.Dropout(rate)))
@@ -40,6 +43,7 @@ def test_check_runs_the_compiled_step() -> None:
     assert compilations(step) == 1
 
 
+@pytest.mark.slow
 def test_check_finds_steps_that_drift() -> None:
     class Growing(nn.Module):
         def __init__(self) -> None:
@@ -64,6 +68,7 @@ def test_check_finds_steps_that_drift() -> None:
     assert rg.check(step, x).verdict == "good"
 
 
+@pytest.mark.slow
 def test_watch_drift_warns() -> None:
     class Growing(nn.Module):
         def __init__(self) -> None:
@@ -105,7 +110,7 @@ def test_a_plan_with_max_drift_keeps_what_it_says() -> None:
 
 def test_torch_compile_with_the_backend_of_this_name(monkeypatch: pytest.MonkeyPatch) -> None:
     backend.register()
-    monkeypatch.setitem(backend.FACES, "revgraph", lambda net: compile(net, "aot"))
+    monkeypatch.setitem(module.FACES, "revgraph", lambda net: compile(net, "aot"))
     model, plain = twice(chain())
     net = rg.trace(model, inputs())
     assert_same_step(torch.compile(net, backend="revgraph"), plain, inputs())

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 import revgraph as rg
 from revgraph.compiling import backend
+from revgraph.compiling.module import _compiled
 
 PLANS = ("keep", "recompute", "invert")
 
 
 def compilations(step: rg.ReversibleModule) -> int:
-    return len(backend._compiled[step._executable]["aot", step.dynamic].partitions)  # pyright: ignore
+    return len(_compiled[step._executable]["aot", step.dynamic].partitions)  # pyright: ignore
 
 
 def dynamic(model: nn.Module, x: Tensor, plan: str = "invert", exact: bool = False) -> rg.ReversibleModule:
@@ -28,6 +29,7 @@ def dynamic(model: nn.Module, x: Tensor, plan: str = "invert", exact: bool = Fal
     return rg.compile(net, "aot", dynamic=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("middle", [lambda: nn.BatchNorm1d(8), lambda: nn.Dropout(0.4)])
 def test_one_compilation_for_all_batches(middle: Callable[[], nn.Module], plan: str) -> None:
@@ -56,6 +58,7 @@ def convolution(channels: int) -> nn.Module:
     return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", PLANS)
 def test_images_of_any_size(plan: str) -> None:
     model, plain = twice(Images().double())
@@ -70,6 +73,7 @@ def test_images_of_any_size(plan: str) -> None:
     assert compilations(run) == 1
 
 
+@pytest.mark.slow
 def test_where_sizes_cannot_stay_open_each_shape_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     partition = backend.partition
 
@@ -84,9 +88,10 @@ def test_where_sizes_cannot_stay_open_each_shape_is_compiled(monkeypatch: pytest
     with pytest.warns(rg.CompileWarning, match="not for all sizes at once, so each shape .* is not known"):
         assert_same_step(run, plain, inputs())
     assert_same_step(run, plain, inputs(3))
-    assert len(backend._compiled[run._executable]["aot", True].partitions) == 2
+    assert len(_compiled[run._executable]["aot", True].partitions) == 2
 
 
+@pytest.mark.slow
 def test_attention() -> None:
     class Layer(nn.Module):
         def __init__(self) -> None:
@@ -114,6 +119,7 @@ def test_attention() -> None:
     assert compilations(run) == 1
 
 
+@pytest.mark.slow
 def test_exact_mode() -> None:
     model, plain = twice(chain())
     found, eager = dynamic(model, inputs(), exact=True), rg.trace(plain, inputs(), exact=True)
@@ -123,11 +129,13 @@ def test_exact_mode() -> None:
     assert compilations(found) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_random_plans_equal_plain_autograd(seed: int) -> None:
     assert worst_error(seed, "aot", dynamic=True) <= 1e-12
 
 
+@pytest.mark.slow
 def test_a_static_step_compiles_each_batch() -> None:
     model, plain = twice(chain(lambda: nn.Hardtanh(-0.79)))
     run = compiled(model, inputs())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +15,9 @@ from torch.distributed import fsdp
 
 import revgraph as rg
 from revgraph import compile
-from revgraph.compiling import backend, refusals
+from revgraph.compiling import refusals
+from revgraph.compiling.compiled_form import MOST_IN_A_ROW
+from revgraph.compiling.module import _compiled
 
 PLANS = ("keep", "recompute", "invert")
 
@@ -77,6 +81,7 @@ def block(function: type[nn.Module]) -> Chain:
     return Chain(lambda: rg.Additive(function(), half_step()), depth=1).double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
@@ -96,6 +101,7 @@ def test_what_the_compiler_cannot_read_runs_on_the_engine_and_says_why(
     assert_same_step(step, plain, inputs())  # and says so once
 
 
+@pytest.mark.slow
 def test_another_call_is_compiled_nevertheless() -> None:
     class Looks(Function):
         def forward(self, x: Tensor) -> Tensor:
@@ -111,16 +117,64 @@ def test_another_call_is_compiled_nevertheless() -> None:
     assert partitions(step) == 1
 
 
+def test_backward_hooks_run_on_the_engine_and_it_is_said() -> None:
+    model, plain = twice(block(Function))
+    seen: list[str] = []
+    step = compiled(model, inputs())
+    for each, name in ((model, "net"), (plain, "plain")):
+        each.blocks[0].f.register_full_backward_hook(lambda *_, name=name: seen.append(name))  # pyright: ignore
+    with pytest.warns(
+        rg.CompileWarning, match=r"'blocks.0.f' cannot be compiled: Module-level backwards hooks"
+    ):
+        assert_same_step(step, plain, inputs())
+    assert seen == ["net", "plain"]
+
+
+class DrawsOfItsOwn(Function):
+    def __init__(self) -> None:
+        super().__init__()
+        self.source = random.Random(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.source.random()
+
+
+class Remembers(Function):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = deque([1.0, 2.0], maxlen=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last.append(self.last[-1] + 1)
+        return super().forward(x) * sum(self.last)
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [(DrawsOfItsOwn, r"f\.source is a generator of Python's"), (Remembers, r"f\.last is a bounded queue")],
+)
+def test_what_the_compiler_would_take_for_something_else_runs_on_the_engine(
+    function: type[nn.Module], reason: str
+) -> None:
+    model, plain = twice(block(function))
+    step = compiled(model, inputs(), plan="keep")
+    with pytest.warns(rg.CompileWarning, match=reason):
+        assert_same_step(step, plain, inputs())
+    for _ in range(3):
+        assert_same_step(step, plain, inputs())
+
+
 def test_a_counter_would_compile_on_every_call() -> None:
     model, plain = twice(block(Counts))
     step = compiled(model, inputs())
     with pytest.warns(rg.CompileWarning, match=r"anew on every call, .* \('calls == [0-9]' held no longer\)"):
-        for _ in range(backend.MOST_IN_A_ROW):
+        for _ in range(MOST_IN_A_ROW):
             assert_same_step(step, plain, inputs())
     assert_same_step(step, plain, inputs())
-    assert model.blocks[0].f.calls == plain.blocks[0].f.calls == backend.MOST_IN_A_ROW + 1  # pyright: ignore
+    assert model.blocks[0].f.calls == plain.blocks[0].f.calls == MOST_IN_A_ROW + 1  # pyright: ignore
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_tensor_that_is_noted_on_a_module_is_that_of_the_forward(plan: str) -> None:
     model, plain = twice(block(Notes))
@@ -136,6 +190,7 @@ def test_a_tensor_that_is_noted_on_a_module_is_that_of_the_forward(plan: str) ->
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", PLANS)
 def test_assertions_hold(plan: str) -> None:
     model, plain = twice(block(Asserts))
@@ -156,6 +211,7 @@ def _(x: Tensor, counter: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", PLANS)
 def test_an_operator_of_ones_own_that_writes_a_buffer_writes_it_once(plan: str) -> None:
     class Own(Function):
@@ -209,12 +265,88 @@ def test_a_missing_compiler_is_an_error() -> None:
         refusals.refusal(error, marked)
 
 
-def test_sharded_nets_run_on_the_engine() -> None:
+@pytest.mark.slow
+def grown(_: nn.Module, __: Any, result: Tensor) -> Tensor:
+    return result * 3
+
+
+def shrunk(_: nn.Module, given: Any) -> Any:
+    return tuple(each / 2 for each in given)
+
+
+def doubled(_: nn.Module, gradients: Any) -> Any:
+    return tuple(2 * each for each in gradients)
+
+
+class Straight(nn.Module):
+    """A function that is one node."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.layer(x))
+
+
+def grown_straight(module: nn.Module, _: Any, result: Tensor) -> Tensor | None:
+    return result * 3 if type(module) is Straight else None
+
+
+HOOKS: dict[str, Callable[[nn.Module], Any]] = {
+    "forward": lambda module: module.register_forward_hook(grown),
+    "pre": lambda module: module.register_forward_pre_hook(shrunk),
+    "backward": lambda module: module.register_full_backward_pre_hook(doubled),
+}
+
+
+@pytest.mark.filterwarnings("ignore::revgraph.errors.CompileWarning")
+@pytest.mark.parametrize("kind", HOOKS)
+def test_hooks_that_come_and_go_after_compiling_are_called(kind: str) -> None:
+    model, plain = twice(nn.Sequential(nn.Linear(4, 4), Straight(), nn.Linear(4, 4)).double())
+    x = torch.randn(3, 4, dtype=torch.double)
+    step = compiled(model, x)
+    assert_same_step(step, plain, x)
+    handles = [HOOKS[kind](each[1]) for each in (model, plain)]
+    assert_same_step(step, plain, x)
+    assert_same_step(rg.compile(rg.trace(model, x), "aot"), plain, x)
+    for handle in handles:
+        handle.remove()
+    assert_same_step(step, plain, x)
+
+
+def test_hooks_of_all_modules_are_called() -> None:
+    model, plain = twice(nn.Sequential(nn.Linear(4, 4), Straight()).double())
+    x = torch.randn(3, 4, dtype=torch.double)
+    step = compiled(model, x)
+    assert_same_step(step, plain, x)
+    handle = nn.modules.module.register_module_forward_hook(grown_straight)
+    try:
+        assert_same_step(step, plain, x)
+    finally:
+        handle.remove()
+
+
+def test_another_forward_of_a_class_is_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, plain = twice(nn.Sequential(nn.Linear(4, 4), Straight()).double())
+    x = torch.randn(3, 4, dtype=torch.double)
+    step = compiled(model, x)
+    assert_same_step(step, plain, x)
+    monkeypatch.setattr(Straight, "forward", lambda self, x: torch.sigmoid(self.layer(x)))
+    assert_same_step(step, plain, x)
+
+
+@pytest.mark.parametrize("face", ["net", "compiled net", "net that was compiled before"])
+def test_sharded_nets_run_on_the_engine(face: str) -> None:
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         model, plain = twice(block(Function))
-        step = compiled(model, inputs())
-        fsdp.fully_shard(step)
+        net = rg.trace(model, inputs())
+        if face == "net":
+            fsdp.fully_shard(net)
+        step = rg.compile(net, "aot")
+        if face != "net":
+            fsdp.fully_shard(step if face == "compiled net" else net)
         with pytest.warns(rg.CompileWarning, match="a net with fully_shard applied to it is not compiled"):
             loss = step(inputs()).sum()
         loss.backward()
@@ -226,4 +358,4 @@ def test_sharded_nets_run_on_the_engine() -> None:
 
 
 def partitions(step: rg.ReversibleModule) -> int:
-    return len(backend._compiled[step._executable]["aot", False].partitions)
+    return len(_compiled[step._executable]["aot", False].partitions)

@@ -29,6 +29,7 @@ def gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     return dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_difference_from_the_pretrained_network_falls_in_proportion_to_beta(name: str) -> None:
     model, net, x = converted(name)
@@ -54,6 +55,7 @@ def test_at_a_tiny_beta_the_output_is_the_pretrained_one_in_float32(name: str, t
     torch.testing.assert_close(net(x.float()), model(x.float()), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_are_those_of_the_network_written_out(name: str) -> None:
     model, net, x = converted(name)
@@ -110,6 +112,7 @@ def test_weights_are_the_models_own_and_keep_their_names() -> None:
         torch.testing.assert_close(copied(x), other(x), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_held_bytes_do_not_grow_with_the_blocks_of_a_stage() -> None:
     x = torch.randn(4, 3, 8, 8)
     few, many = (rg.dual_residual(ResNet(Basic, depth), x) for depth in (4, 8))
@@ -130,6 +133,7 @@ def test_blocks_that_change_the_shape_stay_as_they_are() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_anchors_bound_the_drift_of_a_small_beta() -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 6, 3)
@@ -142,6 +146,7 @@ def test_anchors_bound_the_drift_of_a_small_beta() -> None:
     assert rg.keep_all(net.graph).held_bytes > net.plan.held_bytes
 
 
+@pytest.mark.slow
 def test_a_net_from_a_specification_converts_with_its_weights() -> None:
     torch.manual_seed(0)
     spec = {
@@ -211,6 +216,7 @@ class Postnorm(nn.Module):
         return self.norm(torch.tanh(self.f(x)) + x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("block", "count"), [(Inner, 3), (Group, 9), (Parallel, 3), (Postnorm, 3)])
 def test_other_forms_of_residual_blocks_are_found(block: type[nn.Module], count: int) -> None:
     torch.manual_seed(0)
@@ -241,6 +247,7 @@ def test_a_network_without_a_run_of_blocks_is_an_error_with_advice() -> None:
             rg.dual_residual(model, torch.randn(2, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("alpha", "beta"), [(1, 0), (1, -0.5), (1, float("nan")), (float("inf"), 0.5), ("1", 0.5), (1, 1e-60)]
 )

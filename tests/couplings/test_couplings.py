@@ -57,6 +57,7 @@ CASES = [
 ] + [(Scaled, 0)]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "functions"), CASES)
 def test_traced_coupling_gives_its_input_back(kind: type[rg.Coupling], functions: int) -> None:
     coupling = made(kind, functions)

@@ -230,6 +230,7 @@ def step(module: nn.Module, args: Any, kwargs: Any) -> tuple[list[Tensor], list[
     return [each.detach() for each in outputs], list(torch.autograd.grad(loss, leaves, allow_unused=True))  # pyright: ignore
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_and_buffers_are_plain_autograds(case: str, plan: str) -> None:
@@ -247,6 +248,7 @@ def test_gradients_and_buffers_are_plain_autograds(case: str, plan: str) -> None
         torch.testing.assert_close(mine, other, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_inverse_gives_the_streams_back_and_moves_nothing(case: str) -> None:
     make, args, kwargs = CASES[case]
@@ -270,6 +272,7 @@ def streams_of(net: rg.ReversibleModule) -> list[str]:
     return list(net.graph.inputs[: 2 if turned else 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["flags", "parts", "told", "edits", "a network"])
 def test_log_determinants_are_those_of_the_jacobian(case: str) -> None:
     make, (x,), _ = CASES[case]
@@ -299,6 +302,7 @@ def test_no_log_determinant_is_said_by_name() -> None:
         net.with_log_det(randn(4, 6), randn(4, 6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Turn, Flags])
 def test_held_bytes_do_not_grow_with_depth(kind: Any) -> None:
     held = []

@@ -53,6 +53,7 @@ def test_wiring_only_rearranges(case: str) -> None:
     assert torch.equal(before, after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("batch", [None, 7])
 def test_traced_wiring_is_inverted_by_the_net(case: str, batch: int | None) -> None:

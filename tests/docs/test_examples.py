@@ -109,6 +109,7 @@ def run(page: Path) -> None:
             assert printed.getvalue() == block.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
     [
@@ -132,6 +133,7 @@ def test_examples_for_gpus_run_too(page: Path) -> None:
     run(page)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", commands("revgraph"))
 def test_commands_of_the_pages_succeed(command: str) -> None:
     done = subprocess.run(

@@ -96,6 +96,7 @@ def boxes(root: ElementTree.Element) -> dict[str, tuple[float, float, float, flo
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.97, 0.99, 1.0, 1.001, 1.01, 1.02, 1.03, 1.05, 1.08, 1.2, 3])
 def test_the_peaks_words_keep_off_the_budgets_line_and_words(plans: list[rg.Plan], share: float) -> None:
     short = rg.trace(nn.Linear(8, 3), torch.randn(5, 8)).plan

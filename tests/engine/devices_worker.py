@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 import revgraph as rg
-from revgraph.engine import state
+from revgraph.engine import random_state
 
 WIDTH, BATCH = 4, 3
 CPU, SECOND = torch.device("cpu"), torch.device("privateuseone", 0)
@@ -409,7 +409,7 @@ def threads_of_a_pass(ends_on: torch.device) -> dict[str, Any]:
 
 
 def without_turns() -> None:
-    held = state.turn
+    held = random_state.turn
     for module in list(sys.modules.values()):
         if getattr(module, "turn", None) is held:
             module.turn = lambda devices: nullcontext()

@@ -196,6 +196,7 @@ def differentiated(run: Any, inputs: Any, change: Callable[[Any, Any], Any]) -> 
 LATE = pytest.mark.parametrize("late", [False, True], ids=["first", "late"])
 
 
+@pytest.mark.slow
 @LATE
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_before_backward_is_right_or_refused_with_fitting_advice(name: str, late: bool) -> None:
@@ -219,6 +220,7 @@ def test_a_change_before_backward_is_right_or_refused_with_fitting_advice(name: 
         assert_close(found, expected, 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAFE)
 def test_what_a_replay_does_not_depend_on_may_change(name: str) -> None:
     net, plain, inputs = prepared("inverted", late=True)
@@ -226,6 +228,7 @@ def test_what_a_replay_does_not_depend_on_may_change(name: str) -> None:
     assert_close(found, expected, 1e-9)
 
 
+@pytest.mark.slow
 @LATE
 def test_another_plan_before_backward(late: bool) -> None:
     """A plan counts from the next forward on."""
@@ -240,6 +243,7 @@ def test_another_plan_before_backward(late: bool) -> None:
     follow(net, plain, inputs, 3)
 
 
+@pytest.mark.slow
 def test_the_net_may_go_before_backward() -> None:
     net, plain, inputs = prepared("inverted", False)
     leaves = [leaves_of(run, inputs) for run in (net, plain)]
@@ -253,6 +257,7 @@ def test_the_net_may_go_before_backward() -> None:
     assert_close(found, expected, 1e-9)
 
 
+@pytest.mark.slow
 @LATE
 @pytest.mark.parametrize("plan", ["least", "inverted"])
 def test_an_output_edited_before_backward_is_refused(plan: str, late: bool) -> None:
@@ -266,6 +271,7 @@ def test_an_output_edited_before_backward_is_refused(plan: str, late: bool) -> N
     assert "deterministic" not in str(caught.value)
 
 
+@pytest.mark.slow
 @LATE
 def test_an_output_that_no_replay_reads_may_be_edited(late: bool) -> None:
     """Under the default plan it is made by a node that is kept."""
@@ -322,6 +328,7 @@ class OpaqueEdits(rg.Boundary, EditsItsInput):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [EditsItsInput, OpaqueEdits])
 @pytest.mark.parametrize("through_data", [False, True])
 @pytest.mark.parametrize("plan", ["inverted", "recomputed"])
@@ -347,6 +354,7 @@ def test_a_function_that_edits_its_input_is_right_or_called_so(
 AGAIN = r"(?i)retain_graph|a second time"
 
 
+@pytest.mark.slow
 @LATE
 @pytest.mark.parametrize("plan", ["default", "inverted", "recomputed"])
 def test_a_second_backward_asks_to_retain_the_graph(plan: str, late: bool) -> None:
@@ -358,6 +366,7 @@ def test_a_second_backward_asks_to_retain_the_graph(plan: str, late: bool) -> No
     assert "deterministic" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["default", "inverted", "recomputed"])
 def test_the_rest_of_a_graph_that_went_asks_to_retain_it(plan: str) -> None:
     """Two losses of one forward: the first backward takes what the second needs."""
@@ -370,6 +379,7 @@ def test_the_rest_of_a_graph_that_went_asks_to_retain_it(plan: str) -> None:
     assert "deterministic" not in str(caught.value)
 
 
+@pytest.mark.slow
 @LATE
 @pytest.mark.parametrize("plan", ["default", "inverted", "recomputed"])
 def test_a_retained_graph_gives_the_same_as_often_as_asked(plan: str, late: bool) -> None:
@@ -385,6 +395,7 @@ def test_a_retained_graph_gives_the_same_as_often_as_asked(plan: str, late: bool
     assert_close(*results, 1e-9)
 
 
+@pytest.mark.slow
 @LATE
 @pytest.mark.parametrize("plan", ["least", "inverted"])
 def test_a_net_is_usable_after_a_refusal(plan: str, late: bool) -> None:

@@ -81,6 +81,7 @@ def plans(graph: rg.Graph) -> dict[str, rg.Plan]:
 PLANS = ("one by one", "segments", "all again", "half kept")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bent", [True, False])
 @pytest.mark.parametrize("name", PLANS)
 def test_bytes_are_those_predicted_at_every_moment(name: str, bent: bool) -> None:
@@ -93,6 +94,7 @@ def test_bytes_are_those_predicted_at_every_moment(name: str, bent: bool) -> Non
     assert (measured.peak_bytes, measured.held_bytes) == (plan.peak_bytes, plan.held_bytes)
 
 
+@pytest.mark.slow
 def test_copies_are_let_go_of_one_by_one() -> None:
     net, x = traced(Chain(bent=True))
     net.plan = plans(net.graph)["one by one"]
@@ -121,6 +123,7 @@ def copies_in(tape: Any) -> int:
     return sum(name.endswith("(mean)") for name, _ in tape.held_for_backward())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bent", [True, False])
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("first", [0, 1])
@@ -140,6 +143,7 @@ def test_stages_passed_over_find_their_copies(name: str, bent: bool, first: int)
         torch.testing.assert_close(one, two, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANS)
 def test_graph_that_is_retained_keeps_its_copies(name: str) -> None:
     model = Chain(bent=True)

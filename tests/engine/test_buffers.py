@@ -124,6 +124,7 @@ def test_batchnorm_toggled_to_eval_between_forward_and_backward() -> None:
     assert_same_buffers(model, plain)
 
 
+@pytest.mark.slow
 def test_batchnorm_momentum_none_and_without_tracking() -> None:
     x = batch()
 
@@ -144,6 +145,7 @@ def spectral(width: int) -> nn.Module:
     return nn.Sequential(parametrizations.spectral_norm(nn.Linear(width, width)), nn.Tanh())
 
 
+@pytest.mark.slow
 def test_spectral_norm_replays_from_the_earlier_vectors() -> None:
     x = batch()
     model, plain, net = pair_of_nets(lambda: Chain(f=spectral), x)
@@ -152,6 +154,7 @@ def test_spectral_norm_replays_from_the_earlier_vectors() -> None:
         assert_same_buffers(model, plain)
 
 
+@pytest.mark.slow
 def test_spectral_norm_with_two_forwards_before_one_backward() -> None:
     one, two = batch(seed=1), batch(seed=2)
     model, plain, net = pair_of_nets(lambda: Chain(f=spectral), one)
@@ -207,6 +210,7 @@ def test_a_buffer_that_is_replaced_moves_once() -> None:
     assert_same_buffers(model, plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", ["keep", "recompute"])
 def test_batchnorm_in_boundaries_counts_one_step(choice: str) -> None:
     x = batch()

@@ -73,6 +73,7 @@ def test_flops_are_four_thirds_of_plain_autograd() -> None:
     assert measured(8).flops_ratio == pytest.approx(totals[0] / totals[1])
 
 
+@pytest.mark.slow
 def test_held_bytes_do_not_grow_with_depth() -> None:
     held = {depth: measured(depth).held_bytes for depth in (2, 64, 256)}
     assert len(set(held.values())) == 1, held

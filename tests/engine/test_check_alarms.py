@@ -104,6 +104,7 @@ SYMMETRIC: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", SYMMETRIC)
 def test_a_gradient_that_is_zero_by_symmetry_is_no_alarm(name: str, dtype: torch.dtype) -> None:
@@ -151,6 +152,7 @@ class Scaled(nn.Module):
         return tiny if self.calm is None else (*tiny, *self.calm(a, b))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside an ordinary net"])
 @pytest.mark.parametrize("size", [1.0, 1e-6])
 def test_a_gradient_that_is_wrong_is_an_alarm_however_small(size: float, beside: bool) -> None:

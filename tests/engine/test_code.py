@@ -44,6 +44,7 @@ def test_code_follows_the_plan() -> None:
     assert "# recompute, captures" in recomputed and " - run__2" not in recomputed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["revnet-38", "glow", "i-revnet", "leapfrog"])
 def test_code_of_shipped_networks_is_python(name: str) -> None:
     net = rg.load(name)

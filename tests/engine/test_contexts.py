@@ -249,6 +249,7 @@ def models(function: Callable[[], nn.Module], plan: str, late: bool) -> tuple[An
     return net, plain, inputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("late", [False, True], ids=["first", "late"])
 @pytest.mark.parametrize("where", ["forward", "backward", "whole"])
 @pytest.mark.parametrize("name", CHANGING)
@@ -263,6 +264,7 @@ def test_a_context_holds_in_the_replay_or_is_refused(name: str, where: str, late
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("where", "late"), [("forward", False), ("backward", False), ("whole", True)])
 @pytest.mark.parametrize("name", HARMLESS)
 def test_a_context_that_changes_nothing_is_right(name: str, where: str, late: bool) -> None:
@@ -272,6 +274,7 @@ def test_a_context_that_changes_nothing_is_right(name: str, where: str, late: bo
     assert_close(one_step(net, inputs, context, where), expected, 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["default", "recomputed", "results"])
 @pytest.mark.parametrize("name", ["device", "autocast", "SwapsFunctions", "ChangesOperators"])
 def test_a_context_around_the_forward_under_other_plans(name: str, plan: str) -> None:
@@ -296,6 +299,7 @@ class Seen(Function):
         return torch.tanh(y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backward", ["outside", "inside"])
 @pytest.mark.parametrize("name", ["device", "default device", "dtype", "autocast"])
 def test_functions_see_the_same_context_in_the_replay(name: str, backward: str) -> None:
@@ -391,3 +395,33 @@ def test_a_flop_counter_sees_the_second_evaluations() -> None:
             loss_of(run(*inputs)).backward()
         totals.append(counter.get_total_flops())
     assert totals[0] > totals[1]
+
+
+PRECISIONS: list[str] = []
+
+
+class Asking(nn.Module):
+    """Notes how precisely products are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        PRECISIONS.append(torch.get_float32_matmul_precision())
+        return torch.tanh(self.linear(x))
+
+
+def test_products_are_as_precise_in_the_replay() -> None:
+    before = torch.get_float32_matmul_precision()
+    net, _, inputs = models(Asking, "inverted", late=False)
+    try:
+        torch.set_float32_matmul_precision("medium")
+        loss = loss_of(net(*inputs))
+        torch.set_float32_matmul_precision("highest")
+        PRECISIONS.clear()
+        loss.backward()
+        assert PRECISIONS and set(PRECISIONS) == {"medium"}
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from engine.samples import Chain, inverted
 from torch import nn
 
 
+@pytest.mark.slow
 def test_ten_thousand_blocks_run_forward_and_backward() -> None:
     torch.manual_seed(0)
     model = Chain(10_000, lambda width: nn.Linear(width, width, bias=False), 8)

@@ -209,16 +209,19 @@ class Dropping(Function):
         return y * ((y.exp() * y.sin()).sum() < 1e6) if "l" in self.places else y
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_what_autograd_drops_changes_no_gradient(function: type[Function]) -> None:
     assert_follows(lambda: Weave(function), *two_streams(), under=BOTH, forwards=10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [MaskFirst, Several])
 def test_every_plan_with_dropped_tensors(function: type[Function]) -> None:
     assert_follows(lambda: Weave(function), *two_streams(), under=PLANS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("places", ["f", "m", "l", "fm", "fl", "ml", "fml"])
 def test_saved_tensors_dropped_at_any_place(places: str) -> None:
     assert_follows(lambda: Weave(lambda: Dropping(places)), *two_streams(), under=BOTH)
@@ -248,6 +251,7 @@ class MaskInTheNet(nn.Module):
         return a, b
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outside", [True, False])
 def test_a_mask_made_in_the_net(outside: bool) -> None:
     assert_follows(lambda: MaskInTheNet(outside), *two_streams(), under=PLANS)
@@ -286,6 +290,7 @@ def test_a_mask_made_where_a_coupling_joins() -> None:
     assert_follows(MaskedSums, *two_streams(), under=PLANS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [MaskFirst, Detached, Several, OnlyDetached])
 @pytest.mark.parametrize("plan", ["default", "inverted"])
 def test_gradients_of_a_few_leaves_alone(function: type[Function], plan: str) -> None:
@@ -301,6 +306,7 @@ def test_gradients_of_a_few_leaves_alone(function: type[Function], plan: str) ->
         assert_close(found, expected, 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [MaskFirst, Several])
 @pytest.mark.parametrize("frozen", ["one", "two", "both"])
 def test_frozen_parameters_drop_other_tensors(function: type[Function], frozen: str) -> None:
@@ -314,6 +320,7 @@ def test_frozen_parameters_drop_other_tensors(function: type[Function], frozen: 
     assert_follows(make, *two_streams())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [MaskFirst, Detached, Several, OnlyDetached])
 def test_a_graph_that_is_kept_gives_the_same_again(function: type[Function]) -> None:
     model, plain = doubled(lambda: Weave(function))
@@ -330,6 +337,7 @@ def test_a_graph_that_is_kept_gives_the_same_again(function: type[Function]) -> 
         assert_close(found, expected, 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [MaskFirst, Detached, WithoutGradLast, Several, OnlyDetached])
 def test_bytes_do_not_grow_with_the_depth(function: Callable[[], nn.Module]) -> None:
     a, b = two_streams(64, 4)
@@ -346,6 +354,7 @@ def test_bytes_do_not_grow_with_the_depth(function: Callable[[], nn.Module]) -> 
     assert max(after) <= slack
 
 
+@pytest.mark.slow
 def test_second_derivatives_through_what_is_dropped() -> None:
     model, plain = doubled(lambda: Weave(Several))
     a, b = two_streams()
@@ -358,6 +367,7 @@ def test_second_derivatives_through_what_is_dropped() -> None:
     assert_close(*results, 1e-9)
 
 
+@pytest.mark.slow
 def test_a_step_in_evaluation_between_two_in_training() -> None:
     model, plain = doubled(lambda: Weave(Several))
     a, b = two_streams()

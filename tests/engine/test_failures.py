@@ -43,6 +43,7 @@ def notes(error: pytest.ExceptionInfo[BaseException]) -> str:
     return "\n".join(getattr(error.value, "__notes__", []))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", ["keep", "invert", "recompute"])
 @pytest.mark.parametrize("grad", [True, False])
 def test_an_exception_in_the_forward(choice: str, grad: bool) -> None:

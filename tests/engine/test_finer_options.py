@@ -288,6 +288,7 @@ class Everything(nn.Module):
         return self.two(self.last(torch.tanh(y))) * float(scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decision", ["invert", "recompute"])
 def test_a_stopped_replay_restores_all(decision: Any) -> None:
     x = batch()
@@ -382,6 +383,7 @@ def test_heavy_operators() -> None:
     assert not any(is_heavy(each) for each in light)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("decision", "results", "again"),
     [
@@ -433,6 +435,7 @@ def test_kept_results_go_with_a_pass_that_frees_and_stay_with_one_that_does_not(
         assert tracker.live(without=[*first, *second]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("results", [(TERM,), (0,), (TERM, 0)])
 def test_affine_halves_with_kept_results(results: tuple[int, ...]) -> None:
     make = lambda: rg.Affine(nn.Sequential(mlp(), nn.Linear(4, 8)), nn.Linear(4, 8))  # noqa: E731
@@ -472,6 +475,7 @@ class Attends(nn.Module):
         return self.dropout(self.attention(y, y, y, need_weights=False)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decision", ["invert", "recompute"])
 @pytest.mark.parametrize("results", [(0,), (1,), (2,), (0, 1, 2), (TERM, 1)])
 def test_attention_with_kept_results_draws_the_same(decision: Any, results: tuple[int, ...]) -> None:

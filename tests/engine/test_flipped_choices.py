@@ -150,6 +150,7 @@ def error_of(found: list[Any], expected: list[Any]) -> float:
     return max(float((one - two).abs().max() / two.abs().max()) for one, two in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("late", [False, True], ids=["first", "late"])
 @pytest.mark.parametrize("function", SHAPES)
 def test_a_choice_of_shapes_that_flips_is_called_drift(function: type[Choosing], late: bool) -> None:
@@ -165,6 +166,7 @@ def test_a_choice_of_shapes_that_flips_is_called_drift(function: type[Choosing],
         assert_close(gradients(net, model, a, b), gradients(plain, plain, a, b), 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", SHAPES + VALUES)
 def test_checking_reports_a_flip_and_does_not_fail(function: type[Choosing]) -> None:
     model, plain = made_twice(lambda: Weave(function, DEPTH), None)
@@ -175,6 +177,7 @@ def test_checking_reports_a_flip_and_does_not_fail(function: type[Choosing]) -> 
     assert any(name in str(report) for name in report.drift)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", VALUES)
 def test_checking_sees_what_a_flip_does_to_the_gradient(function: type[Choosing]) -> None:
     model, plain = made_twice(lambda: Weave(function, DEPTH), None)
@@ -185,6 +188,7 @@ def test_checking_sees_what_a_flip_does_to_the_gradient(function: type[Choosing]
         assert error < 1e-3 or rg.check(net, a, b).max_relative_error > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", SHAPES + VALUES)
 def test_anchors_cure_a_flip(function: type[Choosing]) -> None:
     model, plain = made_twice(lambda: Weave(function, DEPTH), None)
@@ -195,6 +199,7 @@ def test_anchors_cure_a_flip(function: type[Choosing]) -> None:
     follow(net, plain, inputs, 9, tolerance=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", SHAPES + VALUES)
 def test_keeping_the_choosing_nodes_cures_a_flip(function: type[Choosing]) -> None:
     def make() -> nn.Module:
@@ -232,6 +237,7 @@ def rounded(x: Tensor) -> Tensor:
     return (x - x.detach()) + (torch.round(x.detach() * 2**14) / 2**14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", SHAPES + VALUES)
 def test_exact_mode_cures_a_flip(function: type[Choosing]) -> None:
     model, plain = made_twice(lambda: Weave(function, DEPTH), None)
@@ -326,6 +332,7 @@ def kinked(request: pytest.FixtureRequest) -> tuple[Any, nn.Module, tuple[Tensor
     return inverted(model, *inputs), plain, inputs
 
 
+@pytest.mark.slow
 def test_checking_shows_a_kink_and_where(kinked: Any) -> None:
     net, plain, inputs = kinked
     with right_or_drift("kinked"):
@@ -335,6 +342,7 @@ def test_checking_shows_a_kink_and_where(kinked: Any) -> None:
         assert error < 1e-3 or "kinked" in str(report) or "stem" in str(report)
 
 
+@pytest.mark.slow
 def test_watching_warns_of_a_kink_by_name(kinked: Any) -> None:
     net, plain, inputs = kinked
     net.watch_drift(every=1)
@@ -346,6 +354,7 @@ def test_watching_warns_of_a_kink_by_name(kinked: Any) -> None:
         assert error_of(found, expected) < 1e-3 or any("kinked" in text or "stem" in text for text in told)
 
 
+@pytest.mark.slow
 def test_anchors_cure_a_kink(kinked: Any) -> None:
     net, plain, inputs = kinked
     node = next(node for node in net.graph.nodes if node.name == "kinked")
@@ -355,6 +364,7 @@ def test_anchors_cure_a_kink(kinked: Any) -> None:
         assert_close(gradients(net, net, *inputs), gradients(plain, plain, *inputs), 1e-4)
 
 
+@pytest.mark.slow
 def test_keeping_the_node_cures_a_kink(kinked: Any) -> None:
     net, plain, inputs = kinked
     net.plan = rg.decide(net.graph, {"kinked": "keep"})
@@ -362,6 +372,7 @@ def test_keeping_the_node_cures_a_kink(kinked: Any) -> None:
         assert_close(gradients(net, net, *inputs), gradients(plain, plain, *inputs), 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINKS)
 def test_exact_mode_cures_a_kink(name: str) -> None:
     class Oracle(nn.Module):

@@ -113,6 +113,7 @@ class Nested(nn.Module):
         return torch.tanh(self.inner(x))
 
 
+@pytest.mark.slow
 def test_a_reversible_module_inside_a_function() -> None:
     assert_close(*both(lambda: Chain(f=Nested), batch()))
 

@@ -104,6 +104,7 @@ def test_one_input_may_need_a_gradient_and_another_not() -> None:
     check(Pair, one, two.detach())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "frozen", ["all", "first", "last", "middle", "biases", "weights", "fs", "but one bias"]
 )
@@ -263,6 +264,7 @@ class Conditioned(nn.Module):
         return y1, y2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grad", [True, False])
 def test_a_mask_a_condition_a_number_and_keyword_arguments(grad: bool) -> None:
     x1, x2 = streams(2)

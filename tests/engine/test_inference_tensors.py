@@ -72,6 +72,7 @@ class Biased(Function):
         return super().forward(x, self.table)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("late", [False, True], ids=["first", "late"])
 @pytest.mark.parametrize("plan", ["default", "inverted", "recomputed", "kept"])
 def test_an_inference_tensor_as_a_condition(plan: str, late: bool) -> None:
@@ -188,6 +189,7 @@ def test_an_inference_tensor_in_place_of_a_parameter(late: bool) -> None:
         assert_close(found, expected, 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["plan", "measure", "check"])
 def test_planning_and_measuring_in_inference_mode(what: str) -> None:
     """They differentiate, so they leave the mode, or say that it is in the way."""

@@ -78,6 +78,7 @@ def test_gradients_through_the_inverse(block: Callable[[], nn.Module]) -> None:
         assert_close([dense(each) for each in found], [dense(each) for each in expected], 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [additive, masked])
 def test_bytes_held_by_the_inverse_do_not_grow_with_the_depth(block: Callable[[], nn.Module]) -> None:
     held = []

@@ -144,6 +144,7 @@ def settled(plan: str) -> tuple[Any, Any, tuple[Tensor, Tensor]]:
     return net, plain, inputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_between_steps_is_followed(name: str) -> None:
     net, plain, inputs = settled("inverted")
@@ -154,6 +155,7 @@ def test_a_change_between_steps_is_followed(name: str) -> None:
         follow(net, plain, inputs, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["default", "inverted"])
 def test_hooks_that_come_and_go(plan: str) -> None:
     net, plain, inputs = settled(plan)
@@ -189,6 +191,7 @@ def test_a_net_moved_to_another_type(dtype: torch.dtype) -> None:
         follow(net, plain, two_streams(6, 4, dtype=dtype), 3, tolerance=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["default", "inverted"])
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 def test_a_copy_of_a_settled_net_is_a_net_of_its_own(how: str, plan: str) -> None:
@@ -262,6 +265,7 @@ def test_an_exception_in_a_late_step_leaves_the_net_usable() -> None:
         follow(net, plain, inputs, 3)
 
 
+@pytest.mark.slow
 def test_a_hook_that_is_taken_off_again_leaves_no_trace() -> None:
     """A function that was called as a module for its hook's sake is inlined again: bytes are as predicted."""
     net = rg.load("revnet-38", batch=2)
@@ -301,6 +305,7 @@ def test_inputs_that_the_caller_lets_go_of_come_back_from_silent_couplings_too()
     assert_close(found, expected, 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["output", "input", "found", "given", "loss"])
 def test_a_module_may_be_called_as_the_engine_calls_its_own(name: str) -> None:
     class Net(nn.Module):
@@ -318,3 +323,35 @@ def test_a_module_may_be_called_as_the_engine_calls_its_own(name: str) -> None:
     follow(net, plain, (a, b), 10)
     back = net.inverse(*net(a, b))
     assert_close([each.detach() for each in back], [a.detach(), b.detach()], 1e-9)
+
+
+class Recorder(rg.Boundary):
+    """Puts hooks on its layers in its first forward, as libraries do that give hidden states on request."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+        self.seen: list[Tensor] | None = None
+
+    def note(self, _: nn.Module, __: Any, result: Tensor) -> None:
+        if self.seen is not None:
+            self.seen.append(result)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.layers[0]._forward_hooks:
+            for layer in self.layers:
+                layer.register_forward_hook(self.note)
+        return self.layers(x)
+
+
+def test_hooks_that_a_nodes_own_forward_puts_on_do_not_hinder_its_replay() -> None:
+    model, plain = made_twice(lambda: nn.Sequential(Recorder(), nn.Tanh()))
+    x = torch.randn(3, 4, dtype=torch.double)
+    net = rg.trace(model, x)
+    for layer in model[0].layers:  # pyright: ignore
+        layer._forward_hooks.clear()
+    net.plan = rg.decide(net.graph, {node.name: "recompute" for node in net.graph.planned})
+    for _ in range(2):
+        net(x).sum().backward()
+        plain(x).sum().backward()
+    assert_close([each.grad for each in model.parameters()], [each.grad for each in plain.parameters()])

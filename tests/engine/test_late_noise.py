@@ -229,11 +229,13 @@ FUNCTIONS = {
 ON_SEQUENCES = {each.__name__: each for each in (Attention, ScaledDotProduct, Recurrent)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_noise_is_the_same_on_replay(name: str) -> None:
     assert_follows(lambda: Weave(FUNCTIONS[name]), *two_streams(), forwards=FORWARDS, evaluation=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rrelu", "RReLUFirst", "HardGumbel"])
 def test_noise_under_every_plan(name: str) -> None:
     assert_follows(
@@ -245,6 +247,7 @@ def test_noise_under_every_plan(name: str) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ON_SEQUENCES)
 def test_noise_inside_attention_and_recurrent_layers(name: str) -> None:
     assert_follows(
@@ -282,12 +285,14 @@ class Between(nn.Module):
         return self.behind(a + 0.5 * b)
 
 
+@pytest.mark.slow
 def test_noise_in_boundaries() -> None:
     assert_follows(
         Between, *two_streams(), under=(*BOTH, "recomputed", "results"), forwards=FORWARDS, evaluation=True
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["default", "inverted"])
 def test_backward_passes_in_another_order_than_forwards(plan: str) -> None:
     model, plain = doubled(lambda: Weave(FUNCTIONS["rrelu"]))
@@ -308,6 +313,7 @@ def test_backward_passes_in_another_order_than_forwards(plan: str) -> None:
     assert_close(*results, 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rrelu", "dropout", "HardGumbel"])
 def test_checking_and_measuring_agree_about_noise(name: str) -> None:
     model, plain = doubled(lambda: Weave(FUNCTIONS[name]))
@@ -320,6 +326,7 @@ def test_checking_and_measuring_agree_about_noise(name: str) -> None:
         assert_close(gradients(net, net, a, b), gradients(plain, plain, a, b), 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rrelu", "RReLUFirst", "StochasticDepth"])
 def test_noise_that_begins_late(name: str) -> None:
     """Ten forwards in evaluation draw nothing; then training does."""
@@ -358,6 +365,7 @@ class FromItsOwnGenerator(rg.Boundary, Noisy):
         return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [FromPython, FromNumpy, FromItsOwnGenerator])
 @pytest.mark.parametrize("plan", ["inverted", "recomputed"])
 def test_noise_from_elsewhere_is_right_or_refused(function: type[Noisy], plan: str) -> None:
@@ -377,6 +385,7 @@ def test_noise_from_elsewhere_is_right_or_refused(function: type[Noisy], plan: s
         assert_close(found, expected, 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rest", [lambda y: y, torch.tanh], ids=["at the end", "in the middle"])
 def test_a_node_that_is_nothing_but_late_noise_is_recomputed_whole(rest: Callable[[Tensor], Tensor]) -> None:
     """A replay that ends with the last tensor it captures would end before the noise is filled in."""

@@ -38,6 +38,7 @@ def gradients(model: nn.Module, x: Tensor) -> list[Tensor]:
     return [leaf.grad for leaf in (*model.parameters(), x) if leaf.grad is not None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["inverted", "default", "kept", "recomputed"])
 def test_nothing_but_the_outputs_is_held_after_backward(plan: str) -> None:
     model, net, x = net_and_input(normed)
@@ -56,6 +57,7 @@ def test_nothing_but_the_outputs_is_held_after_backward(plan: str) -> None:
         assert tracker.live(without=gradients(model, x)) == 0
 
 
+@pytest.mark.slow
 def test_what_is_held_before_backward_goes_with_the_loss() -> None:
     _model, net, x = net_and_input(normed)
     with StorageTracker([x, *net.parameters(), *net.buffers()]) as tracker:
@@ -65,6 +67,7 @@ def test_what_is_held_before_backward_goes_with_the_loss() -> None:
         assert tracker.live() == 0
 
 
+@pytest.mark.slow
 def test_several_forwards_without_backward_leave_nothing() -> None:
     _model, net, x = net_and_input()
     with StorageTracker([x, *net.parameters()]) as tracker:
@@ -73,6 +76,7 @@ def test_several_forwards_without_backward_leave_nothing() -> None:
         assert tracker.live() == 0
 
 
+@pytest.mark.slow
 def test_after_a_partial_gradient_all_goes_with_the_loss() -> None:
     model, net, x = net_and_input()
     with StorageTracker([x, *net.parameters()]) as tracker:
@@ -85,6 +89,7 @@ def test_after_a_partial_gradient_all_goes_with_the_loss() -> None:
         assert tracker.live(without=[grad]) == 0
 
 
+@pytest.mark.slow
 def test_a_retained_backward_holds_no_more_than_the_forward() -> None:
     model, net, x = net_and_input()
     with StorageTracker([x, *net.parameters()]) as tracker:
@@ -94,6 +99,7 @@ def test_a_retained_backward_holds_no_more_than_the_forward() -> None:
         assert tracker.live(without=gradients(model, x)) == before
 
 
+@pytest.mark.slow
 def test_after_double_backward_all_goes() -> None:
     _model, net, x = net_and_input()
     with StorageTracker([x, *net.parameters()]) as tracker:
@@ -114,6 +120,7 @@ class Fails(torch.autograd.Function):
         raise ZeroDivisionError
 
 
+@pytest.mark.slow
 def test_after_an_exception_in_backward_all_goes_with_the_loss() -> None:
     class Failing(nn.Module):
         def __init__(self, width: int) -> None:
@@ -139,6 +146,7 @@ def test_after_an_exception_in_backward_all_goes_with_the_loss() -> None:
         assert tracker.live(without=gradients(model, x)) == 0
 
 
+@pytest.mark.slow
 def test_after_an_exception_in_backward_a_held_graph_holds_no_more_than_before() -> None:
     class Failing(nn.Module):
         def __init__(self, width: int) -> None:
@@ -160,6 +168,7 @@ def test_after_an_exception_in_backward_a_held_graph_holds_no_more_than_before()
         assert tracker.live(without=gradients(model, x)) <= before
 
 
+@pytest.mark.slow
 def test_an_exception_in_the_forward_leaves_nothing() -> None:
     class Breaks(rg.Boundary):
         def __init__(self, width: int) -> None:
@@ -180,6 +189,7 @@ def test_an_exception_in_the_forward_leaves_nothing() -> None:
         assert tracker.live() == 0
 
 
+@pytest.mark.slow
 def test_intermediate_values_die_in_the_forward() -> None:
     seen: list[weakref.ref[Tensor]] = []
 
@@ -204,6 +214,7 @@ def test_intermediate_values_die_in_the_forward() -> None:
     assert len(seen) == 4 and all(each() is None for each in seen)
 
 
+@pytest.mark.slow
 def test_the_net_itself_goes_without_the_collector() -> None:
     _model, net, x = net_and_input()
     net(x).sum().backward()
@@ -212,6 +223,7 @@ def test_the_net_itself_goes_without_the_collector() -> None:
     assert gone() is None
 
 
+@pytest.mark.slow
 def test_a_held_output_alone_holds_its_graph_and_detached_outputs_hold_nothing() -> None:
     _model, net, x = net_and_input()
     with StorageTracker([x, *net.parameters()]) as tracker:
@@ -219,6 +231,7 @@ def test_a_held_output_alone_holds_its_graph_and_detached_outputs_hold_nothing()
         assert tracker.live() == sum(output.nbytes for output in outputs)
 
 
+@pytest.mark.slow
 def test_a_form_that_is_traced_by_its_measurement_takes_what_it_takes_later() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:

@@ -183,6 +183,7 @@ CASES = [(name, plan) for name in NETS for plan in (PLANS if name in USUAL else 
 MEASURED = [(name, "frontier") for name in NETS] + [(name, plan) for name in USUAL for plan in BOTH]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "plan"), CASES)
 def test_a_replay_sees_the_strides_of_its_forward(name: str, plan: str) -> None:
     make, given = NETS[name]
@@ -201,6 +202,7 @@ def test_a_replay_sees_the_strides_of_its_forward(name: str, plan: str) -> None:
             assert set(note.seen) == set(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_gradients_of_strided_streams(name: str) -> None:
     make, given = NETS[name]
@@ -210,6 +212,7 @@ def test_gradients_of_strided_streams(name: str) -> None:
     follow(net, plain, given(), 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "plan"), MEASURED)
 def test_a_plan_measures_what_it_predicts(name: str, plan: str) -> None:
     make, given = NETS[name]
@@ -223,6 +226,7 @@ def test_a_plan_measures_what_it_predicts(name: str, plan: str) -> None:
         assert (measured.peak_bytes, measured.held_bytes, round(measured.flops_ratio, 6)) == predicted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", PLANS)
 def test_an_expanded_stream(plan: str) -> None:
     inputs = (sequences(2, 3, 4),)
@@ -233,6 +237,7 @@ def test_an_expanded_stream(plan: str) -> None:
         follow(net, plain, inputs, 9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["default", "inverted", "results"])
 def test_inputs_that_lie_otherwise_than_the_example(plan: str) -> None:
     """A net traced on contiguous images runs on others; only the prediction is for the example."""
@@ -245,6 +250,7 @@ def test_inputs_that_lie_otherwise_than_the_example(plan: str) -> None:
         follow(net, plain, (x,), 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["default", "inverted", "mixed"])
 def test_a_model_in_channels_last(plan: str) -> None:
     def make() -> nn.Module:
@@ -256,6 +262,7 @@ def test_a_model_in_channels_last(plan: str) -> None:
     follow(net, plain, (images(True),))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["default", "inverted", "results"])
 def test_a_function_that_returns_a_strided_term(plan: str) -> None:
     """The sum takes its strides from one operand or the other; what is rebuilt has the forward's."""
@@ -279,6 +286,7 @@ def test_a_function_that_returns_a_strided_term(plan: str) -> None:
     assert all(len(set(f.seen)) == 1 for f in model.fs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["pool", "norm", "upsample", "unfold"])
 def test_operators_that_choose_by_format(kernel: str) -> None:
     layers: dict[str, Callable[[], nn.Module]] = {

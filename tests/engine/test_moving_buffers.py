@@ -196,11 +196,13 @@ WRITTEN: tuple[Callable[[], nn.Module], ...] = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", WRITTEN)
 def test_a_buffer_moves_once_however_it_is_written(function: Callable[[], nn.Module]) -> None:
     assert_follows(lambda: Weave(function), *two_streams(), under=BOTH, evaluation=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [ThroughData, DataReplaced, Assigned, Set, ThroughNumpy, Late])
 def test_tracing_moves_nothing(function: Callable[[], nn.Module]) -> None:
     model, plain = made_twice(lambda: Weave(function))
@@ -208,6 +210,7 @@ def test_tracing_moves_nothing(function: Callable[[], nn.Module]) -> None:
     assert_bitwise(state_of(model), state_of(plain))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [ThroughData, Assigned])
 def test_state_moves_once_under_every_plan(function: Callable[[], nn.Module]) -> None:
     assert_follows(lambda: Weave(function), *two_streams(6, 4), under=REST, evaluation=True)
@@ -241,6 +244,7 @@ class BankUser(nn.Module):
         return y
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [True, False])
 def test_a_buffer_of_another_module_is_right_or_refused(data: bool) -> None:
     assert_follows(
@@ -294,6 +298,7 @@ class History(Running):
         return torch.tanh(self.linear(x) - torch.stack(self.history[-3:]).mean(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["inverted", "recomputed"])
 @pytest.mark.parametrize("function", [CallCounter, History, *(["in place", "data", "assigned"])])
 def test_state_that_is_no_buffer_is_right_or_refused(function: Any, plan: str) -> None:

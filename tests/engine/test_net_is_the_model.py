@@ -77,6 +77,7 @@ def test_signature_is_the_models(which: int) -> None:
     assert inspect.signature(type(net).forward) == inspect.signature(Model.forward)
 
 
+@pytest.mark.slow
 def test_what_is_assigned_to_the_net_is_the_models() -> None:
     net, x = forms()[0], torch.randn(2, 4)
     model: Any = net._model
@@ -112,6 +113,7 @@ def test_modes_are_the_models_own() -> None:
     assert not net.training
 
 
+@pytest.mark.slow
 def test_calls_of_other_forms_are_traced_when_they_come() -> None:
     for net in forms():
         x, labels = torch.randn(2, 4), torch.randn(2, 4)
@@ -253,3 +255,23 @@ def test_gradient_checkpointing_explains_itself(name: str) -> None:
     with pytest.warns(UserWarning, match=r"takes the place of gradient checkpointing.*net\.plan"):
         getattr(forms()[0], name)()
     forms()[0].set_grad_checkpointing(enable=False)
+
+
+@pytest.mark.parametrize("through", ["net", "model"])
+def test_layers_that_are_removed_or_inserted_are_the_nets(through: str) -> None:
+    """Torch's containers put another table in the place of their own when they renumber their children."""
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+    net: Any = rg.trace(model, torch.ones(2, 4))
+    changed: Any = net if through == "net" else model
+    del changed[0]
+    changed.append(nn.Linear(4, 4))
+    changed.insert(1, nn.Tanh())
+    assert [*net.state_dict()] == [*model.state_dict()]
+    assert [*map(id, net.parameters())] == [*map(id, model.parameters())]
+    assert len(net) == len(net._modules) == 4
+    assert getattr(net, "1") is model[1]
+    net(torch.ones(2, 4)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    other = copy.deepcopy(net)
+    assert [*other.state_dict()] == [*net.state_dict()]
+    assert torch.equal(other(torch.ones(2, 4)), model(torch.ones(2, 4)))

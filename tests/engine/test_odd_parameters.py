@@ -255,6 +255,7 @@ FUNCTIONS: tuple[Callable[[], nn.Module], ...] = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_gradients_of_odd_parameters(function: Callable[[], nn.Module]) -> None:
     assert_follows(lambda: Weave(function), *two_streams(), under=BOTH)
@@ -264,11 +265,13 @@ def test_complex_parameters() -> None:
     assert_follows(lambda: Weave(Complex), *two_streams(), under=BOTH, dtype=None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [ParameterSubclass, Used])
 def test_gradients_of_odd_parameters_under_every_plan(function: Callable[[], nn.Module]) -> None:
     assert_follows(lambda: Weave(function), *two_streams(), under=REST)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [SubclassAsBuffer, SubclassInside, LawInside, PackedWeight])
 def test_tensor_subclasses_are_right_or_refused(function: Callable[[], nn.Module]) -> None:
     assert_follows(
@@ -372,6 +375,7 @@ def test_a_leaf_that_is_not_registered_gets_its_gradient(plan: str) -> None:
         assert_close(*results, 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["default", "inverted"])
 def test_parameters_replaced_between_steps(plan: str) -> None:
     """Data swapped, objects replaced and flags switched after ten steps, none before a backward."""

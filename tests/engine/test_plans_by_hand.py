@@ -93,6 +93,7 @@ def assert_as_planned(net: rg.ReversibleModule, plain: nn.Module, inputs: tuple[
     assert_close(found, expected, 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "drops", [{}, {"add": ["block.f", "add"]}, {"add": ["block.f"]}, {"affine.f": ["add"]}]
 )
@@ -109,6 +110,7 @@ def test_drops_and_reruns_together(reruns: tuple[str, ...], drops: dict[str, lis
     assert_as_planned(net, plain, inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", (0, 1, 2, 3, 5, 8, 10, 11))
 def test_random_plans_on_random_nets(seed: int) -> None:
     model, plain = made_twice(lambda: random_net(seed))

@@ -52,6 +52,7 @@ def assert_equal(found: list[Tensor | None], expected: list[Tensor | None]) -> N
             torch.testing.assert_close(one / scale, two / scale, **EXACT)
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(recipes(), st.integers(0, 99), st.lists(st.booleans(), min_size=4, max_size=4), st.data())
 def test_gradients_equal_plain_autograd_on_random_graphs(recipe, seed, flags, data) -> None:
@@ -68,6 +69,7 @@ def test_gradients_equal_plain_autograd_on_random_graphs(recipe, seed, flags, da
     assert_equal(gradients(net, leaves, inputs), gradients(model, leaves, inputs))
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(recipes(most_moves=8), st.integers(0, 99), st.data())
 def test_partial_repeated_and_second_gradients_on_random_graphs(recipe, seed, data) -> None:
@@ -95,6 +97,7 @@ def test_partial_repeated_and_second_gradients_on_random_graphs(recipe, seed, da
             torch.testing.assert_close(one / scale, two / scale, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", ["keep", "invert", "recompute"])
 def test_one_decision_everywhere(choice: str) -> None:
     torch.manual_seed(0)

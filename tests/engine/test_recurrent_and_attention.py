@@ -108,11 +108,13 @@ FUNCTIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_layer_inside_a_coupling(name: str) -> None:
     assert_follows(lambda: Weave(FUNCTIONS[name], 2), *two_streams(2, 3, WIDTH), forwards=10, tolerance=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gru", "gru cells", "lstm, time first", "attention, padded, with weights"])
 def test_a_layer_inside_a_coupling_under_every_plan(name: str) -> None:
     assert_follows(
@@ -146,6 +148,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["inverted", "frontier"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_that_return_tuples_measure_what_is_predicted(name: str, plan: str) -> None:
@@ -161,6 +164,7 @@ def test_layers_that_return_tuples_measure_what_is_predicted(name: str, plan: st
         assert measured.flops_ratio == pytest.approx(net.plan.flops_ratio)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["inverted", "frontier"])
 def test_attention_and_feed_forward_on_two_streams(plan: str) -> None:
     """A reversible transformer in three dimensions, its streams halves of one tensor."""
@@ -214,10 +218,12 @@ class Boundaries(nn.Module):
         return c + weights.sum(-1, keepdim=True) * b
 
 
+@pytest.mark.slow
 def test_layers_with_several_results_between_couplings() -> None:
     assert_follows(Boundaries, *two_streams(2, 3, WIDTH), under=PLANS, forwards=9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["default", "inverted"])
 def test_sequences_of_other_lengths_than_the_example(plan: str) -> None:
     model, plain = made_twice(lambda: Weave(FUNCTIONS["gru"], 2))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 pytestmark = pytest.mark.usefixtures("device")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subset", ["inputs", "first", "last", "middle", "one bias", "reversed"])
 def test_grad_for_a_subset(subset: str) -> None:
     model, plain = doubled(lambda: nn.Sequential(nn.Linear(8, 8), Chain(4), nn.Linear(8, 2)))
@@ -77,6 +78,7 @@ class Way(nn.Module):
         return a, b, c, d, self.head(c * d)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", range(5))
 @pytest.mark.parametrize("second", range(5))
 def test_two_losses_with_backward_calls_of_their_own(first: int, second: int) -> None:

@@ -139,6 +139,7 @@ def test_stored_values_are_exactly_those_asked_for() -> None:
         rg.decide(graph, everywhere(4), stored=["1"], reruns=["0"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -282,6 +283,7 @@ def test_a_shared_condition_is_stored_until_its_last_rerun() -> None:
     agrees(Net, decisions, *inputs, stored=["stem"], reruns=reruns, drops=drops)
 
 
+@pytest.mark.slow
 def test_what_wiring_gives_again_finds_its_stored_values() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -333,6 +335,7 @@ def segments(depth: int, length: int) -> dict[str, Any]:
     return {"stored": [str(index) for index in ends[:-1]], "reruns": list(held), "holds": held}
 
 
+@pytest.mark.slow
 def test_segments_hold_less_than_all_boundaries_recomputed(without_collector: None) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(*(Wide() for _ in range(16)))
@@ -349,6 +352,7 @@ def test_segments_hold_less_than_all_boundaries_recomputed(without_collector: No
     assert measured[1].flops_ratio < 4 / 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keeps", [True, False])
 def test_reruns_leave_nothing_behind(keeps: bool, without_collector: None) -> None:
     model, _ = doubled(line(9))
@@ -366,6 +370,7 @@ def test_reruns_leave_nothing_behind(keeps: bool, without_collector: None) -> No
             assert tracker.live(without=first) == 0
 
 
+@pytest.mark.slow
 def test_a_stored_value_goes_in_the_stage_of_its_own_reader(without_collector: None) -> None:
     """And before the backward there, though it was read by reruns in other stages before."""
     seen: list[int] = []
@@ -407,6 +412,7 @@ def test_a_stored_value_goes_in_the_stage_of_its_own_reader(without_collector: N
     )  # 0 and 1, until they are rebuilt; 2 is gone for 2's backward
 
 
+@pytest.mark.slow
 def test_a_long_line_without_recursion() -> None:
     depth = 1500
     torch.manual_seed(0)
@@ -444,6 +450,7 @@ def net_under_a_random_plan(
     return net, model, inputs, [each for each in (*inputs, *model.parameters()) if each.requires_grad]
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(recipes(), st.integers(0, 10**6))
 def test_gradients_equal_plain_autograd_under_random_plans(recipe: Any, seed: int) -> None:
@@ -457,6 +464,7 @@ def test_gradients_equal_plain_autograd_under_random_plans(recipe: Any, seed: in
         assert_close(again, expected, tolerance=1e-11)
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(recipes(most_moves=8), st.integers(0, 10**6))
 def test_partial_and_repeated_gradients_under_random_plans(recipe: Any, seed: int) -> None:
@@ -480,6 +488,7 @@ def test_partial_and_repeated_gradients_under_random_plans(recipe: Any, seed: in
     assert_close(found, expected, tolerance=1e-11)
 
 
+@pytest.mark.slow
 @settings(SETTINGS, max_examples=15)
 @given(recipes(most_moves=6), st.integers(0, 10**6))
 def test_second_gradients_under_random_plans(recipe: Any, seed: int) -> None:
@@ -497,6 +506,7 @@ def test_second_gradients_under_random_plans(recipe: Any, seed: int) -> None:
     assert_close(*second, tolerance=1e-9)
 
 
+@pytest.mark.slow
 @settings(SETTINGS, max_examples=15)
 @given(recipes(), st.integers(0, 10**6))
 def test_random_plans_leave_nothing_behind(recipe: Any, seed: int) -> None:

@@ -122,16 +122,19 @@ class InBoundaries(nn.Module):
         return torch.tanh(x) + y
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_a_form_inside_couplings(form: str) -> None:
     assert_follows(lambda: InCouplings(form, OpaqueWrapped), *two_streams(), forwards=9, evaluation=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_a_form_between_boundaries(form: str) -> None:
     assert_follows(lambda: InBoundaries(form, OpaqueWrapped), *two_streams(), under=("default",), forwards=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["(tensor, None)", "several"])
 @pytest.mark.parametrize("net", [InCouplings, InBoundaries])
 def test_a_form_under_every_plan(net: type[nn.Module], form: str) -> None:
@@ -143,6 +146,7 @@ def test_a_form_under_every_plan(net: type[nn.Module], form: str) -> None:
     )  # pyright: ignore
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", list(FORMS)[::2])
 def test_a_form_in_a_function_that_is_looked_into(form: str) -> None:
     assert_follows(lambda: InCouplings(form, Wrapped), *two_streams(), forwards=9)
@@ -182,6 +186,7 @@ class WideWrapped(rg.Boundary):
 WIDE = ("(tensor, None), unpacked", "(tensor, number), unpacked", "dict")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", WIDE)
 def test_every_plan_of_a_frontier_runs_and_measures_what_it_predicts(form: str) -> None:
     model, plain = made_twice(lambda: Wide(form))
@@ -195,6 +200,7 @@ def test_every_plan_of_a_frontier_runs_and_measures_what_it_predicts(form: str) 
         assert measured.flops_ratio == pytest.approx(net.plan.flops_ratio)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", WIDE)
 def test_a_plan_by_hand_that_stores_nothing(form: str) -> None:
     model, plain = made_twice(lambda: Wide(form))
@@ -217,6 +223,7 @@ class ReturnsForm(nn.Module):
         return FORMS[self.form][0](*self.weave(a, b))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_a_form_as_the_result_of_the_net(form: str) -> None:
     model, plain = made_twice(lambda: ReturnsForm(form))
@@ -297,6 +304,7 @@ TERMS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", TERMS)
 def test_terms_of_every_kind(function: type[nn.Module]) -> None:
     functions = [function, lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh())]
@@ -316,6 +324,7 @@ class OpaqueZero(rg.Boundary, Zero):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [OpaqueSame, OpaqueZero])
 def test_boundaries_that_return_their_input_or_nothing_to_differentiate(function: type[nn.Module]) -> None:
     class Net(nn.Module):

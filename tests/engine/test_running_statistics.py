@@ -179,11 +179,13 @@ ON_IMAGES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_state_moves_once(name: str) -> None:
     assert_follows(lambda: Weave(OTHERS[name]), *two_streams(6, 4), under=BOTH, evaluation=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ON_IMAGES)
 def test_statistics_over_positions_move_once(name: str) -> None:
     assert_follows(
@@ -194,6 +196,7 @@ def test_statistics_over_positions_move_once(name: str) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_tracing_moves_no_state(name: str) -> None:
     model, plain = made_twice(lambda: Weave(OTHERS[name]))
@@ -201,6 +204,7 @@ def test_tracing_moves_no_state(name: str) -> None:
     assert_bitwise(state_of(model), state_of(plain))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["activated norm", "renorm"])
 def test_state_moves_once_under_every_plan(name: str) -> None:
     assert_follows(lambda: Weave(OTHERS[name]), *two_streams(6, 4), under=REST, evaluation=True)
@@ -215,6 +219,7 @@ class OneOfEach(nn.Module):
         return self.parts(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["default", "inverted"])
 def test_several_forwards_before_their_backward_passes(plan: str) -> None:
     model, plain = doubled(lambda: Weave(OneOfEach))
@@ -231,6 +236,7 @@ def test_several_forwards_before_their_backward_passes(plan: str) -> None:
         assert_same_buffers(net, plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["default", "inverted"])
 def test_a_forward_in_evaluation_between_forward_and_backward(plan: str) -> None:
     model, plain = doubled(lambda: Weave(OneOfEach))
@@ -297,6 +303,7 @@ class Writer(nn.Module):
         return torch.tanh(self.linear(x)) * (1 + self.mean)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["copy", "view", "data", "other memory", "many", "clamp"])
 def test_parameters_that_a_forward_writes_move_once_a_step_and_in_no_check(how: str) -> None:
     model, plain = made_twice(lambda: Weave(lambda: Writer(how)))

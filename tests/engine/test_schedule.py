@@ -75,6 +75,7 @@ def assert_as_scheduled(net: rg.ReversibleModule, inputs: list[torch.Tensor]) ->
         assert activation_bytes(net, *inputs) == (plan.peak_bytes, plan.held_bytes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(4))
 def test_random_plans_of_random_graphs_run_as_scheduled(number: int) -> None:
     seen: Counter[str] = Counter()

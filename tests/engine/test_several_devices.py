@@ -44,6 +44,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", ["cpu", "second"])
 def test_a_pass_has_threads_that_are_alike_and_ends_in_any_of_them(found: Found, last: str) -> None:
     """Of torch itself, what the engine builds on."""

@@ -129,12 +129,14 @@ def refused_by_name(layout: str) -> Any:
 LAYOUTS = ["coo", "coo, not coalesced", "csr", "csc", "bsr", "bsc"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [GivenGraph, GivenToFunctions])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_sparse_input(layout: str, model: type[nn.Module]) -> None:
     assert_follows(model, *two_streams(NODES, 4), adjacency(layout), refusal=lambda: refused_by_name(layout))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["functions", "root"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_sparse_buffer(layout: str, where: str) -> None:
@@ -144,6 +146,7 @@ def test_a_sparse_buffer(layout: str, where: str) -> None:
     assert_follows(make, *two_streams(NODES, 4), refusal=lambda: refused_by_name(layout))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["coo", "csr"])
 def test_sparse_inputs_under_every_plan(layout: str) -> None:
     assert_follows(GivenToFunctions, *two_streams(NODES, 4), adjacency(layout), under=("default", *REST))
@@ -161,6 +164,7 @@ def test_a_sparse_input_after_a_trace_with_another(layout: str) -> None:
         follow(net, plain, (a, b, other), 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["coo", "csr"])
 @pytest.mark.parametrize("given", [True, False])
 def test_nets_with_sparse_tensors_are_costed_measured_and_checked(layout: str, given: bool) -> None:
@@ -239,6 +243,7 @@ class Detached(Inside):
         return (x @ x.t()).detach().relu().to_sparse() @ x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [Coo, Csr, Converted, Softmax, Hybrid, Sampled, Detached])
 def test_sparse_tensors_made_inside_a_function(function: type[Inside]) -> None:
     assert_follows(
@@ -265,6 +270,7 @@ class SparseEmbedding(nn.Module):
         return torch.tanh(self.linear(x)) * self.table(self.index)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bag", [True, False])
 def test_sparse_gradients(bag: bool) -> None:
     assert_follows(
@@ -345,6 +351,7 @@ class NoMemory(nn.Module):
         return torch.tanh(self.linear(x)) * x.new_tensor(0.5).expand(x.shape) + functional.relu(x * zeros)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["strided", "jagged", "offsets"])
 def test_nested_tensors_are_right_or_refused(how: str) -> None:
     assert_follows(
@@ -355,6 +362,7 @@ def test_nested_tensors_are_right_or_refused(how: str) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["default", "inverted"])
 @pytest.mark.parametrize("function", [Quantized, FakeQuantized, Mkldnn])
 def test_quantized_and_foreign_layouts_are_right_or_refused(
@@ -389,6 +397,7 @@ class Prepared(GivenGraph):
         return super().forward(a, b, adjacency)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sort", ["kept", "recomputed", "inverted"])
 @pytest.mark.parametrize("how", ["given", "transposed", "scaled", "made"])
 @pytest.mark.parametrize("layout", ["coo", "csr", "csc"])

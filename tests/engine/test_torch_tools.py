@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -187,6 +190,33 @@ def test_full_backward_hooks_on_the_net_fire_once() -> None:
     net.register_full_backward_hook(lambda module, into, out: seen.append(len(into)))
     loss_of(net(x)).backward()
     assert seen == [1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "again", [lambda net: net, copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))]
+)
+@pytest.mark.parametrize("late", [False, True])
+def test_full_backward_hooks_on_the_model_are_the_nets_too(late: bool, again: Callable[[Any], Any]) -> None:
+    model, plain = doubled(Chain)
+    x = batch()
+    if not late:
+        for each in (model, plain):
+            each.register_full_backward_hook(_doubled)
+    net = inverted(model, x)
+    if late:
+        for each in (model, plain):
+            each.register_full_backward_hook(_doubled)
+    found = []
+    for run in (again(net), plain):
+        x.grad = None
+        loss_of(run(x)).backward()
+        found.append(x.grad)
+    assert_close(found[:1], found[1:])
+
+
+def _doubled(_: nn.Module, into: tuple[Any, ...], out: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(None if each is None else 2 * each for each in into)
 
 
 def test_saved_tensor_hooks_of_the_caller_see_what_is_kept() -> None:

@@ -92,6 +92,7 @@ HIDDEN: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TIES | HIDDEN)
 def test_checking_calls_a_tie_flipped_and_names_its_node(name: str) -> None:
     net = level_net(*(TIES | HIDDEN)[name])
@@ -104,6 +105,7 @@ def test_checking_calls_a_tie_flipped_and_names_its_node(name: str) -> None:
         assert told in str(report)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TIES)
 def test_watching_warns_of_a_tie_by_name(name: str) -> None:
     net = level_net(*TIES[name])
@@ -117,6 +119,7 @@ def test_watching_warns_of_a_tie_by_name(name: str) -> None:
                 assert part in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [0.0, 0.5])
 @pytest.mark.parametrize("name", ["tanh", "gelu", "clamp elsewhere", "relu elsewhere", "compared elsewhere"])
 def test_zeros_that_come_back_as_nearly_zero_are_no_alarm_without_a_kink(name: str, level: float) -> None:
@@ -173,6 +176,7 @@ def test_a_router_near_ties_is_called_flipped(way: str) -> None:
         assert any("flipped choices in node 'fs." in text for text in told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kink", [nn.ReLU, nn.SiLU])
 def test_growing_errors_are_called_drifted_kinks_or_not(kink: Callable[[], nn.Module]) -> None:
     def steep() -> nn.Module:

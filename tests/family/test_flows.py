@@ -48,6 +48,7 @@ def likelihood(net: rg.ReversibleModule, x: Tensor) -> Tensor:
     return (log_det - sum(y.square().flatten(1).sum(1) for y in tensors(outputs)) / 2).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FLOWS)
 def test_log_determinants_are_those_of_the_jacobian(name: str) -> None:
     net, x = flow(name)
@@ -61,6 +62,7 @@ def test_log_determinants_are_those_of_the_jacobian(name: str) -> None:
         assert found.item() == pytest.approx(torch.linalg.slogdet(jacobian).logabsdet.item(), abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FLOWS)
 def test_outputs_are_those_of_the_forward_and_invert(name: str) -> None:
     net, x = flow(name)
@@ -70,6 +72,7 @@ def test_outputs_are_those_of_the_forward_and_invert(name: str) -> None:
     torch.testing.assert_close(net.inverse(*tensors(outputs)), x, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decision", ["keep", "invert", "recompute"])
 @pytest.mark.parametrize("name", FLOWS)
 def test_gradients_of_the_likelihood_are_plain_autograds(name: str, decision: str) -> None:
@@ -105,6 +108,7 @@ def test_realnvp_is_its_formula() -> None:
         torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_held_bytes_do_not_grow_with_the_depth_of_a_flow() -> None:
     def held(blocks: int) -> int:
         net = rg.load("realnvp", batch=64, blocks=blocks)

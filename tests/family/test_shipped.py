@@ -46,6 +46,7 @@ def loss_of(outputs: Any) -> Tensor:
     return sum((each.square().mean() for each in tensors), torch.zeros(()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", specs.shipped())
 def test_it_trains_with_plain_autograds_gradients(name: str) -> None:
     torch.manual_seed(0)
@@ -79,6 +80,7 @@ def test_its_spec_is_short_described_and_named_for_its_file(name: str) -> None:
     assert len(text.splitlines()) < 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INVERTIBLE)
 def test_everything_before_the_head_is_invertible(name: str) -> None:
     torch.manual_seed(0)
@@ -100,6 +102,7 @@ def test_a_graph_networks_nodes_hear_of_their_neighbours_alone() -> None:
     assert moved.tolist() == [True, True, True, False, False]
 
 
+@pytest.mark.slow
 def test_a_recurrent_net_reads_its_rows_in_order() -> None:
     torch.manual_seed(0)
     net = rg.load("revgru", batch=2).double()

@@ -63,6 +63,7 @@ def steps(name: str) -> tuple[Steps, rg.ReversibleModule, list[Tensor]]:
     return model, rg.trace(model, *inputs), inputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_a_step_is_its_papers_formula_with_its_gradients(name: str) -> None:
     model, net, inputs = steps(name)
@@ -79,6 +80,7 @@ def test_a_step_is_its_papers_formula_with_its_gradients(name: str) -> None:
         torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_a_step_gives_back_its_inputs_and_knows_its_volume(name: str) -> None:
     model, net, inputs = steps(name)

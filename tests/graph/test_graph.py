@@ -93,6 +93,7 @@ def test_json_both_ways() -> None:
     assert rg.Graph.from_json(sample().to_json()) == sample()
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(recipes(), st.integers(0, 9))
 def test_json_both_ways_on_traced_nets(recipe: Any, seed: int) -> None:
@@ -176,6 +177,7 @@ def test_malformed_json_is_a_graph_error(case: str) -> None:
         rg.Graph.from_json(MALFORMED[case])
 
 
+@pytest.mark.slow
 @settings(SETTINGS, max_examples=100)
 @given(st.data())
 def test_any_one_part_of_the_json_replaced_ends_in_a_graph_error_or_a_graph(data: Any) -> None:

@@ -91,6 +91,7 @@ def costs(model: nn.Module, rows: int = 4, dtype: torch.dtype = torch.float32) -
     return [(node.name, node.cost) for node in graph.nodes]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_known_costs_are_those_recorded_anew(name: str) -> None:
     settings = [(4, torch.float32), (4, torch.float64), (7, torch.float32)]
@@ -161,6 +162,7 @@ def test_a_loss_that_counts_an_output_twice_is_another() -> None:
     assert (loss(2), loss(1)) == (second, first) and first != second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(3))
 def test_known_costs_of_random_nets_are_those_recorded_anew(number: int) -> None:
     found: list[tuple[Any, Any]] = []

@@ -590,6 +590,7 @@ def net_and_inputs(name: str) -> tuple[rg.ReversibleModule, tuple[Any, ...]]:
     return rg.trace(built.module, *inputs), inputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["revnet-38", "resnet-32", "realnvp", "revgru", "transformer", "three streams"]
 )

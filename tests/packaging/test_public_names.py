@@ -52,6 +52,7 @@ def test_no_public_name_hides_a_module() -> None:
     assert set(revgraph._MODULE_OF) & modules == set()
 
 
+@pytest.mark.slow
 def test_everything_is_there_before_anything_was_asked_for() -> None:
     code = (
         "import inspect, pickle, revgraph\n"
@@ -68,6 +69,7 @@ def test_everything_is_there_before_anything_was_asked_for() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_modules_are_attributes_of_the_package() -> None:
     done = python("import revgraph\nprint(revgraph.planning.solver.__name__, revgraph.costs.__name__)")
     assert done.stdout.split() == ["revgraph.planning.solver", "revgraph.costs"], done.stderr
@@ -83,6 +85,7 @@ def test_a_name_that_is_not_there_is_said_and_the_nearest_suggested() -> None:
     assert "ImportError: cannot import name 'tarce' from 'revgraph'" in done.stderr
 
 
+@pytest.mark.slow
 def test_any_name_may_be_asked_for_first() -> None:
     """No module needs another one to have been imported before it."""
     modules = sorted({f"revgraph.{module}" for module in revgraph._MODULE_OF.values()})
@@ -106,6 +109,7 @@ def test_the_package_and_its_errors_need_no_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [

@@ -62,6 +62,7 @@ def test_wheel_carries_nothing_else(wheel: Path) -> None:
     assert tops == {"revgraph", next(top for top in tops if top.endswith(".dist-info"))}
 
 
+@pytest.mark.slow
 def test_installed_wheel_loads_a_shipped_network(clean: Path) -> None:
     code = (
         "import revgraph as rg\n"

@@ -9,6 +9,7 @@ import itertools
 import pickle
 import re
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -109,16 +110,52 @@ def test_impossible_budget_names_the_least_bytes_and_the_node(graph: rg.Graph) -
     [
         (1, 1), ("1 B", 1), ("1e8", 10**8), ("1.5e+9", 1_500_000_000), ("120M", 120 * MIB),
         ("300 MiB", 300 * MIB), ("1.5 GB", 1_500_000_000), ("2kb", 2000),
-        (" 4 KiB ", 4096), ("1,024 B", 1024), (".5 gib", 2**29), (np.int64(5000), 5000),
+        (" 4 KiB ", 4096), ("1,024 B", 1024), (".5 gib", 2**29), (np.int64(5000), 5000), (1e8, 10**8),
     ],
 )  # fmt: skip
-def test_bytes_are_read(text: int | str, count: int) -> None:
+def test_bytes_are_read(text: float | str, count: int) -> None:
     assert parse_bytes(text) == count
+
+
+def test_least_is_read_in_any_case(graph: rg.Graph) -> None:
+    assert rg.plan(graph, " Least") == rg.plan(graph, "least")
+
+
+@pytest.mark.parametrize("ask", [rg.plan, rg.frontier, rg.keep_all, lambda graph: rg.decide(graph, {})])
+def test_what_is_no_graph_is_an_error(ask: Callable[[Any], Any]) -> None:
+    net = rg.trace(nn.Linear(2, 2), torch.ones(1, 2))
+    with pytest.raises(
+        rg.PlanError, match=r"made for a revgraph\.Graph, and this is a Linear: give its \.graph"
+    ):
+        ask(net)
+    with pytest.raises(rg.PlanError, match=r"made for a revgraph\.Graph, and this is a NoneType$"):
+        ask(None)
+
+
+def test_decisions_without_names_are_an_error(graph: rg.Graph) -> None:
+    with pytest.raises(rg.PlanError, match="decisions are given by name"):
+        rg.decide(graph, ["keep"])  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [0, -1, True, 1.5, None, "", "MiB", "3 parsecs", "1e400", "-3 MB", "0 B", [1], "0%", np.float64(5)],
+    [
+        0,
+        -1,
+        True,
+        1.5,
+        None,
+        "",
+        "MiB",
+        "3 parsecs",
+        "1e400",
+        "-3 MB",
+        "0 B",
+        [1],
+        "0%",
+        np.float64(5.5),
+        float("inf"),
+    ],
 )
 def test_wrong_budget_is_an_error(wrong: Any) -> None:
     with pytest.raises(rg.PlanError, match="is no budget: give bytes as a whole number above 0"):
@@ -178,6 +215,7 @@ def test_a_share_is_one_of_ordinary_training(graph: rg.Graph) -> None:
         rg.plan(graph, budget="1%")
 
 
+@pytest.mark.slow
 def test_every_effort_has_plans_that_fit_and_more_effort_is_no_worse(graph: rg.Graph) -> None:
     budget = rg.keep_all(graph).peak_bytes // 2
     quick, normal, thorough = (
@@ -208,6 +246,7 @@ def test_plans_hang_on_the_graph_alone_not_on_calls_before(graph: rg.Graph) -> N
     assert rg.frontier(other) == rg.frontier(graph)
 
 
+@pytest.mark.slow
 def test_a_graph_that_is_the_same_to_plans_is_not_searched_again(monkeypatch: pytest.MonkeyPatch) -> None:
     searches: list[int] = []
 
@@ -239,6 +278,7 @@ def test_a_graph_that_is_the_same_to_plans_is_not_searched_again(monkeypatch: py
     assert len(searches) == 6 + known_pools.MOST + 1 and searches[0] == searches[-1]
 
 
+@pytest.mark.slow
 def test_a_graph_lets_go_of_its_plans_and_does_not_hand_them_on() -> None:
     graph = rg.trace(Net(2), torch.randn(4, 16)).graph
     size = len(pickle.dumps(graph))
@@ -304,6 +344,7 @@ def taken(model: nn.Module, x: Tensor) -> tuple[int, int]:
     return peak, counter.get_total_flops()
 
 
+@pytest.mark.slow
 def test_residual_blocks_in_plain_code_take_no_more_than_torchs_checkpoints() -> None:
     """Their additions save nothing, and stretches are run again with them."""
     x = torch.randn(64, 16)
@@ -346,6 +387,7 @@ class Joining(nn.Module):
         return x
 
 
+@pytest.mark.slow
 def test_joined_layers_need_no_flop_more_in_two_fifths_of_the_bytes() -> None:
     """Joined values come back from the last of them, and norms from these: only convolutions are stored.
 

@@ -78,6 +78,7 @@ def test_the_corpus_is_large_and_of_many_kinds() -> None:
     assert len({entry.kind for entry in TRACED}) == 17
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [entry.name for entry in TRACED])
 def test_plans_measure_what_they_predict(name: str) -> None:
     net, inputs = traced(NETS[name])
@@ -88,6 +89,7 @@ def test_plans_measure_what_they_predict(name: str) -> None:
     agree(net, inputs, plans)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [entry.name for entry in TRACED])
 def test_random_plans_measure_what_they_predict_without_memory(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -98,6 +100,7 @@ def test_random_plans_measure_what_they_predict_without_memory(
     agree(net, inputs, {str(index): plan for index, plan in enumerate(random_plans(net.graph))})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [entry.name for entry in TRACED if entry.float64])
 def test_gradients_are_those_of_plain_autograd(name: str) -> None:
     entry = NETS[name]

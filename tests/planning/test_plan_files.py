@@ -92,6 +92,7 @@ def assert_comes_back(plan: rg.Plan) -> None:
     assert rg.simulate(again) == rg.simulate(plan)
 
 
+@pytest.mark.slow
 def test_plans_of_every_kind_come_back_equal(net: rg.ReversibleModule, segment: rg.Plan) -> None:
     graph = net.graph
     assert_comes_back(net.plan)
@@ -103,6 +104,7 @@ def test_plans_of_every_kind_come_back_equal(net: rg.ReversibleModule, segment: 
         assert_comes_back(plan)
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(st.data())
 def test_plans_of_random_nets_come_back_equal(data: Any) -> None:
@@ -115,6 +117,7 @@ def test_plans_of_random_nets_come_back_equal(data: Any) -> None:
     assert_comes_back(plan)
 
 
+@pytest.mark.slow
 def test_text_is_compact_and_the_same_under_any_hash_seed() -> None:
     program = (
         "import torch, revgraph as rg\n"
@@ -193,6 +196,7 @@ OTHER: dict[str, tuple[Callable[[rg.ReversibleModule], rg.Graph], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", OTHER)
 def test_plan_for_another_graph_is_refused_with_what_differs(net: rg.ReversibleModule, case: str) -> None:
     make, said = OTHER[case]
@@ -347,6 +351,7 @@ def read(text: str) -> Outcome:
     return outcome
 
 
+@pytest.mark.slow
 def test_broken_plans_are_refused_or_are_plans(segment: rg.Plan, net: rg.ReversibleModule) -> None:
     for start, plan in enumerate((segment, rg.decide(net.graph, {}))):
         text = plan.to_json()

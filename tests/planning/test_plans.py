@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import revgraph as rg
 from revgraph.planning import EVALUATING, human_bytes
 from revgraph.planning.accounting import holdings
+from revgraph.planning.reasons import reasons_of
 
 SETTINGS = settings(
     max_examples=15,
@@ -169,6 +170,7 @@ def most_runs(plan: rg.Plan) -> int:
     return max(Counter(step.node for step in steps if step.action in EVALUATING).values())
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(recipes())
 def test_default_and_least_plans_are_as_promised_on_random_graphs(recipe: Any) -> None:
@@ -192,6 +194,19 @@ def test_explain_is_a_sentence_on_every_node(graph: rg.Graph) -> None:
     assert "as asked" in rg.decide(graph, {"stem": "recompute"}).explain("stem")
     with pytest.raises(rg.PlanError, match="the plan decides on no node 'ghost'"):
         plan.explain("ghost")
+
+
+def test_a_run_for_another_nodes_backward_is_told_with_its_flops() -> None:
+    """Linear's own backward needs no output, so its replay is free; making the output for `1` is not."""
+    net = rg.trace(nn.Sequential(nn.Linear(4, 4), nn.Sigmoid()), torch.ones(2, 4))
+    everywhere = dict.fromkeys("01", "recompute")
+    free = rg.decide(net.graph, everywhere)
+    run_again = rg.decide(net.graph, everywhere, stored=[], reruns=["0"], holds={"0": "1"})
+    assert "computes no heavy operator again" in reasons_of(free)["0"]
+    assert run_again.flops_ratio > free.flops_ratio
+    assert (
+        f"computes 100% of its {net.graph.node['0'].cost.flops:,} FLOPs again" in reasons_of(run_again)["0"]
+    )
 
 
 def test_plan_prints_as_a_short_aligned_table(graph: rg.Graph) -> None:
@@ -261,6 +276,7 @@ def takes(graph: rg.Graph, source: Any) -> tuple[str, ...]:
     return node.outputs if source.how == "rewired" else node.inputs
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(recipes(), st.data())
 def test_everything_asked_for_is_rebuilt_from_what_is_stored_in_an_acyclic_way(
@@ -312,6 +328,7 @@ def closure(graph: rg.Graph, plan: rg.Plan, held: set[str]) -> set[str]:
             return known
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(recipes(most_streams=3, most_moves=6))
 def test_no_stored_value_is_superfluous_on_random_graphs(recipe: Any) -> None:
@@ -325,6 +342,7 @@ def test_no_stored_value_is_superfluous_on_random_graphs(recipe: Any) -> None:
         assert not wanted <= closure(graph, plan, rest), f"{name!r} is stored for nothing"
 
 
+@pytest.mark.slow
 @settings(SETTINGS, max_examples=15)
 @given(recipes(most_streams=2, most_moves=4))
 def test_stored_bytes_are_the_least_on_small_graphs(recipe: Any) -> None:
@@ -341,6 +359,7 @@ def test_stored_bytes_are_the_least_on_small_graphs(recipe: Any) -> None:
                 assert not wanted <= closure(graph, plan, {*graph.inputs, *choice}), f"{choice} would do"
 
 
+@pytest.mark.slow
 def test_bytes_held_do_not_grow_with_depth() -> None:
     held = {rg.decide(rg.trace(Net(depth), torch.randn(5, 8)).graph, {}).held_bytes for depth in (1, 4, 12)}
     assert len(held) == 1

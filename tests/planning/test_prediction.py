@@ -98,6 +98,7 @@ def agree_on_frontier(net: rg.ReversibleModule, *inputs: Any) -> None:
         agree(net, plan, *inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "batch"), [("revnet-38", 2), ("revnet-164", 4), ("resnet-32", 2)])
 def test_shipped_nets(name: str, batch: int) -> None:
     built = build_spec(name, batch=batch)
@@ -110,12 +111,14 @@ def test_reversible_transformer() -> None:
     agree_on_frontier(rg.trace(Transformer(), tokens), tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("differentiable", [False, True])
 def test_three_streams_with_skips(differentiable: bool) -> None:
     inputs = [torch.randn(5, 8, requires_grad=differentiable) for _ in range(3)]
     agree_on_frontier(rg.trace(ThreeStreams(), *inputs), *inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(8))
 def test_random_graphs(number: int) -> None:
     drawn = []
@@ -150,6 +153,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["transformer", "three streams", "small"])
 def test_predicted_flops_are_measured_flops(name: str) -> None:
     if name == "small":

@@ -120,6 +120,7 @@ def cost_of(segments: list[Segment], schedule: list[Step]) -> float:
     return cost
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("most", [5, 100])
 def test_stretches_that_look_alike_are_solved_once_and_right(name: str, most: int) -> None:
@@ -132,6 +133,7 @@ def test_stretches_that_look_alike_are_solved_once_and_right(name: str, most: in
         assert shared.schedule(slots) == alone.schedule(slots)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [equal_layers, equal_blocks])
 def test_rows_of_repeated_blocks_grow_with_their_number_alone(make: Callable[[int], Problem]) -> None:
     def rows(count: int) -> int:
@@ -142,6 +144,7 @@ def test_rows_of_repeated_blocks_grow_with_their_number_alone(make: Callable[[in
     assert rows(20) - rows(16) == rows(16) - rows(12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("most", [5, 100])
 def test_schedules_cost_what_the_programme_foresees(name: str, most: int) -> None:
@@ -156,6 +159,7 @@ def test_schedules_cost_what_the_programme_foresees(name: str, most: int) -> Non
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("returning", [False, True])
 def test_schedules_without_repeated_reruns_cost_what_is_foreseen(name: str, returning: bool) -> None:
@@ -184,6 +188,7 @@ def test_states_that_come_back_over_wiring_need_not_be_held() -> None:
     assert (returning < without).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [branching, revnet_like])
 def test_bytes_left_over_are_spent_on_less_cost(make: Callable[[Random, int], Problem]) -> None:
     cheaper = 0

@@ -39,6 +39,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PROBLEMS)
 def test_against_all_schedules(kind: str) -> None:
     """Never better, never over a budget, equal in 98 of 100; elsewhere 5 % of a step on average."""
@@ -70,6 +71,7 @@ def test_against_all_schedules(kind: str) -> None:
     assert sum(peaks) <= 0.02 * len(peaks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PROBLEMS)
 @pytest.mark.parametrize("number", range(3))
 def test_more_memory_never_costs_more_and_books_never_beat_it(kind: str, number: int) -> None:
@@ -90,6 +92,7 @@ def test_more_memory_never_costs_more_and_books_never_beat_it(kind: str, number:
                 assert found.cost <= judged.cost
 
 
+@pytest.mark.slow
 def test_a_pool_is_the_same_in_every_process() -> None:
     """Whatever the hash seed, the threads, and what else the machine is at."""
     commands = [[sys.executable, "-c", WORKER, str(ROOT / "tests")] for _ in range(3)]

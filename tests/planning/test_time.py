@@ -41,6 +41,7 @@ class Counting(TorchDispatchMode):
         return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [mlp(), normed(), nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 4))],
@@ -63,6 +64,7 @@ def net() -> rg.ReversibleModule:
     return rg.trace(Chain(depth=4, f=normed).double(), batch())
 
 
+@pytest.mark.slow
 def test_ordinary_autograd_is_the_measure_of_time(net: rg.ReversibleModule) -> None:
     for profile in rg.PROFILES.values():
         kept = rg.keep_all(net.graph, profile)
@@ -89,6 +91,7 @@ def test_time_is_the_sum_of_what_runs(net: rg.ReversibleModule) -> None:
         assert timed.flops_ratio == plan.flops_ratio
 
 
+@pytest.mark.slow
 def test_time_and_flops_choose_differently_and_each_is_best_at_its_own() -> None:
     """Wide products beside cheap functions over many bytes: FLOPs do not see the latter."""
     model = nn.Sequential(
@@ -103,6 +106,7 @@ def test_time_and_flops_choose_differently_and_each_is_best_at_its_own() -> None
     assert by_flops.flops_ratio == 1.0 < by_time.time_ratio < by_flops.time_ratio
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(
     rate=st.floats(1e9, 1e15),
@@ -125,6 +129,7 @@ def test_cost_falls_and_never_rises_with_the_budget_by_any_profile(
         assert rg.Plan.from_json(plan.to_json()) == plan
 
 
+@pytest.mark.slow
 def test_profile_measures_every_node_and_leaves_the_net_alone() -> None:
     model = Chain(depth=2, f=lambda width: nn.Sequential(normed(width), dropping(width)))
     net = rg.trace(model.double(), batch())
@@ -139,6 +144,7 @@ def test_profile_measures_every_node_and_leaves_the_net_alone() -> None:
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
+@pytest.mark.slow
 def test_a_slow_node_is_kept_where_a_profile_says_that_it_is_slow(net: rg.ReversibleModule) -> None:
     names = [node.name for node in net.graph.planned]
     for slow in names[1:-1]:

@@ -20,6 +20,7 @@ def predicted(plan: rg.Plan) -> list[int]:
     return [max(each.peak_bytes for each in moments[a:b]) for a, b in pairwise([*starts, len(moments)])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["small", "three streams", "transformer"])
 def test_the_most_live_bytes_are_predicted_between_any_two_evaluations(name: str) -> None:
     torch.manual_seed(0)

@@ -93,6 +93,7 @@ def costs_of(graph: rg.Graph) -> dict[str, Any]:
     return {node.name: node.cost for node in graph.nodes}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_tensors_without_memory_cost_what_those_with_memory_do(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -118,6 +119,7 @@ class Scaled(rg.Coupling):
         return (y - term) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["meta device", "fake tensors"])
 def test_couplings_of_ones_own_are_planned_without_memory(where: str) -> None:
     def made() -> tuple[nn.Module, list[Tensor]]:

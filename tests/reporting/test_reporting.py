@@ -126,8 +126,8 @@ def test_a_frontier_is_a_table_of_its_plans_with_the_knee() -> None:
         ("12.0 MiB", "x1.100"),
         ("30.0 MiB", "x1.000"),
     ]
-    assert made.head[3:8] == ("keep", "invert", "recompute", "results", "rerun")
-    assert made.rows[0][3:8] == ("1", "5", "0", "2", "1")
+    assert made.head[3:9] == ("keep", "invert", "recompute", "results", "rerun", "runs")
+    assert made.rows[0][3:9] == ("1", "5", "0", "2", "1", "2")
     assert [row[-1] for row in made.rows] == ["", "knee", ""]
     found = as_json(frontier())
     assert [each["knee"] for each in found] == [False, True, False]

@@ -18,6 +18,7 @@ from revgraph import specs
 from revgraph.specs.registry import LAYER_KEYS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CORPUS)
 def test_a_hostile_specification_is_refused_soon_and_without_memory(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -31,6 +31,7 @@ def trainable(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "classes", "count"),
     [(name, classes, count) for name, counts in COUNTS.items() for classes, count in counts.items()],

@@ -167,6 +167,7 @@ def test_a_token_that_sees_none_stays_finite() -> None:
     assert bool(torch.isfinite(head(x, torch.ones(2, 4, dtype=torch.bool))).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("way", ["inverted", "stored"])
 def test_outputs_and_gradients_are_those_of_plain_autograd(name: str, way: str) -> None:
@@ -189,6 +190,7 @@ def test_outputs_and_gradients_are_those_of_plain_autograd(name: str, way: str) 
         close(parameter.grad, weights[key].grad)
 
 
+@pytest.mark.slow
 def test_couplings_of_the_blocks_give_their_streams_back() -> None:
     spec = """
     inputs: {x1: [6, 8], x2: [6, 8]}
@@ -238,6 +240,7 @@ def test_a_sequence_shorter_than_planned_runs_and_a_longer_one_is_refused() -> N
         net(torch.zeros(2, 7, dtype=torch.int64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_dropout_falls_alike_when_a_function_runs_again(name: str) -> None:
     report = rg.check(loaded(name, dropout=0.3).train(), *inputs_of(name))

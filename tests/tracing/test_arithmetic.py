@@ -63,6 +63,21 @@ ONE_HALF_STEP = {
     "torch.add alpha": lambda net, x1, x2: (torch.add(x1, net.f(x2), alpha=0.5), x2),
     "torch.sub alpha": lambda net, x1, x2: (torch.sub(x1, net.f(x2), alpha=0.5), x2),
     "torch.subtract": lambda net, x1, x2: (torch.subtract(x1, net.f(x2)), x2),
+    "torch.addcmul": lambda net, x1, x2: (torch.addcmul(x1, net.f(x2), torch.sin(x2)), x2),
+    "torch.addcmul value": lambda net, x1, x2: (torch.addcmul(x1, net.f(x2), x2, value=-0.3), x2),
+    "torch.addcmul of a parameter": lambda net, x1, x2: (torch.addcmul(x1, net.f(x2), net.norm.weight), x2),
+    "torch.addcmul of one value": lambda net, x1, x2: (torch.addcmul(x1, h := net.f(x2), h), x2),
+    "torch.addcmul of a scaled stream": lambda net, x1, x2: (torch.addcmul(0.9 * x1, net.f(x2), x2), x2),
+    "torch.addcdiv": lambda net, x1, x2: (torch.addcdiv(x1, net.f(x2), 2 + torch.sin(x2), value=0.7), x2),
+    "x1.addcmul(f)": lambda net, x1, x2: (x1.addcmul(net.f(x2), x2.exp(), value=2), x2),
+    "x1.addcdiv(f)": lambda net, x1, x2: (x1.addcdiv(net.f(x2), x2.exp()), x2),
+    "x1.addcmul_(f)": lambda net, x1, x2: (x1.clone().addcmul_(net.f(x2), x2, value=2), x2),
+    "torch.lerp": lambda net, x1, x2: (torch.lerp(x1, net.f(x2), 0.3), x2),
+    "torch.lerp weight": lambda net, x1, x2: (torch.lerp(x1, net.f(x2), weight=1.5), x2),
+    "torch.lerp from f": lambda net, x1, x2: (torch.lerp(net.f(x2), x1, 0.8), x2),
+    "torch.lerp of a scaled stream": lambda net, x1, x2: (torch.lerp(0.9 * x1, net.f(x2), 0.5), x2),
+    "x1.lerp(f)": lambda net, x1, x2: (x1.lerp(net.f(x2), 0.3) + x2.exp(), x2),
+    "x1.lerp_(f)": lambda net, x1, x2: (x1.clone().lerp_(net.f(x2), 0.3), x2),
     "expression": lambda net, x1, x2: (x1 + net.f(net.norm(x2)) * 0.5, x2),
     "functional": lambda net, x1, x2: (x1 + torch.tanh(x2).mul(2).sigmoid(), x2),
     "-f": lambda net, x1, x2: (x1 + -net.f(x2), x2),
@@ -70,6 +85,7 @@ ONE_HALF_STEP = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ONE_HALF_STEP)
 def test_addition_is_found_as_one_half_step(form: str) -> None:
     net = agree(Net(ONE_HALF_STEP[form], f=mlp(), norm=nn.LayerNorm(4).double()), *pair(), couplings=1)
@@ -77,6 +93,7 @@ def test_addition_is_found_as_one_half_step(form: str) -> None:
     assert len(coupling.others) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [form for form in ONE_HALF_STEP if "=" not in form and "_(" not in form])
 def test_half_step_is_undone_exactly_from_its_law(form: str) -> None:
     model = Net(ONE_HALF_STEP[form], f=mlp(), norm=nn.LayerNorm(4).double())
@@ -100,6 +117,25 @@ def test_paper_block_is_two_half_steps() -> None:
 
 def test_residual_on_itself_is_no_coupling() -> None:
     agree(Net(lambda net, x1, x2: x1 + net.f(x1), f=mlp()), *pair(), couplings=0)
+
+
+def test_fused_sum_with_its_target_among_the_factors_is_no_coupling() -> None:
+    agree(Net(lambda net, x1, x2: torch.addcmul(x1, x1, net.f(x2)), f=mlp()), *pair(), couplings=0)
+    agree(Net(lambda net, x1, x2: torch.addcmul(net.f(x2), x1, x2), f=mlp()), *pair())
+
+
+def test_what_lies_between_by_a_tensor_is_no_coupling() -> None:
+    agree(
+        Net(lambda net, x1, x2: (torch.lerp(x1, x2, net.f(x2).sigmoid()), x2), f=mlp()), *pair(), couplings=0
+    )
+
+
+def test_exact_mode_leaves_fused_sums_alone() -> None:
+    x1, x2 = (each.float() for each in pair())
+    model = Net(lambda net, x1, x2: (torch.addcmul(x1, net.f(x2), x2), x2), f=mlp()).float()
+    net = rg.trace(model, x1, x2, exact=True)
+    assert "addcmul" in str(net.graph)
+    torch.testing.assert_close(net(x1, x2), model(x1, x2))
 
 
 def test_doubling_is_no_coupling() -> None:
@@ -326,6 +362,7 @@ def test_out_argument_is_right_or_refused() -> None:
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [torch.relu_, nn.functional.relu_, torch.sigmoid_, torch.exp_])
 def test_inplace_functions_are_right_or_refused(function: Any) -> None:
     def body(net: Any, x1: Tensor, x2: Tensor) -> Any:
@@ -378,6 +415,7 @@ def test_inplace_relu_module_is_seen_by_later_reads() -> None:
     agree(Net(body, f=mlp(), act=nn.ReLU(inplace=True)), *pair())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operator", ["**=", "%=", "@=", "|="])
 def test_other_augmented_assignments_are_right(operator: str) -> None:
     def body(net: Any, x1: Tensor, x2: Tensor) -> Any:
@@ -467,6 +505,7 @@ ASSIGNED: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ASSIGNED)
 def test_items_may_be_assigned(kind: str) -> None:
     def body(net: Any, x1: Tensor, x2: Tensor) -> Any:

@@ -49,6 +49,7 @@ RIGHT: dict[str, Callable[[Any, Tensor], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", RIGHT)
 def test_what_is_asked_past_operators_is_answered_as_in_the_model(case: str) -> None:
     agree(Net(RIGHT[case], f=linear()), randn(3, 4))
@@ -71,6 +72,7 @@ LOOKED_UP: dict[str, Callable[[Any, Tensor], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", LOOKED_UP)
 def test_a_dtype_may_be_looked_up(case: str) -> None:
     """fx cannot tell which it is; `torch.export` can, and the graph is for inputs of that form."""

@@ -58,12 +58,14 @@ def nodes(net: rg.ReversibleModule) -> list[str]:
     return [node.name for node in net.graph.nodes]
 
 
+@pytest.mark.slow
 def test_layers_of_code_that_changes_the_gradient_mode_become_nodes() -> None:
     net = agree(Teacher(), randn(3, 4))
     assert is_exported(net)
     assert {"stem", "norm", "dropout", "head", "blocks.0.0", "blocks.2.2"} <= set(nodes(net))
 
 
+@pytest.mark.slow
 def test_every_plan_gives_the_gradients_masks_and_statistics_of_the_plain_model() -> None:
     model = Teacher()
     reference = copy.deepcopy(model)
@@ -73,6 +75,7 @@ def test_every_plan_gives_the_gradients_masks_and_statistics_of_the_plain_model(
         equal_runs(net, reference, randn(3, 4, seed=3))
 
 
+@pytest.mark.slow
 def test_evaluation_mode_and_other_sizes_are_traced_when_they_come() -> None:
     model = Teacher()
     reference = copy.deepcopy(model)
@@ -84,6 +87,7 @@ def test_evaluation_mode_and_other_sizes_are_traced_when_they_come() -> None:
     equal_runs(net, reference, randn(5, 4))
 
 
+@pytest.mark.slow
 def test_what_the_code_read_is_not_frozen() -> None:
     model = Teacher()
     reference = copy.deepcopy(model)
@@ -99,6 +103,7 @@ def test_what_the_code_read_is_not_frozen() -> None:
     equal_runs(net, reference, randn(3, 4))
 
 
+@pytest.mark.slow
 def test_parameters_of_another_dtype_or_frozen_ones_are_traced_anew() -> None:
     model = Body(lambda net, x: net.f(x) * torch.ones(4, dtype=net.f[0].weight.dtype), f=mlp())
     reference = copy.deepcopy(model)
@@ -113,6 +118,7 @@ def test_parameters_of_another_dtype_or_frozen_ones_are_traced_anew() -> None:
     equal_runs(net, reference, randn(3, 4))
 
 
+@pytest.mark.slow
 def test_no_casts_are_frozen_under_autocast() -> None:
     model = Body(lambda net, x: net.f(x).to(x.dtype) + x, f=mlp().float())
     x = randn(3, 4).float()
@@ -123,6 +129,7 @@ def test_no_casts_are_frozen_under_autocast() -> None:
     equal_runs(net, model, x)
 
 
+@pytest.mark.slow
 def test_code_in_another_gradient_mode_gives_no_gradients() -> None:
     def frozen(net: Any, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -133,6 +140,7 @@ def test_code_in_another_gradient_mode_gives_no_gradients() -> None:
     assert is_exported(net)
 
 
+@pytest.mark.slow
 def test_code_under_autocast_is_cast_as_before() -> None:
     def cast(net: Any, x: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
@@ -142,6 +150,7 @@ def test_code_under_autocast_is_cast_as_before() -> None:
     assert is_exported(agree(Body(cast, f=mlp().float()), randn(3, 4)))
 
 
+@pytest.mark.slow
 def test_in_place_code_is_right() -> None:
     def edits(net: Any, x: Tensor) -> Tensor:
         y = torch.empty(x.shape, dtype=x.dtype)
@@ -171,6 +180,7 @@ def test_a_function_keeps_its_own_backward() -> None:
     assert is_exported(net)
 
 
+@pytest.mark.slow
 def test_streams_are_inverted() -> None:
     def coupled(net: Any, x: Tensor) -> Tensor:
         one, two = x.chunk(2, 1)
@@ -254,6 +264,7 @@ class Holder(nn.Module):
         return self.rest(self.part(x))
 
 
+@pytest.mark.slow
 def test_a_part_is_read_where_it_is_most_of_the_model() -> None:
     net = agree(Holder(2), randn(3, 4))
     assert is_exported(net)
@@ -263,6 +274,7 @@ def test_a_part_is_read_where_it_is_most_of_the_model() -> None:
     assert "part" in nodes(net)
 
 
+@pytest.mark.slow
 def test_a_net_is_copied_and_pickled_with_what_was_exported() -> None:
     model = Teacher()
     net = rg.trace(model, randn(3, 4))
@@ -322,6 +334,7 @@ SUBSTITUTED: dict[str, tuple[Any, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SUBSTITUTED)
 def test_a_module_called_with_what_is_not_its_own_computes_with_that(case: str) -> None:
     call, layer = SUBSTITUTED[case]

@@ -83,6 +83,7 @@ CHANGES: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["model", "copied", "pickled"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_of_the_model_is_followed(change: str, how: str) -> None:
@@ -106,6 +107,7 @@ def test_a_change_back_needs_no_other_trace() -> None:
     assert len(net._forms) == 2
 
 
+@pytest.mark.slow
 def test_a_value_that_changes_at_each_call_is_named_once() -> None:
     model, pair = Blocks(), (randn(3, 4), randn(3, 4, seed=1))
     net = rg.trace(model, *pair)
@@ -210,6 +212,7 @@ class Draws(nn.Module):
         return DRAWS[self.kind][1](self)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("kind", [kind for kind in DRAWS if kind != "torch"])
 def test_a_draw_in_the_models_own_forward_is_refused_by_name(kind: str, before: bool) -> None:
@@ -220,11 +223,13 @@ def test_a_draw_in_the_models_own_forward_is_refused_by_name(kind: str, before: 
         rg.trace(Draws(kind, before), randn(3, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False])
 def test_a_draw_of_torch_in_the_models_own_forward_is_the_models_draw(before: bool) -> None:
     agree(Draws("torch", before), randn(3, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DRAWS)
 def test_a_draw_in_a_submodule_differs_from_call_to_call(kind: str) -> None:
     net = rg.trace(nn.Sequential(linear(), Draws(kind, True)), randn(3, 4))
@@ -280,6 +285,7 @@ class Adapting(nn.Module):
         return self
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [None, "least"])
 def test_modules_put_into_functions_after_the_trace_are_planned_as_before_it(budget: str | None) -> None:
     pair = randn(16, 4), randn(16, 4, seed=1)

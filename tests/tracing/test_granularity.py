@@ -60,6 +60,7 @@ def modules_of(net: rg.ReversibleModule) -> list[str]:
     return [node.module for node in net.graph.nodes if node.module]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
 def test_layers_of_a_wrapped_encoder_are_planned_one_by_one(depth: int) -> None:
     model: nn.Module = Encoder()
@@ -70,6 +71,7 @@ def test_layers_of_a_wrapped_encoder_are_planned_one_by_one(depth: int) -> None:
     assert modules_of(net)[:4] == [f"{prefix}blocks.{index}" for index in range(4)]
 
 
+@pytest.mark.slow
 def test_wrapping_costs_the_plan_nothing() -> None:
     x = randn(64, 4)
     alone, wrapped = (
@@ -80,6 +82,7 @@ def test_wrapping_costs_the_plan_nothing() -> None:
     assert wrapped.peak_bytes <= alone.peak_bytes + 4 * x.numel() * x.element_size()
 
 
+@pytest.mark.slow
 def test_layers_of_torchs_own_encoder_are_planned_one_by_one() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
     model = nn.Sequential(nn.Linear(4, 8), nn.TransformerEncoder(layer, 3), nn.Linear(8, 2)).double()
@@ -124,6 +127,7 @@ def test_block_of_layers_side_by_side_stays_whole() -> None:
     assert modules_of(agree(nn.ModuleList([Around(Block())])[0], randn(3, 4))) == ["inner", "head"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layers", "parts"),
     [
@@ -155,6 +159,7 @@ def test_row_in_code_is_opened_as_one_of_modules() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["x first", "x last", "something else"])
 def test_row_that_is_joined_to_what_was_given_is_opened(order: str) -> None:
     """As layers of a DenseNet: the joined value gives back the one before it, and the norm that."""
@@ -185,6 +190,7 @@ def test_row_that_is_joined_to_what_was_given_is_opened(order: str) -> None:
     torch.testing.assert_close(x.grad, again.grad, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_opened_row_keeps_linear_results_and_repeats_activations_for_nothing() -> None:
     x = randn(64, 16)
     layers = [nn.Sequential(linear(16, 16, seed), nn.GELU()) for seed in range(8)]
@@ -194,6 +200,7 @@ def test_opened_row_keeps_linear_results_and_repeats_activations_for_nothing() -
     assert plan.flops_ratio == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decision", ["keep", "recompute"])
 def test_layers_that_edit_in_place_are_planned_like_others(decision: Any) -> None:
     model = nn.Sequential(
@@ -209,6 +216,7 @@ def test_layers_that_edit_in_place_are_planned_like_others(decision: Any) -> Non
     torch.testing.assert_close(x.grad, again.grad)
 
 
+@pytest.mark.slow
 def test_function_of_a_coupling_stays_whole_whatever_its_parts() -> None:
     class Half(nn.Module):
         def __init__(self) -> None:
@@ -235,6 +243,7 @@ class Attend(nn.Module):
         return {"tuple": (y, p), "dict": {"y": y, "p": p}, "nested": ((y, None), {"p": [p]})}[self.how]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["tuple", "dict", "nested"])
 def test_results_that_nothing_reads_do_not_end_a_function(how: str) -> None:
     class Net(nn.Module):
@@ -281,6 +290,7 @@ class Losses(nn.Module):
         return a, b, total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decision", ["invert", "recompute", "keep"])
 def test_loss_that_a_function_returns_besides_leaves_the_coupling(decision: Any) -> None:
     held: list[int] = []
@@ -297,6 +307,7 @@ def test_loss_that_a_function_returns_besides_leaves_the_coupling(decision: Any)
         assert held[1] - held[0] < 64  # a loss of 8 bytes each
 
 
+@pytest.mark.slow
 def test_function_with_a_loss_besides_under_every_plan() -> None:
     a, b = randn(3, 4), randn(3, 4, seed=2)
     model = Losses(5)
@@ -308,6 +319,7 @@ def test_function_with_a_loss_besides_under_every_plan() -> None:
         assert (found.held_bytes, found.peak_bytes) == (plan.held_bytes, plan.peak_bytes)
 
 
+@pytest.mark.slow
 def test_inverse_with_a_loss_besides() -> None:
     a, b = randn(3, 4), randn(3, 4, seed=2)
     net = rg.trace(Losses(3), a, b)
@@ -315,6 +327,7 @@ def test_inverse_with_a_loss_besides() -> None:
         torch.testing.assert_close(net.inverse(*net(a, b)), (a, b), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_large_result_that_is_read_besides_is_right() -> None:
     agree(Losses(3, reads="map"), randn(3, 4), randn(3, 4, seed=2), couplings=3)
 
@@ -353,6 +366,7 @@ class Checkpointed(nn.Module):
         return x1, x2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["root", "submodule"])
 @pytest.mark.parametrize("how", ["reentrant", "not reentrant", "method"])
 def test_checkpoints_of_the_model_give_way_to_the_plan_and_that_is_said(how: str, place: str) -> None:
@@ -407,6 +421,7 @@ def test_checkpointed_block_is_no_longer_checkpointed() -> None:
     assert len(calls) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("between", [True, False])
 @pytest.mark.parametrize("deep", [True, False])
 def test_what_waits_for_a_coupling_draws_its_random_numbers_in_the_models_order(

@@ -53,6 +53,7 @@ def held(net: nn.Module, hooks: list[Any]) -> list[Any]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False])
 def test_hooks_that_look_are_given_what_the_models_are(before: bool) -> None:
     model, reference, hooks = Net(), Net(), list[Any]()
@@ -80,6 +81,7 @@ CHANGES: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("kind", CHANGES)
 def test_hooks_that_change_something_are_obeyed(kind: str, before: bool) -> None:

@@ -23,6 +23,7 @@ def both(**more: nn.Module) -> dict[str, nn.Module]:
     return {"f": mlp(), "g": mlp(seed=3), **more}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [{}, {"dtype": None}, {"dtype": torch.double}, {"dtype": torch.float}])
 def test_conversion_of_a_tensor_is_that_tensor_or_a_cast(asked: dict[str, Any]) -> None:
     def body(net: Any, x1: Tensor, x2: Tensor) -> Any:
@@ -42,6 +43,7 @@ def test_conversion_of_sizes_follows_them() -> None:
     equal_runs(net, model, randn(5, 4), randn(5, 4, seed=2))
 
 
+@pytest.mark.slow
 def test_module_that_passes_none_on_gives_none() -> None:
     class Conditional(nn.Module):
         """A condition goes through a module that may be no more than a placeholder."""
@@ -71,6 +73,7 @@ def test_number_of_numpys_is_a_number_to_the_code() -> None:
     agree(Net(body, **both()), randn(3, 4), randn(3, 4, seed=2), couplings=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["empty_like", "new_empty", "empty"])
 def test_memory_that_code_fills_in_parts_is_the_same_each_time(form: str) -> None:
     """Left as it lies, a rerun begins with other numbers, which looks like a function that is wrong."""
@@ -105,6 +108,7 @@ class Asking(nn.Module):
         return couplings(self, x1, x2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("place", ["root", "submodule"])
 @pytest.mark.filterwarnings("ignore::revgraph.TraceWarning")
@@ -132,6 +136,7 @@ def in_mode_with_constant(net: Any, x1: Tensor, x2: Tensor) -> Any:
     return y1 * scale, y2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", [in_mode, in_mode_with_constant])
 @pytest.mark.parametrize("first", ["with gradients", "without"])
 def test_each_gradient_mode_is_traced_when_it_first_comes(body: Any, first: str) -> None:
@@ -143,6 +148,7 @@ def test_each_gradient_mode_is_traced_when_it_first_comes(body: Any, first: str)
     assert len(net._forms) == 2
 
 
+@pytest.mark.slow
 def test_gradients_that_are_switched_on_again_where_none_are_is_no_graph() -> None:
     def body(net: Any, x1: Tensor, x2: Tensor) -> Any:
         if torch.is_grad_enabled():
@@ -224,6 +230,7 @@ class Deep(nn.Module):
         return x.sin()
 
 
+@pytest.mark.slow
 def test_functions_that_undo_themselves_give_way_to_the_plan_and_that_is_said() -> None:
     model, plain = Deep(("_forward", "_inverse")), Deep(("_forward", "_inverse"))
     for block in plain.blocks:

@@ -74,12 +74,14 @@ def pair(width: int = 4) -> tuple[Tensor, Tensor]:
     return randn(3, width, seed=1), randn(3, width, seed=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_couplings_are_found_in_submodules_that_pass_streams(form: str) -> None:
     make, block = FORMS[form]
     agree(Over(make, nn.Sequential(*(block(seed=index) for index in range(3)))), *pair(), couplings=6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_root_may_take_and_return_streams_in_any_form(form: str) -> None:
     make, block = FORMS[form]
@@ -154,6 +156,7 @@ def test_function_module_is_one_call_whose_hooks_fire(reverse: bool) -> None:
     assert calls == ["f"]
 
 
+@pytest.mark.slow
 def test_hook_there_before_the_trace_fires_once() -> None:
     calls: list[str] = []
     model = nn.Sequential(linear(), mlp(seed=3), TwoStreams())
@@ -165,12 +168,14 @@ def test_hook_there_before_the_trace_fires_once() -> None:
     assert calls == ["hook"]
 
 
+@pytest.mark.slow
 def test_hook_that_changes_the_result_is_obeyed() -> None:
     model = nn.Sequential(linear(), mlp(seed=3), TwoStreams())
     model[1].register_forward_hook(lambda module, args, out: out * 2)
     agree(model, randn(3, 4), couplings=2)
 
 
+@pytest.mark.slow
 def test_hook_on_a_module_with_couplings_is_obeyed() -> None:
     model = TwoStreams()
     model.block.register_forward_hook(lambda module, args, out: (out[0] * 2, out[1]))
@@ -194,6 +199,7 @@ class TwoStreams(nn.Module):
         return torch.cat(self.block(*x.chunk(2, 1)), 1)
 
 
+@pytest.mark.slow
 def test_replaced_submodule_is_used() -> None:
     model = TwoStreams()
     net = rg.trace(model, randn(3, 4))
@@ -308,6 +314,7 @@ def test_spectral_norm_moves_once_as_in_plain_autograd() -> None:
     agree(model, randn(3, 4), couplings=2)
 
 
+@pytest.mark.slow
 def test_coupling_module_anywhere_with_keyword_arguments() -> None:
     class Masked(nn.Module):
         def __init__(self, seed: int) -> None:
@@ -334,6 +341,7 @@ def test_coupling_module_anywhere_with_keyword_arguments() -> None:
     agree(Net(), *pair(), randn(3, 1, seed=8), couplings=6)
 
 
+@pytest.mark.slow
 def test_coupling_modules_in_plain_sequential() -> None:
     class Affine(rg.Coupling):
         def couple(self, x: Tensor, term: Any) -> Tensor:
@@ -366,6 +374,7 @@ def test_coupling_modules_in_plain_sequential() -> None:
         torch.testing.assert_close(net.inverse(net(randn(3, 4))), randn(3, 4), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_coupling_module_as_root() -> None:
     agree(rg.Additive(mlp(), mlp(seed=4)), *pair(), couplings=2)
     agree(rg.Additive(mlp()), *pair(), couplings=1)
@@ -463,6 +472,7 @@ def test_boundary_subclass_is_always_one_node() -> None:
     assert [node.name for node in net.graph.planned] == ["whole"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 def test_batchnorm_and_dropout_in_couplings(training: bool) -> None:
     class Net(nn.Module):
@@ -516,6 +526,7 @@ def test_functional_dropout_of_a_submodule_obeys_its_own_flag() -> None:
     equal_runs(net, model, *pair())
 
 
+@pytest.mark.slow
 def test_module_held_in_a_plain_list_is_right_or_refused() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -533,6 +544,7 @@ def test_module_held_in_a_plain_list_is_right_or_refused() -> None:
         agree(Net(), *pair())
 
 
+@pytest.mark.slow
 def test_module_made_in_forward_is_right_or_refused() -> None:
     class Net(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -107,6 +107,7 @@ def batch(kind: Any, seed: int, rows: int = 5, note: str = "a") -> Any:
     return kind(randn(rows, 8, seed=seed), randn(rows, 1, seed=seed + 1), note)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*KINDS, named_space])
 def test_tensors_of_an_object_are_inputs(kind: Any) -> None:
     model, gain = Net(), torch.ones(1, dtype=torch.double)
@@ -121,6 +122,7 @@ def test_tensors_of_an_object_are_inputs(kind: Any) -> None:
     assert len(net._forms) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Plain, Ordinary, named_space])
 def test_objects_are_results(kind: Any) -> None:
     """Of opened modules, whose tensors the code around reads, and of the model, which makes new ones."""
@@ -225,6 +227,7 @@ ALIKE: dict[str, tuple[Any, Any, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ALIKE)
 def test_arguments_that_compare_equal_are_not_the_same(case: str) -> None:
     factor, first, second = ALIKE[case]
@@ -291,6 +294,7 @@ EDITED: dict[str, tuple[Callable[[], Any], Any, Callable[[Any], Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", EDITED)
 def test_an_argument_that_is_edited_between_calls_is_read_again(
     case: str, monkeypatch: pytest.MonkeyPatch

@@ -228,6 +228,7 @@ def untraceable_parts(name: str) -> nn.Module:
     return f.float() if name == "autocasted" else f
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", MIDDLES, ids=lambda body: body.__name__)
 def test_submodule_behaves_as_before_whatever_it_does(body: Any) -> None:
     model = Around(Body(body, f=untraceable_parts(body.__name__)))
@@ -238,6 +239,7 @@ def test_submodule_behaves_as_before_whatever_it_does(body: Any) -> None:
     equal_runs(net, model, randn(3, 4, seed=13) - 2, randn(3, 4, seed=14))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", MIDDLES, ids=lambda body: body.__name__)
 def test_root_behaves_as_before_or_is_refused_with_reasons(body: Any) -> None:
     model = Body(body, f=untraceable_parts(body.__name__))
@@ -275,6 +277,7 @@ def test_root_behaves_as_before_or_is_refused_with_reasons(body: Any) -> None:
     equal_runs(net, model, randn(3, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", MIDDLES, ids=lambda body: body.__name__)
 def test_function_of_a_coupling_behaves_as_before_whatever_it_does(body: Any) -> None:
     class Half(nn.Module):
@@ -342,6 +345,7 @@ TORCH_LIMITS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="each case runs in a fork of its own")
 @pytest.mark.parametrize("place", entry_points.PLACES)
 @pytest.mark.parametrize("name", sorted(entry_points.BODIES))
@@ -679,6 +683,7 @@ class Detached(nn.Module):
         return y, x + self.f(y) * gate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
 def test_no_grad_in_the_models_own_forward_is_seen_in_any_gradient_mode(mode: Any) -> None:
     model = Detached()

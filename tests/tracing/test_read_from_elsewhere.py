@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import pickle
+import random
 import threading
 import time
 import weakref
@@ -338,6 +339,7 @@ CASES: dict[str, tuple[Callable[[Any, Tensor], Any], Callable[[Any], Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_change_of_what_is_read_from_elsewhere_is_followed(
     case: str, monkeypatch: pytest.MonkeyPatch
@@ -386,6 +388,7 @@ class Helped(nn.Module):
         return x * by
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("pickled", [False, True])
 @pytest.mark.parametrize(
@@ -451,6 +454,7 @@ class Global(nn.Module):
         return activation(self.f(x)) * SCALE * CONFIG.scale * WEIGHT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SCALE", "CONFIG", "WEIGHT", "activation"])
 def test_a_pickled_net_follows_globals(name: str) -> None:
     x = randn(3, 4)
@@ -493,7 +497,7 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
         lambda net, x: net.f(x) * datetime.datetime.now().microsecond,
         "reads a clock, datetime.now",
     ),
-    "os": (lambda net, x: net.f(x) * os.urandom(1)[0], "reads a clock"),
+    "os": (lambda net, x: net.f(x) * os.urandom(1)[0], "draws numbers from the system"),
     "list that grows": (counting(), "changes the free variable 'calls'"),
     "variable assigned": (numbering(), "assigns the free variable 'calls'"),
     "global list that grows": (count_globally, "changes .*ITEMS"),
@@ -502,9 +506,14 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
         r"reads attributes by object\.__getattribute__",
     ),
     "id": (lambda net, x: net.f(x) * (id(x) % 2), "id of a traced tensor"),
+    "generator without a seed": (
+        lambda net, x: net.f(x) * random.Random().random(),
+        "makes a generator of Python's that the system seeds",
+    ),
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_tells_something_else_each_time_is_refused_by_name(case: str) -> None:
     body, text = REFUSED[case]
@@ -512,6 +521,7 @@ def test_what_tells_something_else_each_time_is_refused_by_name(case: str) -> No
         rg.trace(Model(body), randn(3, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in REFUSED if case not in ("id", "past attributes")])
 def test_a_submodule_that_reads_such_runs_as_it_is(case: str) -> None:
     net = rg.trace(nn.Sequential(linear(), Model(REFUSED[case][0])), randn(3, 4))
@@ -544,6 +554,7 @@ class Collecting(nn.Module):
         return x * 2.0
 
 
+@pytest.mark.slow
 def test_what_the_interpreter_calls_in_between_is_none_of_the_models_code() -> None:
     def tell(phase: str, info: dict[str, int]) -> None:
         told.append((phase, NOW()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -44,10 +44,36 @@ def guarded(x1: Tensor, x2: Tensor, a: Any) -> Tensor:
     return x1 + torch.tanh(h)
 
 
+def two_branches(h: Tensor, a: Any, b: Any) -> Tensor:
+    return torch.tanh(h) + b(h + b.bias + a.bias)
+
+
+def residual(h: Tensor, a: nn.Module) -> Tensor:
+    h = h + torch.tanh(a(h))
+    return h + torch.sin(h)
+
+
+def attention(h: Tensor, bias: Tensor) -> Tensor:
+    return torch.softmax(h @ h.transpose(-1, -2) + bias.mean() + bias.sum(), -1) @ h
+
+
 TERMS: dict[str, Callable[..., Tensor]] = {
     "condition added": lambda x1, x2, c, a, b, both: x1 + torch.tanh(a(x2) + b(c)),
     "condition added first": lambda x1, x2, c, a, b, both: x1 + torch.tanh(a(x2 + b(c))),
     "condition as it is": lambda x1, x2, c, a, b, both: x1 + torch.tanh(a(x2) + c),
+    "conditions added first": lambda x1, x2, c, a, b, both: x1 + torch.tanh(a(x2 + c + b(c))),
+    "conditions added one by one": lambda x1, x2, c, a, b, both: x1 + torch.tanh(a(x2 + b(c) + torch.sin(c))),
+    "parameters added first": lambda x1, x2, c, a, b, both: x1 + torch.tanh(a(x2 + a.bias + b.bias)),
+    "three added first": lambda x1, x2, c, a, b, both: x1 + b(torch.tanh(x2 + a.bias + b.bias + a.weight[0])),
+    "added and subtracted first": lambda x1, x2, c, a, b, both: x1 + torch.tanh(b.bias - (x2 - a.bias) - c),
+    "added behind a scaled stream": lambda x1, x2, c, a, b, both: x1 + a(0.9 * x2 + a.bias + b.bias),
+    "added first and last": lambda x1, x2, c, a, b, both: (
+        x1 + (torch.tanh(a(x2 + a.bias + b.bias)) + a.bias + b.bias)
+    ),
+    "added before two branches": lambda x1, x2, c, a, b, both: x1 + two_branches(x2 + a.bias, a, b),
+    "added before an inner residual": lambda x1, x2, c, a, b, both: x1 + residual(x2 + a.bias + b.bias, a),
+    "added before an attention": lambda x1, x2, c, a, b, both: x1 + attention(x2 + a.bias + b.bias, a.bias),
+    "added before a view": lambda x1, x2, c, a, b, both: x1 + a((x2 + b.bias).view(-1, 4) + a.bias),
     "condition multiplied": lambda x1, x2, c, a, b, both: x1 + torch.tanh(a(x2) * b(c)),
     "condition subtracted": lambda x1, x2, c, a, b, both: x1 - torch.tanh(a(x2) - b(c)),
     "two branches": lambda x1, x2, c, a, b, both: x1 + (a(x2) + b(x2)),
@@ -68,6 +94,9 @@ TERMS: dict[str, Callable[..., Tensor]] = {
         x1, x2, both, lambda x, s, t: (x - t) / s.exp()
     ),
     "scale alone": lambda x1, x2, c, a, b, both: x1 * torch.exp(torch.tanh(a(x2))),
+    "product in one call": lambda x1, x2, c, a, b, both: torch.addcmul(x1, a(x2), torch.sin(x2), value=0.5),
+    "quotient in one call": lambda x1, x2, c, a, b, both: torch.addcdiv(x1, a(x2), 2 + torch.sin(b(x2))),
+    "product, scaled stream": lambda x1, x2, c, a, b, both: torch.addcmul(0.9 * x1, a(x2), b.bias),
     "guards on the form": lambda x1, x2, c, a, b, both: guarded(x1, x2, a),
 }  # fmt: skip
 
@@ -76,6 +105,7 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
     return randn(3, 4, seed=1), randn(3, 4, seed=2), randn(3, 4, seed=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TERMS)
 def test_half_steps_in_a_loop_are_all_that_is_left(kind: str) -> None:
     model = Deep(TERMS[kind])
@@ -84,6 +114,7 @@ def test_half_steps_in_a_loop_are_all_that_is_left(kind: str) -> None:
     equal_runs(net, model, randn(5, 4, seed=4), randn(5, 4, seed=5), randn(5, 4, seed=6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TERMS)
 def test_held_bytes_do_not_grow_with_depth(kind: str) -> None:
     held: list[int] = []
@@ -97,6 +128,43 @@ def test_held_bytes_do_not_grow_with_depth(kind: str) -> None:
     assert held[0] == held[1]
 
 
+# Half-steps of two terms, which are two couplings in a row.
+ROWS: dict[str, Callable[..., Tensor]] = {
+    "two functions": lambda x1, x2, c, a, b, both: x1 + torch.tanh(a(x2)) + b(x2),
+    "two functions of sums": lambda x1, x2, c, a, b, both: (
+        x1 + torch.tanh(a(x2 + a.bias + c)) + b(x2 - b.bias + a.bias)
+    ),
+    "a function and a parameter": lambda x1, x2, c, a, b, both: x1 + torch.tanh(a(x2)) + b.bias,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ROWS)
+def test_sums_of_several_functions_stay_couplings_in_a_row(kind: str) -> None:
+    agree(Deep(ROWS[kind]), *inputs(), couplings=2 * DEPTH)
+    held: list[int] = []
+    for depth in (2, 8):
+        net = rg.trace(Deep(ROWS[kind], depth), *inputs())
+        net.plan = rg.decide(net.graph, {})
+        held.append(rg.measure(net, *inputs()).held_bytes)
+    assert held[0] == held[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["mean", "cat", "sum"])
+@pytest.mark.parametrize("kind", ["conditions added first", "parameters added first"])
+def test_streams_that_end_in_a_head_have_no_other_couplings(kind: str, end: str) -> None:
+    class Ended(Deep):
+        def forward(self, x1: Tensor, x2: Tensor, cond: Tensor) -> Any:
+            x1, x2 = super().forward(x1, x2, cond)
+            if end == "mean":
+                return self.a[0](x1).mean(), self.a[0](x2).mean()
+            return self.a[0](torch.cat([x1, x2]) if end == "cat" else x1 * x2)
+
+    agree(Ended(TERMS[kind]), *inputs(), couplings=DEPTH)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TERMS)
 def test_inverse_gives_the_inputs_back(kind: str) -> None:
     x1, x2, cond = inputs()
@@ -107,6 +175,7 @@ def test_inverse_gives_the_inputs_back(kind: str) -> None:
     torch.testing.assert_close(back, (x1, x2), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in TERMS if "scale" in kind or "affine" in kind])
 def test_log_determinant_is_that_of_the_jacobian(kind: str) -> None:
     x1, x2, cond = inputs()
@@ -241,6 +310,51 @@ def test_losses_added_up_are_no_stream() -> None:
             return x1, x2, total
 
     agree(Sums(), randn(3, 4), randn(3, 4, seed=2), couplings=4)
+
+
+class Moved(NamedTuple):
+    by: Tensor
+    loss: Tensor
+
+
+class WithLoss(nn.Module):
+    """A function that returns what moves the stream, and a loss, in one form or another."""
+
+    def __init__(self, form: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.layer, self.form = linear(), form
+
+    def forward(self, x: Tensor) -> Any:
+        gate = torch.tanh(self.layer(x))
+        return self.form(gate * x, gate.square().mean())
+
+
+class AddsLosses(nn.Module):
+    def __init__(self, form: Callable[[Tensor, Tensor], Any], depth: int) -> None:
+        super().__init__()
+        self.functions = nn.ModuleList(WithLoss(form) for _ in range(depth))
+
+    def forward(self, a: Tensor, b: Tensor) -> Any:
+        total = torch.zeros((), dtype=a.dtype)
+        for function in self.functions:
+            made = function(b)
+            by, loss = (made["by"], made["loss"]) if isinstance(made, dict) else made
+            a, b, total = b, a + by, total + loss
+        return a, b, total
+
+
+@pytest.mark.parametrize(
+    "form", [lambda by, loss: (by, loss), Moved, lambda by, loss: {"by": by, "loss": loss}]
+)
+def test_functions_that_return_a_loss_besides_hold_nothing(form: Callable[[Tensor, Tensor], Any]) -> None:
+    held = []
+    for depth in (2, 6):
+        pair = randn(3, 4), randn(3, 4, seed=1)
+        net = agree(AddsLosses(form, depth), *pair)
+        net.plan = rg.decide(net.graph, {})
+        assert sum(node.kind == "coupling" for node in net.graph.nodes) == depth
+        held.append(rg.measure(net, *pair).held_bytes)
+    assert held[0] == held[1]
 
 
 def test_module_that_scales_a_sum_stays_a_call() -> None:

@@ -64,6 +64,7 @@ RESULTS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", RESULTS)
 def test_results_keep_their_form(form: str) -> None:
     model = Net(RESULTS[form])
@@ -143,6 +144,7 @@ def test_identity_model() -> None:
     agree(nn.Identity(), randn(3, 4), couplings=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(), (0,), (0, 4), (3, 0)], ids=str)
 def test_tensors_without_dimensions_or_elements(shape: tuple[int, ...]) -> None:
     class Plain(nn.Module):
@@ -153,6 +155,7 @@ def test_tensors_without_dimensions_or_elements(shape: tuple[int, ...]) -> None:
     agree(Plain(), randn(*shape), randn(*shape, seed=2), couplings=2)
 
 
+@pytest.mark.slow
 def test_integer_input_and_embedding() -> None:
     class Tokens(nn.Module):
         def __init__(self) -> None:
@@ -172,6 +175,7 @@ def test_integer_input_and_embedding() -> None:
     equal_runs(net, model, torch.randint(0, 10, (3, 7)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_results_are_bitwise_equal_in_every_precision(dtype: torch.dtype) -> None:
     model = Net(RESULTS["tuple"]).to(dtype)
@@ -192,6 +196,7 @@ def test_autocast_around_the_net() -> None:
             torch.testing.assert_close(one, two, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_tracing_inside_autocast_and_without_gradients() -> None:
     model = Net(RESULTS["tuple"]).float()
     x1, x2 = randn(3, 4).float(), randn(3, 4, seed=2).float()

@@ -87,6 +87,7 @@ def one_thread() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["as it is", "changed"])
 @pytest.mark.parametrize("case", CASES)
 def test_a_call_in_another_state_of_torch_computes_by_that(case: str, first: str) -> None:

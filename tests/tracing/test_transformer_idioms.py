@@ -65,6 +65,7 @@ class Classifier(nn.Module):
         return nn.functional.mse_loss(x, labels)
 
 
+@pytest.mark.slow
 def test_what_the_first_forward_settles_the_net_settles_when_it_is_called() -> None:
     model, labels = Classifier(), torch.arange(3)
     net = agree(model, randn(3, 4), labels)
@@ -74,6 +75,7 @@ def test_what_the_first_forward_settles_the_net_settles_when_it_is_called() -> N
     assert len(net._forms) == 2
 
 
+@pytest.mark.slow
 def test_a_trace_and_calls_that_do_not_settle_leave_it_open() -> None:
     model = Classifier()
     net = rg.trace(model, randn(3, 4), torch.arange(3))
@@ -82,6 +84,7 @@ def test_a_trace_and_calls_that_do_not_settle_leave_it_open() -> None:
     assert model.config.kind is None
 
 
+@pytest.mark.slow
 def test_other_inputs_at_first_settle_otherwise_as_in_the_model() -> None:
     model, numbers = Classifier(), randn(3, 4, seed=8)
     reference = copy.deepcopy(model)
@@ -90,6 +93,7 @@ def test_other_inputs_at_first_settle_otherwise_as_in_the_model() -> None:
     assert model.config.kind == "numbers"
 
 
+@pytest.mark.slow
 def test_what_is_settled_otherwise_later_is_followed() -> None:
     model = Classifier()
     net = rg.trace(model, randn(3, 4), torch.arange(3))
@@ -98,6 +102,7 @@ def test_what_is_settled_otherwise_later_is_followed() -> None:
     assert torch.equal(net(randn(3, 4), randn(3, 4)), model(randn(3, 4), randn(3, 4)))
 
 
+@pytest.mark.slow
 def test_a_first_forward_that_computes_something_else_is_refused_or_run_by_its_module() -> None:
     class Started(nn.Module):
         """Scales by the first input it sees."""
@@ -221,6 +226,7 @@ def values_of(out: Any) -> list[Any]:
     return [out.y, *([] if out.past is None else [each.keys for each in out.past.layers])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("plan", [rg.keep_all, lambda graph: rg.plan(graph, budget="least")])
 def test_a_cache_made_in_the_forward_comes_back_as_the_model_makes_it(use_cache: bool, plan: Any) -> None:
@@ -252,6 +258,7 @@ def test_a_cache_that_is_given_is_refused_for_what_is_put_into_it() -> None:
         rg.trace(Decoder(), randn(3, 4), past=Cache())
 
 
+@pytest.mark.slow
 def test_objects_that_the_model_holds_or_is_given_are_not_returned_as_copies() -> None:
     class Holding(nn.Module):
         def __init__(self) -> None:
@@ -265,6 +272,7 @@ def test_objects_that_the_model_holds_or_is_given_are_not_returned_as_copies() -
         rg.trace(Holding(), randn(3, 4))
 
 
+@pytest.mark.slow
 def test_an_object_that_holds_itself_is_refused() -> None:
     class Circle(nn.Module):
         def __init__(self) -> None:
@@ -292,6 +300,7 @@ def test_a_layer_that_cannot_be_traced_is_named_where_it_is_given_a_cache() -> N
     assert torch.equal(net(randn(3, 4)).y, model(randn(3, 4)).y)
 
 
+@pytest.mark.slow
 def test_a_trace_that_settles_something_holds_on_to_no_traced_value() -> None:
     net = rg.trace(Classifier(), randn(3, 4), torch.arange(3))
     gc.collect()
@@ -324,6 +333,7 @@ def test_a_refused_setting_of_a_namespace_leaves_it_open() -> None:
     assert model.config.width is None
 
 
+@pytest.mark.slow
 def test_a_number_that_is_settled_is_a_number() -> None:
     model = Width(Sizes)
     net = rg.trace(model, randn(3, 4))

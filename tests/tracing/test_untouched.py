@@ -249,6 +249,7 @@ def test_trace_does_not_hold_on_to_the_example() -> None:
     assert net is not None
 
 
+@pytest.mark.slow
 def test_trace_does_not_hold_on_to_the_example_where_a_real_run_was_needed() -> None:
     x1, x2 = pair()
     model = Net()
@@ -333,6 +334,7 @@ def test_huge_example_is_traced_without_memory_or_arithmetic() -> None:
     assert net.graph.value[net.graph.inputs[0]].shape == (10**6, 4)
 
 
+@pytest.mark.slow
 def test_three_hundred_blocks_are_traced_in_seconds() -> None:
     model = Net(300).eval()
     start = time.perf_counter()
@@ -350,6 +352,7 @@ def test_costs_are_those_of_one_block_times_their_number() -> None:
     assert sum(node.cost.flops for node in three.nodes) == 3 * flops
 
 
+@pytest.mark.slow
 def test_hooks_that_the_forward_registers_are_gone_after_the_trace() -> None:
     class Watching(nn.Module):
         """Registers hooks on its layers when it first runs."""

@@ -20,6 +20,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "RECIPE", replace(demo.RECIPE, steps=2, warmup=1, batch=4))
 
 
+@pytest.mark.slow
 def test_demo_says_whether_its_accuracy_is_reached_and_can_be_run_again(
     short: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -39,6 +40,7 @@ def test_demo_says_whether_its_accuracy_is_reached_and_can_be_run_again(
     assert "promises" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_demo_that_cannot_write_is_bad_input(
     short: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -236,6 +236,7 @@ def test_bfloat16_computes_in_bfloat16_and_gives_the_net_back(
     assert "forward" not in vars(net) and twin(torch.zeros(2, 3, 32, 32)).dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_inverted_net_learns_as_the_stored_one(
     inverted: Callable[[], rg.ReversibleModule],
@@ -259,6 +260,7 @@ def plain(net: rg.ReversibleModule) -> rg.Plan:
     return rg.keep_all(net.graph)
 
 
+@pytest.mark.slow
 def test_resumed_run_goes_on_under_its_plan(
     inverted: Callable[[], rg.ReversibleModule], few: Data, tmp_path: Path
 ) -> None:
@@ -271,6 +273,7 @@ def test_resumed_run_goes_on_under_its_plan(
     assert resumed.test == whole.test
 
 
+@pytest.mark.slow
 def test_resumed_run_takes_the_plan_that_it_is_given(
     inverted: Callable[[], rg.ReversibleModule], few: Data, tmp_path: Path
 ) -> None:
@@ -283,6 +286,7 @@ def test_resumed_run_takes_the_plan_that_it_is_given(
     assert again.plan == plain(again)
 
 
+@pytest.mark.slow
 def test_checkpoint_without_a_plan_is_resumed_under_the_nets_own(
     inverted: Callable[[], rg.ReversibleModule], few: Data, tmp_path: Path
 ) -> None:
@@ -296,6 +300,7 @@ def test_checkpoint_without_a_plan_is_resumed_under_the_nets_own(
     assert net.plan == inverted().plan
 
 
+@pytest.mark.slow
 def test_plan_of_a_checkpoint_that_does_not_fit_says_what_to_do(
     inverted: Callable[..., rg.ReversibleModule], few: Data, tmp_path: Path
 ) -> None:

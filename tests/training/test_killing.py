@@ -21,6 +21,7 @@ def work(*words: str) -> int:
     return subprocess.run(command, env=environment, timeout=600, check=False).returncode
 
 
+@pytest.mark.slow
 def test_interrupted_training_resumes_bit_for_bit_after_kill_9(tmp_path: Path) -> None:
     whole, step, saving = (str(tmp_path / name) for name in ("whole", "step", "saving"))
     assert work(step, "kill-step") == -signal.SIGKILL

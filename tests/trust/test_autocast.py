@@ -47,6 +47,7 @@ def gradients(run: nn.Module, x: Tensor, inside: bool) -> list[Tensor]:
     return list(torch.autograd.grad(loss, leaves))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inside", [True, False], ids=["backward inside", "backward outside"])
 @pytest.mark.parametrize("choice", ["keep", "recompute", "invert"])
 def test_a_replay_under_autocast_has_the_forwards_precision(

@@ -40,6 +40,7 @@ def compiler_reset() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", ["invert", "recompute", "keep"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiled_functions_inside(backend: str, choice: str) -> None:
@@ -55,6 +56,7 @@ def test_compiled_functions_inside(backend: str, choice: str) -> None:
         assert_same_buffers(model, plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("f", [mlp, normed, dropping])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_whole_net_under_torch_compile(backend: str, f: Any) -> None:
@@ -87,6 +89,7 @@ def test_a_net_inside_a_compiled_model(backend: str) -> None:
     assert_close(step(compiled, whole, x), step(plain, plain, x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_compiled_training_step(backend: str) -> None:
     model, plain = doubled(lambda: Chain(2))
@@ -107,6 +110,7 @@ def test_a_compiled_training_step(backend: str) -> None:
     assert_close(*losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", ["invert", "recompute", "keep"])
 @pytest.mark.parametrize("f", [mlp, normed])
 def test_a_compiled_step(f: Any, choice: str, device: torch.device) -> None:

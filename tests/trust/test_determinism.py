@@ -60,6 +60,7 @@ def by_attribute(own: Own, y: Tensor) -> Tensor:
 SOURCES = [by_python, by_numpy, by_own_generator, by_counter, by_stale_memory]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("choice", ["invert", "recompute"])
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.__name__)
@@ -79,6 +80,7 @@ def test_a_function_that_is_not_deterministic_is_refused_by_name(
     assert "decisions {'blocks.2.g': 'keep'}" in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", range(3))
 def test_one_such_function_among_others_is_found_at_its_place(place: int) -> None:
     model, _ = doubled(Chain)
@@ -89,6 +91,7 @@ def test_one_such_function_among_others_is_found_at_its_place(place: int) -> Non
         loss_of(net(x)).backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.__name__)
 def test_such_a_function_may_be_kept(source: Callable[[Own, Tensor], Tensor]) -> None:
     def gradients(keeps: bool) -> list[Tensor | None]:
@@ -198,6 +201,7 @@ def test_drift_is_not_taken_for_it() -> None:
         loss_of(net(x)).backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_the_comparison_costs_no_evaluation_and_no_flop(dtype: torch.dtype) -> None:
     torch.manual_seed(0)

@@ -46,6 +46,7 @@ def trained() -> tuple[rg.ReversibleModule, torch.optim.Optimizer]:
     return net, optimizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [

@@ -64,6 +64,7 @@ def doubled() -> rg.ReversibleModule:
     return net
 
 
+@pytest.mark.slow
 def test_check_sees_the_drift_of_doubled_weights(doubled: rg.ReversibleModule) -> None:
     doubled.plan = rg.decide(doubled.graph, {})
     report = rg.check(doubled, *streams())
@@ -74,6 +75,7 @@ def test_check_sees_the_drift_of_doubled_weights(doubled: rg.ReversibleModule) -
     assert max(rg.check(single, *streams()).drift.values()) < 1e-5
 
 
+@pytest.mark.slow
 def test_max_drift_bounds_the_error_of_the_gradient(doubled: rg.ReversibleModule) -> None:
     """Within 1e-2 of plain autograd, by the bytes that the plan says."""
     graph = rg.estimate_drift(doubled, *streams())
@@ -99,6 +101,7 @@ def test_max_drift_bounds_the_error_of_the_gradient(doubled: rg.ReversibleModule
         assert error < 1e-2
 
 
+@pytest.mark.slow
 def test_a_smaller_bound_takes_more_anchors(doubled: rg.ReversibleModule) -> None:
     graph = rg.estimate_drift(doubled, *streams())
     counts = []
@@ -109,6 +112,7 @@ def test_a_smaller_bound_takes_more_anchors(doubled: rg.ReversibleModule) -> Non
     assert counts[0] < counts[1] < counts[2]
 
 
+@pytest.mark.slow
 def test_a_net_that_hardly_drifts_takes_no_anchor() -> None:
     net = rg.trace(Chain(4, gain=0.5), *streams())
     plan = rg.plan(rg.estimate_drift(net, *streams()), max_drift=1e-3)
@@ -116,6 +120,7 @@ def test_a_net_that_hardly_drifts_takes_no_anchor() -> None:
     assert "anchor" not in str(plan)
 
 
+@pytest.mark.slow
 def test_max_drift_and_a_budget_together(doubled: rg.ReversibleModule) -> None:
     graph = rg.estimate_drift(doubled, *streams())
     free = rg.plan(graph, max_drift=1e-3)
@@ -204,6 +209,7 @@ def test_watching_is_silent_where_nothing_drifts() -> None:
         net.watch_drift(limit=0)
 
 
+@pytest.mark.slow
 def test_the_command_line_names_drift_by_its_exit_status(tmp_path: Path) -> None:
     rg.register("Doubled", _doubled)
     spec = tmp_path / "chain.yaml"
@@ -236,6 +242,7 @@ def test_half_precision_streams_are_refused_unless_asked_for() -> None:
     assert net(*inputs).dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_a_net_that_turns_to_half_precision_after_its_trace_is_refused_where_it_inverts() -> None:
     x = streams()
     half = x[0].bfloat16(), x[1].bfloat16()

@@ -101,6 +101,7 @@ def deep_on(_: torch.device) -> tuple[rg.ReversibleModule, Tensor]:
     return inverted(Chain(2 * BLOCKS, gain=0.5), x), x
 
 
+@pytest.mark.slow
 def test_exact_mode_is_bitwise_at_a_thousand_blocks(deep: tuple[rg.ReversibleModule, Tensor]) -> None:
     net, x = deep
     assert agree_bitwise(net, x) == 2 * BLOCKS - 1
@@ -109,17 +110,20 @@ def test_exact_mode_is_bitwise_at_a_thousand_blocks(deep: tuple[rg.ReversibleMod
     assert set(report.drift.values()) == {0}
 
 
+@pytest.mark.slow
 def test_exact_mode_is_bitwise_with_functions_in_bfloat16(deep: tuple[rg.ReversibleModule, Tensor]) -> None:
     net, x = deep
     assert agree_bitwise(net, x, dtype=torch.bfloat16) == 2 * BLOCKS - 1
 
 
+@pytest.mark.slow
 def test_exact_mode_is_bitwise_where_floating_point_returns_garbage() -> None:
     x = drawn(4, 8)
     assert rg.check(inverted(Chain(64, gain=4), x, exact=False), x).max_relative_error > 1e-2
     assert agree_bitwise(inverted(Chain(64, gain=4), x), x) == 63
 
 
+@pytest.mark.slow
 def test_exact_mode_with_batchnorm_and_any_plan() -> None:
     x = drawn(6, 8)
     net = rg.trace(Chain(6, norm=True), x, exact=True)
@@ -130,6 +134,7 @@ def test_exact_mode_with_batchnorm_and_any_plan() -> None:
         assert activation_bytes(net, x)[1] == plan.held_bytes
 
 
+@pytest.mark.slow
 def test_exact_mode_is_bitwise_on_convolutions_with_batchnorm() -> None:
     """RevNet-38: convolutions round otherwise on other layouts, and streams are halves of one tensor."""
     net = rg.load("revnet-38", batch=4, exact=True)
@@ -159,6 +164,7 @@ def test_exact_mode_in_float64_and_on_inputs() -> None:
     assert rg.check(net, *inputs).angle_degrees == 0
 
 
+@pytest.mark.slow
 def test_exact_mode_stays_within_its_resolution_of_the_plain_model() -> None:
     """Rounding moves the outputs no further than its own size times the depth allows."""
     x = drawn(4, 8)
@@ -183,6 +189,7 @@ def test_rounding_lets_gradients_straight_through() -> None:
     assert second.tolist() == [2, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e4, float("nan"), float("inf")])
 def test_numbers_beyond_the_range_name_their_node(scale: float) -> None:
     x = drawn(4, 8)
@@ -198,6 +205,7 @@ def test_numbers_beyond_the_range_name_their_node(scale: float) -> None:
     net(x).sum().backward()
 
 
+@pytest.mark.slow
 def test_exact_mode_refuses_what_it_cannot_make_exact() -> None:
     x = torch.randn(2, 4), torch.randn(2, 4)
     affine = rg.Affine(nn.Linear(4, 8))

@@ -30,6 +30,7 @@ def traced() -> tuple[rg.ReversibleModule, nn.Module, Tensor]:
     return net, plain, x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("strict", [False, True])
 def test_exported_program_is_the_models(strict: bool, training: bool) -> None:
@@ -60,6 +61,7 @@ def test_a_traced_script_is_the_models() -> None:
     assert_close(script(x * 2), plain(x * 2))
 
 
+@pytest.mark.slow
 def test_a_dynamically_quantized_copy_is_the_models() -> None:
     net, plain, x = traced()
     found, wanted = [
@@ -72,6 +74,7 @@ def test_a_dynamically_quantized_copy_is_the_models() -> None:
         assert not torch.equal(found(x.float()), net(x.float()))
 
 
+@pytest.mark.slow
 def test_a_net_that_computes_otherwise_than_its_model_is_exported_as_it_computes() -> None:
     class Residual(nn.Module):
         def __init__(self) -> None:

@@ -75,6 +75,7 @@ def test_ctrl_c_at_any_line_loses_nothing(place: Any, name: str, each: int) -> N
     assert struck >= 5
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize(("name", "each"), [("checkpoint", 6), ("metrics", 12), ("drawing", 1), ("plan", 1)])
 def test_kill_at_any_line_loses_nothing(place: Any, name: str, each: int) -> None:
@@ -113,6 +114,7 @@ def test_really_full_disk_loses_nothing(small_disk: Path, name: str) -> None:
     assert saved
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("command", [("show",), ("plan", "--json")])

@@ -143,6 +143,7 @@ def test_giant_cifar_file_takes_no_memory(tmp_path: Path) -> None:
         cifar.load_cifar(tmp_path, LAYOUT)
 
 
+@pytest.mark.slow
 def test_broken_graphs_are_refused_or_can_be_planned() -> None:
     text = graph_text()
     tally = fuzzed(lambda breakage: graph_read(broken(text, breakage)), breakages(text), 120)

@@ -33,6 +33,7 @@ def answers(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
 def test_every_hostile_file_is_refused_soon_and_the_command_line_says_why(tmp_path: Path) -> None:
     *found, left = answers(tmp_path)
@@ -56,6 +57,7 @@ def test_every_hostile_file_is_refused_soon_and_the_command_line_says_why(tmp_pa
         assert "Traceback" not in each["err"]
 
 
+@pytest.mark.slow
 def test_wrong_types_everywhere_are_refused_or_built() -> None:
     rg.load(EXAMPLE)
     tally = wrong_types_everywhere(each=10)
@@ -70,12 +72,14 @@ def test_misspelt_specifications_are_refused_or_built() -> None:
     assert fuzzed(refused_or_built, misspelt(), 150).cases >= 150
 
 
+@pytest.mark.slow
 def test_valid_specifications_with_a_place_spoilt_are_refused_or_built() -> None:
     # Most places matter, so that valid ones beside them show that not everything is refused.
     tally = fuzzed(refused_or_built, st.one_of(valid(), spoilt()), 40)
     assert tally.kinds["SpecError"] and tally.kinds["done"]
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(spec=valid(), start=st.integers(0, 9))
 def test_valid_random_specifications_have_the_gradients_of_plain_autograd(

@@ -34,6 +34,7 @@ GRAPHS: dict[str, Callable[[], rg.Graph]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GRAPHS)
 def test_nothing_that_fits_is_refused_and_nothing_known_is_cheaper(name: str) -> None:
     graph = GRAPHS[name]()
@@ -45,6 +46,7 @@ def test_nothing_that_fits_is_refused_and_nothing_known_is_cheaper(name: str) ->
     assert broken_promises(graph, rg.frontier(graph, points=10**6, cost="flops"), textbook) == []
 
 
+@pytest.mark.slow
 def test_plans_are_the_same_in_every_process_beside_busy_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert planning_alike.main(["--runs", "2", "--busy", "2", "--only", "U-Net"]) == 0
     (*_, last) = capsys.readouterr().out.strip().splitlines()

@@ -24,6 +24,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Notes:
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["least", "by hand"])
 def test_main_process_plans_for_all(found: Notes, case: str) -> None:
     main, other = (each[case] for each in found)

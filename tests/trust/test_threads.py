@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -66,6 +67,7 @@ def test_gradients_of_two_threads_are_each_their_own() -> None:
     in_threads(run)
 
 
+@pytest.mark.slow
 def test_traces_in_two_threads_are_those_of_one() -> None:
     models = [doubled(lambda f=f: Chain(f=f, depth=2))[0] for f in (normed, dropping)]
     alone = [rg.trace(model, batch()).graph for model in models]
@@ -78,6 +80,7 @@ def test_traces_in_two_threads_are_those_of_one() -> None:
     assert found == {number: [alone[number]] * 2 for number in range(THREADS)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", ["invert", "recompute", "default"])
 def test_batchnorm_counts_every_step_of_two_threads(choice: str) -> None:
     model, plain = doubled(lambda: Chain(f=normed))
@@ -95,6 +98,41 @@ def test_batchnorm_counts_every_step_of_two_threads(choice: str) -> None:
     for _ in range(THREADS * STEPS):
         plain(x)
     assert_same_buffers(model, plain)
+
+
+class Steps(nn.Module):
+    """Goes through as many steps as its input has, or as what it computes of that."""
+
+    def __init__(self, computed: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.computed = computed
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = torch.zeros_like(x[:, 0])
+        for place, each in enumerate(self.first(x).unbind(1) if self.computed else x.unbind(1)):
+            total = total + torch.tanh(each) * place
+        return self.last(total)
+
+
+@pytest.mark.parametrize("computed", [False, True])
+def test_forms_of_call_that_come_in_two_threads_at_once(computed: bool) -> None:
+    """While one is traced, the other thread's net waits, and its plain modules run as they are."""
+    inputs = {size: batch(2, size, 4, seed=size) for size in range(2, 7)}
+    for _ in range(3):
+        model, plain = doubled(lambda: Steps(computed))
+        net = rg.trace(model, inputs[2])
+        expected = {size: step(plain, plain, x) for size, x in inputs.items()}
+
+        def run(
+            number: int, net: nn.Module = net, plain: nn.Module = plain, expected: Any = expected
+        ) -> None:
+            for size in ([3, 4, 5, 6], [6, 5, 4, 3])[number]:
+                x = inputs[size].detach().clone().requires_grad_()
+                assert_close(step(net, net, x), expected[size])
+                assert_close(step(plain, plain, x), expected[size])
+
+        in_threads(run)
 
 
 class Masked(rg.Boundary):

@@ -72,6 +72,7 @@ def curve(folder: Path) -> list[tuple[object, ...]]:
     ]
 
 
+@pytest.mark.slow
 def test_torchrun_trains_in_two_processes_and_one_prints_and_writes(runs: Runs) -> None:
     assert runs.whole.status == 0, runs.whole.text
     assert runs.whole.text.count("the run") == runs.whole.text.count("step 12 of 12") == 1

@@ -91,6 +91,7 @@ def test_vmap_then_ordinary_backward(nets: Any) -> None:
     assert_close(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transform", [jacrev, jacfwd, lambda f: hessian(lambda x: loss_of(f(x)))])
 def test_jacobians_and_hessians(nets: Any, transform: Any) -> None:
     x = batch(2, 8, grad=False)

@@ -44,6 +44,11 @@ class Improver:
         self.slack, self.gap = (SLACK, GAP) if items <= SMALL else (1.0, GAP_BEYOND)
         self.formulation = Formulation(merged.problem, self.scale, DEPTH if items <= SMALL else DEPTH_BEYOND)
 
+    @property
+    def entries(self) -> int:
+        """Columns by rows of the formulation, few of them other than 0."""
+        return len(self.formulation.model.low) * len(self.formulation.model.row_low)
+
     def improve(self, budget: int) -> None:
         """Look for a solution of less cost than the pool's best within a budget."""
         best = self.pool.every.within(budget)

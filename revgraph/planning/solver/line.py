@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -18,6 +18,10 @@ from revgraph.planning.solver.merging import merge
 from revgraph.planning.solver.problem import Item, Option, Problem
 
 Storages = frozenset[int]
+
+
+# A line knows joined copies by their parts where its states take less than this share of their bytes then.
+WORTH = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +48,18 @@ class Line:
     `storing` ways need nothing in the backward pass but what they hold; its `undoing` ways have the state
     after the node at hand and give the state before it. `replay` is the option under which a node is
     differentiated from its inputs, None where it has none; `silent` tells of nodes that save nothing, which
-    are differentiated from nothing at all.
+    are differentiated from nothing at all. `parts` are those of joined copies that states have by their
+    parts: of all that could be so, or none, and unless `by_parts` says which, as is worth while.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, *, by_parts: bool | None = None) -> None:
         self.original = problem
         self.merged = merge(problem)
         self.problem = self.merged.problem
-        items = self.problem.items
-        self.nodes = [k for k, item in enumerate(items) if item.options]
+        self.nodes = [k for k, item in enumerate(self.problem.items) if item.options]
         self.count = len(self.nodes)
         self.wirings_of: defaultdict[int, list[Item]] = defaultdict(list)
-        for item in items:
+        for item in self.problem.items:
             if not item.options and item.inputs:
                 for value in {*item.inputs, *item.outputs}:
                     self.wirings_of[value].append(item)
@@ -64,8 +68,11 @@ class Line:
         held_anyway = (*self.problem.results, *self.problem.given)
         self.free = frozenset(self.problem.storage_of[value] for value in held_anyway)
         self.results_bytes = self.size({self.problem.storage_of[value] for value in self.problem.results})
+        self.parts: dict[int, tuple[int, ...]] = {}
         self.states = self._states()
         self.storages = [self.storages_of(state) for state in self.states]
+        if by_parts is not False:
+            self._know_by_parts(WORTH if by_parts is None else 1.0)
         self._follows: dict[int, set[int]] = {}
         self.in_states = {value for state in self.states for value in state}
         self.storing = [list(self._storing(n)) for n in range(self.count)]
@@ -122,9 +129,10 @@ class Line:
         made: dict[int, int] = {}
         last: dict[int, int] = {}
         for k, item in enumerate(self.problem.items):
-            last.update(dict.fromkeys(item.inputs, k))
+            last.update(dict.fromkeys(self.in_parts(item.inputs), k))
             for value in item.outputs:
-                made.setdefault(value, k)
+                if value not in self.parts:
+                    made.setdefault(value, k)
         ends: defaultdict[int, list[int]] = defaultdict(list)
         begins: defaultdict[int, list[int]] = defaultdict(list)
         for value, k in made.items():
@@ -139,6 +147,27 @@ class Line:
             alive.update(begins[k])
             alive.difference_update(ends[k])
         return [*states, tuple(self.problem.results)]
+
+    def _know_by_parts(self, worth: float) -> None:
+        """Have joined copies in the states by their parts where that takes at most such a share of bytes."""
+        before = self.states, self.storages
+        whole = sum(map(self.size, self.storages))
+        self.parts = parts_of(self.problem)
+        if not self.parts:
+            return
+        self.states = self._states()
+        self.storages = [self.storages_of(state) for state in self.states]
+        if sum(map(self.size, self.storages)) <= worth * whole:
+            self.problem = _with_joined(self.problem, self.parts)
+        else:
+            self.parts, (self.states, self.storages) = {}, before
+
+    def in_parts(self, values: Iterable[int]) -> list[int]:
+        """The values, with the parts of those that are known by their parts in their place."""
+        found: dict[int, None] = {}
+        for value in values:
+            found.update(dict.fromkeys(self.parts.get(value, (value,))))
+        return list(found)
 
     def storages_of(self, values: Iterable[int]) -> Storages:
         """The storages of values that count, for the caller does not hold them anyway."""
@@ -159,14 +188,14 @@ class Line:
     def _storing(self, n: int) -> Iterator[Way]:
         for number, option in enumerate(self.item(n).options):
             if option.name != "invert":
-                needs = option.needs if option.name != "keep" else ()
+                needs = self.in_parts(option.needs) if option.name != "keep" else ()
                 yield self._way(number, option, [value for value in needs if value not in self.given])
 
     def _undoing(self, n: int) -> Iterator[Way]:
         after = self._behind(n + 1)
         for number, option in enumerate(self.item(n).options):
             needs = option.needs if option.name != "keep" else ()
-            missing = [value for value in needs if value not in after]
+            missing = [value for value in self.in_parts(needs) if value not in after]
             back = self._following({*after, *missing, *option.gives}, self.given)
             lost = [value for value in self.states[n] if value not in back]
             yield self._way(number, option, list(dict.fromkeys([*missing, *lost])))
@@ -180,8 +209,67 @@ class Line:
             stores=tuple(stores),
             cost=option.cost,
             forward_peak=option.forward_peak,
-            backward_peak=option.backward_peak,
+            backward_peak=option.backward_peak + self._joined_bytes(option.needs),
         )
+
+    def _joined_bytes(self, values: Iterable[int]) -> int:
+        """Bytes of values that are known by their parts, and that only a node's run or replay holds."""
+        return self.size({self.problem.storage_of[value] for value in values if value in self.parts})
+
+
+def parts_of(problem: Problem) -> dict[int, tuple[int, ...]]:
+    """The values that a line knows by their parts, for those take no more bytes as long as both are alive.
+
+    They are copies that wiring joins (a concatenation) of parts which are read later, too, or which the
+    caller holds: a state with the copy in it has these parts twice. Readers of a copy run and replay with one
+    that is made for that, which counts with their own bytes.
+    """
+    last: dict[int, int] = {}
+    parts: dict[int, tuple[int, ...]] = {}
+    storage_of, results = problem.storage_of, frozenset(problem.results)
+    for k in range(len(problem.items) - 1, -1, -1):
+        item = problem.items[k]
+        storages = {storage_of[value] for value in item.inputs}
+        ends = max((last.get(value, -1) for value in item.outputs), default=-1)
+        copies = not results.intersection(item.outputs) and all(
+            storage_of[value] not in storages for value in item.outputs
+        )
+        if not item.options and item.inputs and item.outputs and copies and ends > k:
+            longer = {
+                storage_of[value]
+                for value in item.inputs
+                if value not in problem.given and last.get(value, -1) < ends
+            }
+            size = sum(problem.storage_bytes[storage] for storage in longer)
+            if size < sum(problem.storage_bytes[storage_of[value]] for value in item.outputs):
+                parts.update(dict.fromkeys(item.outputs, item.inputs))
+                for value in item.inputs:
+                    last[value] = max(last.get(value, -1), ends)
+        for value in item.inputs:
+            last[value] = max(last.get(value, -1), k)
+    for value in parts:
+        parts[value] = tuple(_leaves(value, parts))
+    return parts
+
+
+def _leaves(value: int, parts: dict[int, tuple[int, ...]]) -> Iterator[int]:
+    for part in parts.get(value, ()):
+        yield from _leaves(part, parts) if part in parts else (part,)
+
+
+def _with_joined(problem: Problem, parts: dict[int, tuple[int, ...]]) -> Problem:
+    """The problem with the bytes of joined copies in the peaks of the runs that read them."""
+    items: list[Item] = []
+    for item in problem.items:
+        joined = {problem.storage_of[value] for value in item.inputs if value in parts}
+        if item.options and joined:
+            size = sum(problem.storage_bytes[storage] for storage in joined)
+            options = tuple(
+                replace(option, forward_peak=option.forward_peak + size) for option in item.options
+            )
+            item = replace(item, options=options, rerun_peak=item.rerun_peak + size)
+        items.append(item)
+    return replace(problem, items=tuple(items))
 
 
 def replay_option(item: Item) -> int | None:

@@ -22,6 +22,7 @@ from revgraph.planning.solver.slots import (
     Passage,
     Row,
     Slots,
+    undominated,
 )
 
 Truths = np.ndarray[Any, np.dtype[np.bool_]]
@@ -65,6 +66,8 @@ class OnceProgramme(Counted):
         returning: bool,
     ) -> None:
         super().__init__(line, segments, top, slots)
+        for ways in (self.storing, self.storing_lent, self.storing_beside, self.undoing):
+            ways[:] = map(undominated, ways)
         self.count = count = line.count
         self.state = [self.in_slots(line.size(storages)) for storages in line.storages]
         # Plain runs by the task that begins with them.
@@ -184,7 +187,7 @@ class OnceProgramme(Counted):
         yield from self._ways(self.owned, i, self.storing[i], "store")
 
     def _ways(self, table: Row, i: int, passages: Sequence[Passage], what: str) -> Iterator[_Move]:
-        for number, held, cost, least in passages:
+        for number, held, cost, least, _ in passages:
             yield _Move(table, i + 1, held, cost, max(least, held), (what, number, held))
 
     def _lending(self, i: int) -> _Move:

@@ -38,7 +38,8 @@ class Limits:
     and the slots. Of the schedules of each kind half of `judged` are judged first; then, at each of `budgets`
     from the least peak to ordinary autograd, those of as many programmes as `aims` that foresee the least for
     it come close below it. Then the improver looks for less, with so many `branches`, at the least peak in
-    lines of at most `largest` nodes, and at up to `improved` budgets in those of at most `improving`. Lines
+    lines of at most `largest` nodes, and at up to `improved` budgets in those of at most `improving`: where
+    its formulation has at most `formulated` entries, for the time of a solve goes with these. Lines
     of at most `stepping` nodes are gone on from by single steps, with as many trials as go over `trials`
     nodes. Lines of more than `large` nodes have fewer schedules judged, in proportion, but `fewest`.
     """
@@ -51,6 +52,7 @@ class Limits:
     largest: int
     improving: int
     improved: int
+    formulated: int
     branches: int
     stepping: int
     trials: int
@@ -68,6 +70,7 @@ LIMITS: dict[Effort, Limits] = {
         largest=0,
         improving=0,
         improved=0,
+        formulated=0,
         branches=1,
         stepping=0,
         trials=0,
@@ -81,6 +84,7 @@ LIMITS: dict[Effort, Limits] = {
         largest=60,
         improving=8,
         improved=8,
+        formulated=1_200_000,
         branches=1,
         stepping=30,
         trials=2500,
@@ -97,6 +101,7 @@ LIMITS: dict[Effort, Limits] = {
         largest=250,
         improving=250,
         improved=24,
+        formulated=100_000_000,
         branches=20,
         stepping=60,
         trials=60_000,
@@ -243,6 +248,8 @@ class _Search:
         if self.line.count > (min(limits.largest, SHORT) if self.line.is_chain else limits.largest):
             return
         improver = Improver(self.line.merged, self.pool, self.top, limits.branches)
+        if improver.entries > limits.formulated:
+            return
         improver.improve(self.pool.every.least.peak_bytes)
         if self.line.count > limits.improving:
             return

@@ -35,6 +35,7 @@ from revgraph.planning.solver.slots import (
     Row,
     Slots,
     Table,
+    undominated,
     width,
 )
 
@@ -50,10 +51,11 @@ AT_ONCE = 256
 class _Way(NamedTuple):
     """A way by segment: slots held up to its backward, cost, slots at least, bytes that its forward takes.
 
-    Where a segment has no such way, it takes more slots than there are.
+    Where a segment has no such way, it takes more slots than there are. Segments have ways of other numbers
+    here.
     """
 
-    number: int
+    number: Slots
     held: Slots
     cost: Row
     least: Slots
@@ -159,18 +161,22 @@ class SegmentProgramme(Counted):
     def _ways(
         self, found: Sequence[Sequence[Passage | None]], forwards: Sequence[Sequence[int]] = ()
     ) -> list[_Way]:
-        """By number, where a segment has such a way, all of them as rows over the segments."""
+        """All ways as rows over the segments: their first ones, their second ones, and so on."""
+        there: list[list[Passage]] = []
+        for n, passages in enumerate(found):
+            fitting = [each for each in passages if each is not None and each.held <= self.slots]
+            if forwards:
+                fitting = [each._replace(forward=forwards[n][each.number]) for each in fitting]
+            there.append(undominated(fitting))
         ways: list[_Way] = []
-        for number in range(max(map(len, found), default=0)):
+        for place in range(max(map(len, there), default=0)):
             held = np.full(self.count, self.slots + 1)
-            least, forward, cost = held.copy(), np.zeros_like(held), np.zeros(self.count, np.float32)
-            for n, passages in enumerate(found):
-                passage = passages[number] if number < len(passages) else None
-                if passage is not None:
-                    held[n], least[n], cost[n] = passage.held, passage.least, passage.cost
-                    forward[n] = forwards[n][number] if forwards else 0
-            if held.min() <= self.slots:
-                ways.append(_Way(number, held, cost, least, forward))
+            number, forward, least = np.zeros_like(held), np.zeros_like(held), held.copy()
+            cost = np.zeros(self.count, np.float32)
+            for n, passages in enumerate(there):
+                if place < len(passages):
+                    number[n], held[n], cost[n], least[n], forward[n] = passages[place]
+            ways.append(_Way(number, held, cost, least, forward))
         return ways
 
     @property
@@ -466,15 +472,15 @@ class SegmentProgramme(Counted):
             case ("release",):
                 return [("released", i, j, slots)]
             case ("undo", way):
-                return [("undo", j, way.number), *([("at hand", i, j - 1, slots)] if i < j else [])]
+                return [("undo", j, int(way.number[j])), *([("at hand", i, j - 1, slots)] if i < j else [])]
             case ("capture", way):
                 left = slots - int(way.held[i])
                 return [("capture", i), ("owned", i + 1, j, left), ("captured back", i)]
             case ("store" | "store beside" | "invert" as what, way):
-                left = slots - int(way.held[i])
+                left, number = slots - int(way.held[i]), int(way.number[i])
                 task = {"store": "owned", "store beside": "lent", "invert": "returned"}[what]
                 there, back = ("invert", "undo") if what == "invert" else ("store", "stored back")
-                return [(there, i, way.number), (task, i + 1, j, left), (back, i, way.number)]
+                return [(there, i, number), (task, i + 1, j, left), (back, i, number)]
         raise AssertionError(chosen)
 
 

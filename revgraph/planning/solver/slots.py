@@ -5,7 +5,7 @@ A row has the cost within each number of slots.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,12 +21,16 @@ At = slice | Slots
 
 
 class Passage(NamedTuple):
-    """A way through a segment: its number, slots held up to its backward, its cost, and slots at least."""
+    """A way through a segment: its number, slots held up to its backward, its cost, and slots at least.
+
+    Bytes that its forward takes are told where they matter besides.
+    """
 
     number: int
     held: int
     cost: np.float32
     least: int
+    forward: int = 0
 
 
 class Table:
@@ -125,6 +129,28 @@ class Counted:
             peak = self.in_slots(max(way.forward_beyond, way.backward_beyond))
             found.append(Passage(number, held, np.float32(way.cost), max(peak, held)))
         return found
+
+
+def undominated(passages: Iterable[Passage]) -> list[Passage]:
+    """Those than which no other is as good in every way: many that differ in bytes are one in slots.
+
+    Of equals it is the first, and one that costs no more than a later one stays, which is then preferred.
+    """
+    found: list[Passage] = []
+    for passage in passages:
+        if not any(_as_good(other, passage) for other in found):
+            found = [other for other in found if other.cost <= passage.cost or not _as_good(passage, other)]
+            found.append(passage)
+    return found
+
+
+def _as_good(one: Passage, other: Passage) -> bool:
+    return (
+        one.held <= other.held
+        and one.least <= other.least
+        and one.forward <= other.forward
+        and bool(one.cost <= other.cost)
+    )
 
 
 def width(at: At) -> int:

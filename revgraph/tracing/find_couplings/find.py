@@ -65,10 +65,11 @@ def find_half_steps(
     }
     for found in possible.values():
         found.sort(key=lambda reading: flow.rank(reading, possible.keys()))
-    possible = on_streams(flow, possible, counts_forks=False)
+    forks = flow.sums_of(possible)
+    possible = on_streams(flow, possible)
     while True:
         half_steps = search.half_steps(possible)
-        worth = on_streams(flow, readings_of(half_steps), counts_forks=True)
+        worth = on_streams(flow, readings_of(half_steps), forks)
         if worth == possible:
             break
         possible = worth
@@ -145,11 +146,15 @@ def _inner(
 ) -> Iterator[set[fx.Node]]:
     """What to give up among `everything`: all of it, what modules compute by themselves, what is `near`.
 
-    Half-steps that move a stream on in the open stay: such a one reads its target last of all. In a module
-    that is an F as a whole it is given up all the same.
+    Half-steps that move a stream on in the open stay: such a one reads its target last of all, and that is no
+    sum which is given up itself. In a module that is an F as a whole it is given up all the same.
     """
     inner = {other for other in everything if other in found}
-    open_ones = {other for other in inner if _is_last_reader(flow, found[other])}
+    open_ones: set[fx.Node] = set()
+    for other in sorted(inner, key=flow.order.__getitem__):
+        target = flow.base[found[other].target]
+        if _is_last_reader(flow, found[other]) and (target not in inner or target in open_ones):
+            open_ones.add(other)
     in_modules: set[fx.Node] = set()
     for scope in scopes:
         if not near.isdisjoint(scope.nodes):

@@ -89,6 +89,14 @@ class Flow:
         """Whether a value is a part of another: of a split, or a slice."""
         return node.target is operator.getitem and self.is_tensor(node)
 
+    def sums_of(self, possible: Mapping[fx.Node, Sequence[Reading]]) -> dict[fx.Node, set[fx.Node]]:
+        """The sums that can be read with each target."""
+        sums: dict[fx.Node, set[fx.Node]] = {}
+        for node, found in possible.items():
+            for reading in found:
+                sums.setdefault(self.base[reading.target], set()).add(node)
+        return sums
+
     def rank(self, reading: Reading, sums: Set[fx.Node]) -> tuple[bool, bool, bool, bool, int, int]:
         """Smaller for the reading to prefer: the target begins a stream, is not read after its sum but is
         before, is a sum itself; then the older target, and few calls."""
@@ -102,22 +110,30 @@ class Flow:
 
 
 def on_streams(
-    flow: Flow, possible: Mapping[fx.Node, Sequence[Reading]], counts_forks: bool
+    flow: Flow,
+    possible: Mapping[fx.Node, Sequence[Reading]],
+    forks: Mapping[fx.Node, Set[fx.Node]] | None = None,
 ) -> dict[fx.Node, list[Reading]]:
     """Those of the readings that gain something: the value undone is needed, and not at hand otherwise.
 
     A target begins a stream if it is an input or comes out of a coupling module, if it is one of the parts
     that a tensor was split into, or if it is read elsewhere before its sum, as x2 is by the F of x1, or if
     the sum is returned. From there a stream leads on over sums, and from there back to where it began. Where
-    several sums have one target, only those count that lead on, and the last on a stream that ends there.
+    several sums have one target, only those count that lead on, and the last on a stream that ends there:
+    `forks` are all the sums of each target, those included that are now read with another one.
+
+    A row of sums, each of which only the next one reads, leads on where its last sum does: `F(x + p + q)` is
+    no more than `F(x + (p + q))`.
     """
-    targets: defaultdict[fx.Node, set[fx.Node]] = defaultdict(set)
-    for node, found in possible.items():
-        for reading in found:
-            targets[flow.base[reading.target]].add(node)
+    targets = flow.sums_of(possible)
+    leading: dict[fx.Node, bool] = {}
+    for node in sorted(possible, key=flow.order.__getitem__, reverse=True):
+        after_it = targets.get(node, set())
+        goes_on = bool(after_it) if len(flow.readers[node]) > 1 else any(leading[each] for each in after_it)
+        leading[node] = node in flow.returned or node in flow.joined or goes_on
 
     def leads_on(node: fx.Node) -> bool:
-        return node in flow.returned or node in flow.joined or bool(targets.get(node))
+        return leading[node]
 
     def begins(reading: Reading) -> bool:
         node, target = reading.node, flow.base[reading.target]
@@ -132,7 +148,7 @@ def on_streams(
 
     def is_fork(reading: Reading) -> bool:
         target = flow.base[reading.target]
-        if not counts_forks or len(targets[target]) < 2 or leads_on(reading.node):
+        if forks is None or len(forks[target]) < 2 or leads_on(reading.node):
             return False
         return target not in possible or reading.node is not max(targets[target], key=flow.order.__getitem__)
 

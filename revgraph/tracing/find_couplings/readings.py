@@ -16,18 +16,26 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
-from revgraph.program import Arithmetic, Difference, Law, Step, Sum
+from revgraph.program import LERPS, Arithmetic, Difference, Law, Step, Sum
 
 ADDITIONS = {operator.add, torch.add, "add"}
 SUBTRACTIONS = {operator.sub, torch.sub, torch.subtract, "sub", "subtract"}
 PRODUCTS = {operator.mul, torch.mul, torch.multiply, "mul", "multiply"}
 QUOTIENTS = {operator.truediv, torch.div, torch.divide, torch.true_divide, "div", "divide", "true_divide"}
+# Sums of a target and a product or quotient of two tensors, with the name of that step.
+FUSED: dict[Any, Literal["addcmul", "addcdiv"]] = {
+    torch.addcmul: "addcmul",
+    "addcmul": "addcmul",
+    torch.addcdiv: "addcdiv",
+    "addcdiv": "addcdiv",
+}
+BETWEEN = {torch.lerp, "lerp"}
 # What gives numbers that never are zero, so that a product with it can be undone. (A sigmoid does, too, but
 # where code gates with it, it is meant to forget.)
 EXPONENTIALS = {torch.exp, torch.exp2, "exp", "exp2"}
 # Undoing a product with a constant makes errors larger by its inverse.
 LEAST_FACTOR, LARGEST_FACTOR = 0.1, 1000.0
-FACTORS = frozenset(("mul", "div"))
+FACTORS = frozenset(("mul", "div", *LERPS))
 LONGEST = 4
 
 
@@ -49,7 +57,7 @@ class Reading:
 def readings(node: fx.Node, fakes: Mapping[fx.Node, Any], sums_only: bool = False) -> Iterator[Reading]:
     """The ways to read a call, those of more calls first; with `sums_only` no product is part of one."""
     for target, steps, spine in _ways_down(node, (), (), fakes):
-        if sums_only and any(step.kind in FACTORS for step in steps):
+        if sums_only and any(step.kind in FACTORS or step.other is not None for step in steps):
             continue
         if reading := _reading(node, target, steps, spine):
             yield reading
@@ -57,12 +65,13 @@ def readings(node: fx.Node, fakes: Mapping[fx.Node, Any], sums_only: bool = Fals
 
 @dataclass(frozen=True)
 class _TracedStep:
-    """A step whose operand is a traced value, or a number."""
+    """A step whose operand is a traced value, or a number; of a fused one, `other` is the second operand."""
 
-    kind: Literal["add", "sub", "from", "mul", "div"]
+    kind: Literal["add", "sub", "from", "mul", "div", "addcmul", "addcdiv", "lerp", "lerp to"]
     operand: Any
     alpha: Any = 1
     place: int = 0
+    other: fx.Node | None = None
 
 
 def _ways_down(
@@ -83,7 +92,15 @@ def _ways_down(
 
 def _operations(node: fx.Node) -> Iterator[tuple[fx.Node, _TracedStep]]:
     """The ways to read one call as a step from an operand of it."""
-    if node.op not in ("call_function", "call_method") or len(node.args) != 2 or set(node.kwargs) - {"alpha"}:
+    if node.op not in ("call_function", "call_method"):
+        return
+    if node.target in FUSED:
+        yield from _fused(node)
+        return
+    if node.target in BETWEEN:
+        yield from _between(node)
+        return
+    if len(node.args) != 2 or set(node.kwargs) - {"alpha"}:
         return
     first: Any = node.args[0]
     second: Any = node.args[1]
@@ -107,6 +124,30 @@ def _operations(node: fx.Node) -> Iterator[tuple[fx.Node, _TracedStep]]:
         yield first, _TracedStep("div", second)
 
 
+def _fused(node: fx.Node) -> Iterator[tuple[fx.Node, _TracedStep]]:
+    """`addcmul(x, t, s, value=a)` and `addcdiv`: of the three, only x can be had back."""
+    operands = [each for each in node.args if isinstance(each, fx.Node)]
+    value: Any = node.kwargs.get("value", 1)
+    if len(operands) != 3 or len(node.args) > 3 or set(node.kwargs) - {"value"}:
+        return
+    x, t, s = operands
+    if isinstance(value, (int, float)) and x not in (t, s):
+        yield x, _TracedStep(FUSED[node.target], t, value, 0, s)
+
+
+def _between(node: fx.Node) -> Iterator[tuple[fx.Node, _TracedStep]]:
+    """`lerp(x, t, a)`, and `lerp(t, x, a)`, where there is enough of x in it."""
+    operands = [each for each in node.args if isinstance(each, fx.Node)]
+    weight: Any = node.args[2] if len(node.args) == 3 else node.kwargs.get("weight")
+    if len(operands) != 2 or len(node.args) + len(node.kwargs) != 3 or not isinstance(weight, (int, float)):
+        return
+    start, end = operands
+    if _is_factor(1 - weight):
+        yield start, _TracedStep("lerp", end, weight)
+    if _is_factor(weight):
+        yield end, _TracedStep("lerp to", start, weight, 1)
+
+
 def _is_factor(thing: Any) -> bool:
     """Whether a product with this can be undone."""
     if isinstance(thing, fx.Node):
@@ -119,14 +160,16 @@ def _is_factor(thing: Any) -> bool:
 def _reading(
     node: fx.Node, target: fx.Node, steps: tuple[_TracedStep, ...], spine: tuple[fx.Node, ...]
 ) -> Reading | None:
-    terms = tuple(dict.fromkeys(step.operand for step in steps if isinstance(step.operand, fx.Node)))
+    operands = [each for step in steps for each in (step.operand, step.other)]
+    terms = tuple(dict.fromkeys(each for each in operands if isinstance(each, fx.Node)))
     if not terms or target in terms:
         return None
-    kind, alpha = steps[0].kind, steps[0].alpha
-    if len(steps) > 1 or kind in FACTORS:
+    first = steps[0]
+    kind, alpha = first.kind, first.alpha
+    if len(steps) > 1 or kind in FACTORS or first.other is not None:
         places: dict[Any, int] = {term: index for index, term in enumerate(terms)}
         made = [
-            Step(step.kind, places[step.operand], step.alpha)
+            Step(step.kind, places[step.operand], step.alpha, places.get(step.other))
             if isinstance(step.operand, fx.Node)
             else Step(step.kind, None, step.operand)
             for step in steps

@@ -6,9 +6,10 @@ this and rolls it back together with the graph (`mark` and `forget`).
 
     attribute_reads   sees attributes of modules, and of the objects that they hold, while code reads them
     calls             sees the functions that run: globals, free variables, defaults, class attributes, clocks
+    stand_ins         `type`, `id`, `callable` and `globals` as opened code has them
+    namespaces        sees names of other modules of user code that are read: local imports, aliases
     fixed_values      one thing read, what it was, and how the two are compared, copied and pickled
     guards            all of these as one generated function; forms of tensors; modules and hooks
-    questions         what the graph asks of its inputs alone, asked before anything of it runs
     settings          attributes that are None until the first forward settles them
     random_sources    generators of random numbers and clocks, which a graph must not turn into constants
     torch_state       torch's global state, which code asks for by functions

@@ -47,7 +47,7 @@ from revgraph.tracing.guards.fixed_values import (
     version_of,
 )
 from revgraph.tracing.guards.guards import Forms, Guards
-from revgraph.tracing.guards.random_sources import is_clock, source_behind
+from revgraph.tracing.guards.random_sources import is_clock, read_once, source_behind
 from revgraph.tracing.guards.settings import Setting, Settings, setting_of
 from revgraph.tracing.guards.torch_state import TORCH_STATE, call_text
 from revgraph.tracing.modes import GRADIENT_MODE, modes
@@ -325,7 +325,7 @@ class AttributeReads:
         """Refuse what tells something new each time; see the attributes of objects that the value holds."""
         kind = type(value)
         if callable(value) and is_clock(value):
-            raise Untraceable(f"it reads a clock, {path}, which a graph would read only once")
+            raise Untraceable(read_once(value, path))
         source = source_behind(value)
         if source is not None:
             self.random_source(path, source)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -24,8 +25,6 @@ from types import BuiltinFunctionType, CellType, CodeType, FrameType, FunctionTy
 from typing import Any
 
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
 
 from revgraph.isolation import HEAP_TYPE
 from revgraph.tracing.guards.attribute_reads import AttributeReads
@@ -38,13 +37,16 @@ from revgraph.tracing.guards.fixed_values import (
     same,
     snapshot,
 )
-from revgraph.tracing.guards.random_sources import CLOCKS, DATES, is_clock, source_behind
+from revgraph.tracing.guards.namespaces import NamespaceWatch
+from revgraph.tracing.guards.random_sources import CLOCKS, DATES, is_clock, read_once, source_behind
+from revgraph.tracing.guards.stand_ins import INSTEAD, STAND_INS
 from revgraph.tracing.guards.torch_state import ASKS_AUTOCAST, GETTERS
 from revgraph.tracing.proxies import AsksIdentity, FakeProxy, Untraceable, is_proxy, is_tensor
-from revgraph.tracing.user_code import Chain, CodeFacts, facts_of, is_users, may_compare
+from revgraph.tracing.user_code import Chain, CodeFacts, facts_of, is_users, may_compare, taken_after
 
 ENVIRON: Any = type(os.environ)
 ENVIRON_CODE: CodeType = ENVIRON.__getitem__.__code__
+SEED_CODE: CodeType = random.Random.seed.__code__
 LIBRARY = sys.stdlib_module_names
 # What torch needs runs in its own functions, which `torch.export` leaves in sight.
 NEEDED = {
@@ -64,8 +66,6 @@ TELLING = DATES.union(("get",), (each.__name__ for each in (*ASKS_AUTOCAST, *GET
 PATCHING = frozenset(("revgraph.tracing.patches",))
 # Kinds of objects with attributes whose classes cannot be watched.
 UNWATCHED = (FunctionType, threading.local)
-# What stands for tensors where code runs without memory, or in `torch.export`.
-INSTEAD = (FakeTensor, FunctionalTensor)
 METHODS = (classmethod, staticmethod, FunctionType)
 
 
@@ -84,6 +84,7 @@ class CallWatch:
         self._entered: dict[CodeType, dict[str, tuple[Any, Any]]] = {}
         self._cells: dict[int, Cell] = {}
         self._replaced: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+        self._spaces = NamespaceWatch(self._read_of_module, is_opened)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -93,11 +94,13 @@ class CallWatch:
         if stop is not None:
             stop()  # a profiler of C's, which cannot be set again by this name
         self._start, self._aside = sys._getframe(2), None
+        self._spaces.watch_all()
         self.resume()
         try:
             yield
         finally:
             sys.setprofile(None if stop is not None else before)
+            self._spaces.let_go()
             if go_on is not None:
                 go_on()
             self._start = None
@@ -137,10 +140,22 @@ class CallWatch:
         code = frame.f_code
         if _is_by_chance(code):
             self._aside = frame
+        elif code is SEED_CODE:
+            self._seeded(frame)
         elif code is not ENVIRON_CODE and not is_opened(frame.f_globals.get("__name__", "")):
             self._passed[id(code)] = code
         elif not self.reads.is_paused():
+            if code.co_name == "<module>":  # imported by the code that runs
+                self._spaces.watch(sys.modules.get(frame.f_globals.get("__name__", "")))
             self._called(frame)
+
+    def _seeded(self, frame: FrameType) -> None:
+        """A generator of Python's takes its seed: refuse one that takes it from the system."""
+        if frame.f_locals.get("a") is None and not self.reads.is_paused() and is_opened(_outer_name(frame)):
+            raise Untraceable(
+                "it makes a generator of Python's that the system seeds, whose numbers a graph would draw "
+                "only once. Draw them by torch, or give them as an input"
+            )
 
     def _called_builtin(self, frame: FrameType, arg: Any) -> None:
         """A function of C's is about to run: refuse clocks, and note what is asked of torch's state."""
@@ -159,9 +174,7 @@ class CallWatch:
             name = frame.f_globals.get("__name__", "")
             if is_opened(name) or (arg is os.urandom and is_opened(_outer_name(frame))):
                 whose = arg.__module__ or getattr(arg.__self__, "__name__", "")
-                raise Untraceable(
-                    f"it reads a clock, {whose}.{arg.__name__}, which a graph would read only once"
-                )
+                raise Untraceable(read_once(arg, f"{whose}.{arg.__name__}"))
 
     def _called(self, frame: FrameType) -> None:
         code = frame.f_code
@@ -222,6 +235,17 @@ class CallWatch:
             return
         self._read(place, chain.root, value, chain.attributes)
 
+    def _read_of_module(self, module: ModuleType, name: str, value: Any, frame: FrameType) -> None:
+        """A name that running code takes of a module, by whatever way it came to that."""
+        reader = frame.f_globals.get("__name__", "")
+        if self._aside is not None or not is_opened(reader) or self.reads.is_paused():
+            return
+        if name == "__dict__":
+            raise Untraceable(_all_at_once(module.__name__))
+        if not name.startswith("__") and not is_proxy(value):
+            for attributes in taken_after(frame) if isinstance(value, type) else ((),):
+                self._read(vars(module), name, value, attributes)
+
     def _read(self, place: dict[str, Any], name: str, value: Any, attributes: tuple[str, ...]) -> None:
         """A name in a namespace, and what is taken of it where that is a module or a class."""
         whose = str(place.get("__name__", ""))
@@ -255,7 +279,11 @@ class CallWatch:
     def _read_attributes(self, kind: type, names: tuple[str, ...]) -> None:
         """Data and methods among the attributes of a class."""
         for name in names:
-            if not kind.__flags__ & HEAP_TYPE or not is_opened(kind.__module__) or name.startswith("__"):
+            if not kind.__flags__ & HEAP_TYPE or not is_opened(kind.__module__):
+                return
+            if name == "__dict__":
+                raise Untraceable(_all_at_once(kind.__name__))
+            if name.startswith("__"):
                 return
             base = next((each for each in kind.__mro__ if name in vars(each)), kind)
             value = vars(base).get(name, MISSING)
@@ -452,49 +480,5 @@ def _reachable(codes: Collection[CodeType], roots: Iterable[Any]) -> Iterator[Fu
             pending += gc.get_referents(held)
 
 
-class _Asking(type):
-    """The class of `Type`."""
-
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        if cls is not Type:
-            return type.__call__(cls, *args, **kwargs)
-        if len(args) == 1 and not kwargs:
-            return args[0].guarded_type() if is_proxy(args[0]) else _type_of(args[0])
-        return type(*args, **kwargs)
-
-    def __instancecheck__(cls, thing: Any) -> bool:
-        return isinstance(thing, type) if cls is Type else type.__instancecheck__(cls, thing)
-
-    def __subclasscheck__(cls, kind: Any) -> bool:
-        return issubclass(kind, type) if cls is Type else type.__subclasscheck__(cls, kind)
-
-
-class Type(type, metaclass=_Asking):
-    """`type`, which tells of a proxy the class of what it stands for."""
-
-
-def _type_of(thing: Any) -> type:
-    """The type of a thing, where `torch.export` runs the code, for the tensors that it gives instead."""
-    if isinstance(thing, INSTEAD):
-        return nn.Parameter if isinstance(thing, nn.Parameter) else Tensor
-    return type(thing)
-
-
-def identity(thing: Any) -> int:
-    """`id`, which neither a proxy nor a tensor without memory has for what it stands for."""
-    if is_proxy(thing) or isinstance(thing, INSTEAD):
-        raise Untraceable("it asks for the id of a traced tensor, which is another one in each call")
-    return id(thing)
-
-
-def is_callable(thing: Any) -> bool:
-    """`callable`, which a tensor is not."""
-    return callable(thing.fake if is_proxy(thing) else thing)
-
-
-def global_names() -> Any:
-    """`globals`, by which code may read anything."""
-    raise Untraceable("it reads globals(), where nothing sees what it takes; write the name itself")
-
-
-STAND_INS: dict[str, Any] = {"globals": global_names, "type": Type, "id": identity, "callable": is_callable}
+def _all_at_once(name: str) -> str:
+    return f"it reads all names of {name} at once, where nothing sees what it takes; write the name itself"

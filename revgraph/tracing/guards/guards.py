@@ -25,12 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from revgraph.looks import form_of
+from revgraph.looks import HOOKS, form_of
 from revgraph.tracing.guards.fixed_values import MISSING, Read, Snapshot, is_held_by_value, snapshot
 from revgraph.tracing.guards.settings import Settings
 from revgraph.tracing.proxies import OtherForm
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass(frozen=True)

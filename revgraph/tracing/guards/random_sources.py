@@ -86,6 +86,12 @@ def is_clock(thing: Any) -> bool:
     return thing in CLOCKS
 
 
+def read_once(clock: object, path: str) -> str:
+    """What is wrong with code that reads a clock, or the system's random bytes."""
+    does = "draws numbers from the system" if clock is os.urandom else "reads a clock"
+    return f"it {does}, {path}, which a graph would do only once"
+
+
 def is_random_source(thing: Any) -> bool:
     """Whether a thing is a generator of random numbers, of torch, Python or numpy."""
     if isinstance(thing, (torch.Generator, random.Random)):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import fx
 
 from revgraph.expressions import Call, Expression, Register, expression, leaves, map_leaves
+from revgraph.tracing.structures import STRUCTURE, check_structure
 
 KINDS: dict[str, Literal["module", "function", "method", "attribute"]] = {
     "call_module": "module",
@@ -23,8 +24,11 @@ def expression_of(
     outputs: tuple[fx.Node, ...],
     where: Mapping[fx.Node, str],
 ) -> Expression:
-    """The calls of a region, in order, as an expression of its inputs. Attributes are read inside."""
-    places = {node: index for index, node in enumerate(inputs)}
+    """The calls of a region, in order, as an expression of its inputs. Attributes are read inside.
+
+    Calls whose results the code took apart are held to their structure.
+    """
+    places: dict[Any, int] = {node: index for index, node in enumerate(inputs)}
     calls: list[Call] = []
     read = [node for node in outputs if node.op == "get_attr"]
     for node in (*region, *read):
@@ -32,7 +36,16 @@ def expression_of(
             if other not in places:
                 places[other] = len(places)
                 calls.append(as_call(other, places, where))
+                if STRUCTURE in other.meta:
+                    place = places[STRUCTURE, other] = len(places)
+                    calls.append(_check_of(other, places[other], place, where))
     return expression(calls, len(inputs), tuple(places[node] for node in outputs))
+
+
+def _check_of(node: fx.Node, place: int, result: int, where: Mapping[fx.Node, str]) -> Call:
+    """The check that a call gives what the code around it was traced to go through."""
+    args = (Register(place), node.meta[STRUCTURE])
+    return Call("function", check_structure, args, {}, result, (), where.get(node, ""))
 
 
 def expression_of_terms(

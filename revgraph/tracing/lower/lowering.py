@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -35,6 +35,7 @@ from revgraph.tracing.lower.expressions import (
 from revgraph.tracing.lower.graph_builder import GraphBuilder
 from revgraph.tracing.lower.packing import Packer, why_no_streams
 from revgraph.tracing.proxies import holds_tensors
+from revgraph.tracing.structures import STRUCTURE
 from revgraph.tracing.tracer import Tracer
 from revgraph.tracing.wiring.recognize import is_wiring, rearrangement
 from revgraph.tracing.wiring.slices import cut, cut_up
@@ -320,7 +321,10 @@ class _Lowering:
         rearranges = is_wiring(node, self.tracer.root)
         if node.target is cut:
             node.target = cut_up  # a graph relies on it that the parts cover the whole; a function F does not
-        whole = rearranges and isinstance(fakes.get(node), (tuple, list))
+        in_pieces = rearranges and isinstance(fakes.get(node), (tuple, list))
+        whole = in_pieces and _is_taken_whole(node, fakes[node])
+        if whole:
+            self.tracer.hold_to_structure(node)
         outputs = _take_all(node, self.graph, fakes) if whole else _items_of(node, fakes)
         copies = [each for each in node.all_input_nodes if each in self.tracer.copies]
         given = [
@@ -349,7 +353,7 @@ class _Lowering:
         undo: Rearrangement | None = None
         if isinstance(module, Wiring) and len(node.args) == len(set(node.args)):
             undo = WiringModule(path)
-        if undo is None and values and made:
+        if undo is None and values and made and (whole or not in_pieces):
             undo = rearrangement(node, fakes, self.modules, self.tracer.buffers)
         kind = "wiring" if undo is not None else "boundary"
         text = f"{path or verb(node)}({', '.join(values)})"
@@ -379,7 +383,8 @@ def _spoken(law: Law) -> str:
     """What the arithmetic of a half-step that was found in the code is called."""
     if not isinstance(law, Arithmetic):
         return "difference" if isinstance(law, Difference) else "additive"
-    return "additive" if all(step.kind in ("add", "sub") for step in law.steps) else "affine"
+    sums = ("add", "sub", "addcmul", "addcdiv")
+    return "additive" if all(step.kind in sums for step in law.steps) else "affine"
 
 
 def words_of(kind: str) -> str:
@@ -410,6 +415,16 @@ def _take_all(node: fx.Node, graph: fx.Graph, fakes: MutableMapping[fx.Node, Any
                 taken[index] = graph.call_function(operator.getitem, (node, index))
             fakes[taken[index]] = fake[index]
     return tuple(taken[index] for index in range(len(fake)))
+
+
+def _is_taken_whole(node: fx.Node, fake: Sequence[Any]) -> bool:
+    """Whether the code goes by all the pieces that a tensor falls into, or asks for so many.
+
+    If it reads some of them by their places, there may be more of them for other inputs.
+    """
+    taken = {cast("int", user.args[1]) for user in node.users if user.target is operator.getitem}
+    asked = (*node.args[1:2], *node.kwargs.values())
+    return STRUCTURE in node.meta or len(taken) == len(fake) or node.op == "call_module" or len(fake) in asked
 
 
 def _path_to(item: fx.Node, node: fx.Node) -> list[fx.Node]:

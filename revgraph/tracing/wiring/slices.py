@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 
-from revgraph.errors import TraceError
 from revgraph.expressions import map_leaves
 from revgraph.rearrangements import Joined, Owned, Placed, Rearrangement, Reshaped, Stacked
+from revgraph.tracing.proxies import TRACE_AGAIN, OtherForm
 from revgraph.tracing.tracer import Tracer
 
 # The indices along each dimension that a part takes: it is their product.
@@ -39,14 +39,14 @@ def cut_up(x: Tensor, *keys: Any) -> tuple[Tensor, ...]:
     """As `cut`, where the graph relies on it that the parts leave nothing out.
 
     Raises:
-        TraceError: they do, at the size of this input.
+        OtherForm: they do, at the size of this input.
     """
     parts = cut(x, *keys)
     if sum([part.numel() for part in parts]) != x.numel():
-        raise TraceError(
+        raise OtherForm(
             f"the parts that the model takes of a tensor of shape {list(x.shape)} do not cover it, and those "
-            "of the example's did, so the traced graph is not right for it. Trace the model again with an "
-            "input of this size."
+            f"of the example's did, so the traced graph is not right for it. {TRACE_AGAIN}",
+            "the size of a tensor that is cut into parts",
         )
     return parts
 
