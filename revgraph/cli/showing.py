@@ -8,8 +8,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 if TYPE_CHECKING:
     from revgraph.planning import Plan
@@ -55,14 +53,6 @@ def show_plan(plan: Plan, every_node: bool = False) -> None:
 
 
 def show_table(made: Report) -> None:
-    """Write a table: drawn on a terminal, elsewhere as plain aligned text of any width."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        sys.stdout.write(f"{made}\n")
-        return
-    drawn = Table(title=Text(made.title), title_justify="left")
-    for name in made.head:
-        drawn.add_column(Text(name), justify="right" if name in made.right else "left", overflow="fold")
-    for row in made.rows:
-        drawn.add_row(*(Text(cell) for cell in row))
-    console.print(drawn)
+    """Write a table as plain aligned text; rows too wide for a terminal are written as lists."""
+    console = Console()
+    sys.stdout.write(f"{made.within(console.width) if console.is_terminal else made}\n")

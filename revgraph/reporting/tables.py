@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from textwrap import fill, wrap
 from typing import TYPE_CHECKING, Any, cast
 
 from revgraph.displays import ShownAsTable
@@ -20,6 +22,9 @@ from revgraph.reporting.kinds import Compared, Held, Measured, Reportable, all_a
 if TYPE_CHECKING:
     from rich.table import Table
 
+READABLE = 24
+"""The fewest columns in which a cell's text is broken into lines."""
+
 
 @dataclass(frozen=True, slots=True)
 class Report(ShownAsTable):
@@ -33,6 +38,42 @@ class Report(ShownAsTable):
     def __str__(self) -> str:
         head, *rows = (_aligned(self, row) for row in (self.head, *self.rows))
         return self.title + "\n" + plain_table(head, rows)
+
+    def within(self, width: int) -> str:
+        """The table in lines of `width` columns.
+
+        Its last column is broken between words if the others leave it room; else every row is a list.
+        """
+        aligned = str(self)
+        if max(map(len, aligned.splitlines()[1:])) <= width:
+            return aligned
+        room = width - sum(max(map(len, column)) + 2 for column in list(self._columns())[:-1])
+        if room < READABLE:
+            return "\n\n".join([self.title, *(self._listed(row, width) for row in self.rows)])
+        rows = [
+            (*first, part)
+            for *cells, last in self.rows
+            for first, part in zip_longest([cells], wrap(last, room) or [""], fillvalue=[""] * len(cells))
+        ]
+        return str(replace(self, rows=tuple(rows)))
+
+    def _columns(self) -> Iterator[tuple[str, ...]]:
+        return zip(self.head, *self.rows, strict=True)
+
+    def _listed(self, row: tuple[str, ...], width: int) -> str:
+        """The first cell, and below it the others that say something, each after its column's name."""
+        column = max(map(len, self.head)) + 4
+        cells = [
+            fill(
+                cell,
+                max(width, 2 * column),
+                initial_indent=f"  {name}".ljust(column),
+                subsequent_indent=" " * column,
+            )
+            for name, cell in zip(self.head[1:], row[1:], strict=True)
+            if cell
+        ]
+        return "\n".join([row[0], *cells])
 
 
 def report(reportable: Reportable | Sequence[Plan], chosen: Plan | None = None) -> Report:
@@ -244,7 +285,7 @@ def _of_held(held: Held) -> Report:
 
 
 def _aligned(made: Report, row: tuple[str, ...]) -> tuple[str, ...]:
-    widths = (max(map(len, column)) for column in zip(made.head, *made.rows, strict=True))
+    widths = (max(map(len, column)) for column in made._columns())
     return tuple(
         cell.rjust(width) if name in made.right else cell
         for name, cell, width in zip(made.head, row, widths, strict=True)

@@ -17,6 +17,7 @@ import pytest
 from browser.chromium import FOUND, LEGIBILITY, Page, browsing
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow  # for the site is built once for all of them
 browser = pytest.mark.skipif(FOUND is None, reason="no Chromium is installed")
 WIDE, NARROW = (1400, 900), (400, 900)
 # Pictures that cannot be seen, the number of equations, and those that came out too small. What loads only
@@ -152,7 +153,6 @@ def reports(site: Path) -> list[Path]:
     return sorted(each for each in site.rglob("*.html") if made in each.read_text(encoding="utf-8"))
 
 
-@pytest.mark.slow
 def test_every_picture_is_described(site: Path) -> None:
     for each in pages(site):
         silent = [
@@ -216,7 +216,6 @@ def told(problems: Mapping[str, Sequence[object]]) -> str:
     return "\n".join(f"{name}: {each}" for name, found in problems.items() for each in found)
 
 
-@pytest.mark.slow
 @browser
 def test_pages_open_without_errors(visits: dict[str, Visit]) -> None:
     assert told({name: visit.outside for name, visit in visits.items()}) == ""
@@ -344,7 +343,6 @@ def test_what_is_asked_most_is_one_click_from_the_start_page(site: Path) -> None
         assert not anchor or f'id="{anchor}"' in answer, text
 
 
-@pytest.mark.slow
 @browser
 def test_what_is_asked_comes_first_in_the_search(site: Path, origin: str, page: Page) -> None:
     page.open(origin + "index.html")
@@ -362,7 +360,6 @@ def test_what_is_asked_comes_first_in_the_search(site: Path, origin: str, page: 
 
 
 # A sign that stands alone, a sign within a word, and nothing that there is.
-@pytest.mark.slow
 @browser
 @pytest.mark.parametrize("typed", ["rg.plan(", "?", "(", "x1 + f(x2)", "torch.nn.Linear", '"own coupling"'])
 def test_the_search_takes_whatever_is_typed(origin: str, page: Page, typed: str) -> None:

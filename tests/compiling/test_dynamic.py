@@ -130,7 +130,7 @@ def test_exact_mode() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_random_plans_equal_plain_autograd(seed: int) -> None:
     assert worst_error(seed, "aot", dynamic=True) <= 1e-12
 

@@ -83,7 +83,7 @@ def plans(net: rg.ReversibleModule, which: str) -> list[rg.Plan]:
         }
         return [rg.decide(graph, {}, results=results)]
     assert which == "frontier"
-    return rg.frontier(graph)
+    return rg.frontier(graph, points=4)
 
 
 def tensors_in(given: Any) -> list[Tensor]:

@@ -6,9 +6,11 @@ path.
 
 from __future__ import annotations
 
+import copy
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pytest
@@ -173,13 +175,20 @@ SAFE: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def prepared(plan: str, late: bool) -> tuple[Any, Any, tuple[Tensor, Tensor]]:
-    model, plain = made_twice(lambda: Weave(Function))
+    net, plain = copy.deepcopy(traced(plan))
     inputs = two_streams()
-    net = rg.trace(model, *inputs)
-    (net.plan,) = plans(net, plan)
     if late:
         settle(net, plain, inputs, 11)
     return net, plain, inputs
+
+
+@cache
+def traced(plan: str) -> tuple[Any, Any]:
+    """A net under a plan that is never run, but copied for every test, and the plain model."""
+    model, plain = made_twice(lambda: Weave(Function))
+    net = rg.trace(model, *two_streams())
+    (net.plan,) = plans(net, plan)
+    return net, plain
 
 
 def differentiated(run: Any, inputs: Any, change: Callable[[Any, Any], Any]) -> list[Tensor | None]:

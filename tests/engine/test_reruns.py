@@ -32,7 +32,7 @@ from revgraph.planning.sources import sources_of
 from revgraph.storages import StorageTracker
 
 SETTINGS = settings(
-    max_examples=30,
+    max_examples=15,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),

@@ -54,13 +54,11 @@ def differences(
     net.plan = plan
     torch.manual_seed(1)
     with net.comparing(False):  # comparisons hold on to a few tensors for a moment longer
-        bytes_ = tracker.track(net, *inputs)
-    torch.manual_seed(1)
-    flops = tracker.flops(net, *inputs)
-    ratio = flops / plain_flops if plain_flops else 1.0
+        found = tracker.track(net, *inputs)
+    ratio = found.flops / plain_flops if plain_flops else 1.0
     figures = {
-        "peak": (plan.peak_bytes, bytes_.peak_bytes),
-        "held": (plan.held_bytes, bytes_.held_bytes),
+        "peak": (plan.peak_bytes, found.peak_bytes),
+        "held": (plan.held_bytes, found.held_bytes),
         "flops": (plan.flops_ratio, pytest.approx(ratio, rel=1e-9)),
     }
     return {name: pair for name, pair in figures.items() if pair[0] != pair[1]}
@@ -68,7 +66,7 @@ def differences(
 
 def agree(net: rg.ReversibleModule, inputs: tuple[Any, ...], plans: dict[str, rg.Plan]) -> None:
     net.plan = rg.keep_all(net.graph)
-    plain_flops = tracker.flops(net, *inputs)
+    plain_flops = tracker.track(net, *inputs).flops
     wrong = {name: differences(net, inputs, plan, plain_flops) for name, plan in plans.items()}
     assert not {name: found for name, found in wrong.items() if found}
 
@@ -91,23 +89,20 @@ def test_plans_measure_what_they_predict(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [entry.name for entry in TRACED])
-def test_random_plans_measure_what_they_predict_without_memory(
+def test_random_plans_measure_what_they_predict_and_gradients_are_plain_autograds(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Costs from tensors without memory, as those of large nets are."""
+    """Costs from tensors without memory, as those of large nets are; in double precision where it can be."""
     monkeypatch.setattr(costs, "SMALL", 0)
-    net, inputs = traced(NETS[name])
-    agree(net, inputs, {str(index): plan for index, plan in enumerate(random_plans(net.graph))})
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [entry.name for entry in TRACED if entry.float64])
-def test_gradients_are_those_of_plain_autograd(name: str) -> None:
     entry = NETS[name]
     model, inputs = made(entry)
-    model, inputs = in_double(model), tuple(map(in_double, inputs))
+    if entry.float64:
+        model, inputs = in_double(model), tuple(map(in_double, inputs))
     net = rg.trace(copy.deepcopy(model), *inputs, **entry.options)
     state = copy.deepcopy(net.state_dict())
+    agree(net, inputs, {str(index): plan for index, plan in enumerate(random_plans(net.graph))})
+    if not entry.float64:
+        return
     torch.manual_seed(1)
     expected = tracker.gradients(model, *inputs)
     plans = whole_plans(net.graph)

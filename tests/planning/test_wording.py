@@ -24,7 +24,7 @@ from revgraph.planning.composing import compose
 from revgraph.planning.wording import ROWS, folded, kind_of, rows, status, text, where_peak
 
 SETTINGS = settings(
-    max_examples=25,
+    max_examples=12,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),

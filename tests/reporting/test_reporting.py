@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -13,7 +14,7 @@ from drawing.samples import chain, plan_for, revnet, three_streams
 from revgraph.graph import Graph
 from revgraph.planning import Moment, Plan, Source
 from revgraph.planning.schedule import Instruction
-from revgraph.reporting import Reportable, as_json, report, table
+from revgraph.reporting import Report, Reportable, as_json, report, table
 
 
 @dataclass(frozen=True)
@@ -234,6 +235,44 @@ def test_every_report_is_a_table_with_rich_and_without(
         for cell in row:
             assert cell in plain
             assert cell in caught.get()
+
+
+@pytest.mark.parametrize("width", [50, 80, 300])
+@pytest.mark.parametrize(
+    "reportable",
+    [revnet(), plan_for(revnet()), {"stored": Measurement(), "inverted": Timed()}, frontier(), moments()],
+    ids=["graph", "plan", "measurements", "frontier", "simulation"],
+)
+def test_a_table_fits_a_terminal_and_says_all_there(reportable: Reportable, width: int) -> None:
+    """In columns, or, where these have no room, row by row."""
+    made = report(reportable)
+    _, *lines = made.within(width).splitlines()
+    assert max(map(len, lines)) <= width
+    words = [word for line in lines for word in line.split()]
+    for row in made.rows:
+        for cell in row:
+            assert not Counter(cell.split()) - Counter(words)
+
+
+def test_the_last_column_of_a_table_is_broken_between_words_where_that_is_enough() -> None:
+    made = Report(
+        "the run", ("name", "count", "what it is"), (("a", "10", "of many words " * 3),), frozenset({"count"})
+    )
+    assert made.within(40).splitlines() == [
+        "the run",
+        "name  count  what it is",
+        "a        10  of many words of many words",
+        "             of many words",
+    ]
+    assert made.within(30).splitlines() == [
+        "the run",
+        "",
+        "a",
+        "  count       10",
+        "  what it is  of many words of",
+        "              many words of",
+        "              many words",
+    ]
 
 
 def test_names_are_not_taken_for_markup() -> None:

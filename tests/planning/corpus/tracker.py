@@ -32,6 +32,7 @@ class Tracked:
 
     peak_bytes: int
     held_bytes: int
+    flops: int
 
 
 @dataclass(slots=True)
@@ -107,14 +108,30 @@ def loss_of(outputs: Any) -> Tensor:
     return losses[0] if len(losses) == 1 else torch.stack([loss.float() for loss in losses]).sum()
 
 
+class Flops(TorchDispatchMode):
+    """Adds up the FLOPs that torch's formulas give for operators, without its hooks on modules, which hold
+    what a module returned for nobody."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        if formula := flop_registry.get(func._overloadpacket):
+            self.total += formula(*args, **(kwargs or {}), out_val=results)
+        return results
+
+
 def track(model: nn.Module, *inputs: Any) -> Tracked:
-    """One training step of a model, with its activation bytes."""
+    """One training step of a model, with its activation bytes and its FLOPs as torch counts them."""
     model.zero_grad(set_to_none=True)
     tracker = Tracker([*model.parameters(), *model.buffers(), *tensors(inputs)])
+    counter = Flops()
     collects = gc.isenabled()
     gc.disable()
     try:
-        with tracker:
+        with counter, tracker:
             outputs = model(*inputs)
             loss = loss_of(outputs)
             tracker.bury()
@@ -140,33 +157,7 @@ def track(model: nn.Module, *inputs: Any) -> Tracked:
     model.zero_grad(set_to_none=True)
     for tensor in tensors(inputs):
         tensor.grad = None
-    return Tracked(peak, held_bytes)
-
-
-class Flops(TorchDispatchMode):
-    """Adds up the FLOPs that torch's formulas give for operators, without its hooks on modules, which hold
-    what a module returned for nobody."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        results = func(*args, **(kwargs or {}))
-        if formula := flop_registry.get(func._overloadpacket):
-            self.total += formula(*args, **(kwargs or {}), out_val=results)
-        return results
-
-
-def flops(model: nn.Module, *inputs: Any) -> int:
-    """The FLOPs of one training step, as torch counts them."""
-    counter = Flops()
-    with counter:
-        loss_of(model(*inputs)).backward()
-    model.zero_grad(set_to_none=True)
-    for tensor in tensors(inputs):
-        tensor.grad = None
-    return counter.total
+    return Tracked(peak, held_bytes, counter.total)
 
 
 def gradients(model: nn.Module, *inputs: Any) -> list[Tensor]:
