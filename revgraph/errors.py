@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
+
 
 class RevgraphError(Exception):
     """Any error that revgraph itself raises."""
@@ -77,6 +81,30 @@ def cures_of_drift(node: str) -> str:
         f"Keep the node (decisions {{{node!r}: 'keep'}}), store what it reads as an anchor "
         "(revgraph.decide(..., anchors=[...]), or revgraph.plan(..., max_drift=...)), or use exact mode "
         "(revgraph.trace(..., exact=True))."
+    )
+
+
+def warn(text: str, category: type[Warning]) -> None:
+    """Warn at the line that led here of the code that is neither revgraph's nor torch's.
+
+    A count of frames would change with whatever stands between: hooks, contexts, compiled functions.
+    """
+    torch = sys.modules.get("torch")
+    inside = tuple(
+        os.path.dirname(os.path.abspath(file)) + os.sep
+        for file in (__file__, None if torch is None else torch.__file__)
+        if file is not None
+    )
+    frame = last = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(inside):
+        frame, last = frame.f_back, frame
+    found = last if frame is None else frame
+    warnings.warn_explicit(
+        text,
+        category,
+        found.f_code.co_filename,
+        found.f_lineno,
+        registry=found.f_globals.setdefault("__warningregistry__", {}),
     )
 
 

@@ -25,7 +25,7 @@ from revgraph.compiling.refusals import misread, recompiled, refusal
 from revgraph.engine.contexts import autocast_state, refuse_unrestorable
 from revgraph.engine.executable import Executable
 from revgraph.engine.state import make_up_of
-from revgraph.errors import CompileWarning
+from revgraph.errors import CompileWarning, warn
 from revgraph.progress import Progress
 from revgraph.rounding import check_noted
 
@@ -144,7 +144,7 @@ class CompiledForm:
         """Tell the user once."""
         if text and text not in self._told:
             self._told.add(text)
-            warnings.warn(text, CompileWarning, stacklevel=2)
+            warn(text, CompileWarning)
 
     def _function(self, env: dict[str, Any]) -> Function:
         """The function for inputs like these.

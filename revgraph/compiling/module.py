@@ -6,7 +6,6 @@ form, plan and backend there is a `CompiledForm`; calls that no graph would do f
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from typing import Any
 
@@ -18,11 +17,11 @@ from revgraph.engine._torch import has_global_hooks
 from revgraph.engine.contexts import dispatch_modes, is_transformed
 from revgraph.engine.executable import Executable
 from revgraph.engine.facade import blank, class_for
-from revgraph.engine.forms_of_call import TracedForm
 from revgraph.engine.log_det import LogDets
 from revgraph.engine.module import FACES, ReversibleModule, check_net
 from revgraph.engine.sharding import is_sharded
-from revgraph.errors import CompileWarning, PlanError
+from revgraph.engine.traced_form import TracedForm
+from revgraph.errors import CompileWarning, PlanError, warn
 from revgraph.tracing.arguments import fill_form
 
 
@@ -90,11 +89,10 @@ class CompiledModule(ReversibleModule):
         sharded = is_sharded(self)
         if sharded and not getattr(self, "_told_of_shards", False):
             self._told_of_shards = True
-            warnings.warn(
+            warn(
                 "a net with fully_shard applied to it is not compiled: its modules gather their parameters "
                 "when they run, which a compiled graph does not do. It runs on the eager engine instead.",
                 CompileWarning,
-                stacklevel=2,
             )
         return sharded
 

@@ -12,6 +12,7 @@ Who calls whom, from the top:
 
     module                the `nn.Module`: what a user calls, and the results
       forms_of_call       which program a call takes, traced when it first comes, and its plan
+        traced_form       one such program, and for which inputs it is known to be right
       facade              the model's own attributes and signature on it
       forward             one forward: which path each node takes, and what it leaves on the tape
         lean              a node with as little bookkeeping as is safe

@@ -11,7 +11,6 @@ which alone has the state; and attributes that only the instance has are looked 
 from __future__ import annotations
 
 import inspect
-import warnings
 from abc import ABCMeta
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +20,7 @@ from weakref import WeakValueDictionary
 from torch import nn
 
 from revgraph.couplings import Boundary, Coupling
+from revgraph.errors import warn
 from revgraph.wiring import Wiring
 
 # What of nn.Module's is the net's own, whatever the model's class says.
@@ -130,9 +130,9 @@ def checkpointing_replaced(*args: Any, **kwargs: Any) -> None:
     """What a net's methods for checkpointing do: they tell what takes its place."""
     if False in (*args, kwargs.get("enable")):  # it is to be off, and is
         return
-    warnings.warn(
+    warn(
         "a net's plan takes the place of gradient checkpointing, which stays off: it says what is stored, "
         "inverted and recomputed. For less memory set net.plan = revgraph.plan(net.graph, budget='least'), "
         "or a budget in bytes.",
-        stacklevel=2,
+        UserWarning,
     )

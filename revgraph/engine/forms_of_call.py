@@ -7,34 +7,30 @@ traced when it first comes, and kept with its plan.
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from revgraph.engine.contexts import is_transformed
 from revgraph.engine.executable import Executable
-from revgraph.engine.inverse import InverseNet
-from revgraph.errors import BudgetError, PlanError, TraceError, TraceWarning
+from revgraph.engine.traced_form import Look, TracedForm
+from revgraph.errors import BudgetError, PlanError, TraceError, TraceWarning, warn
 from revgraph.graph import Graph
 from revgraph.parts import Cost
 from revgraph.planning import Plan, keep_all, plan
 from revgraph.planning.schedule import silent_nodes
 from revgraph.program import Program
-from revgraph.tracing.arguments import bind, read_form
+from revgraph.tracing.arguments import bind
 from revgraph.tracing.modes import without_autocast
 from revgraph.tracing.proxies import TRACE_AGAIN, OtherForm
-from revgraph.tracing.questions import Questions
 
 MOST_FORMS = 32  # of those kept: the ones used last
 WARNED_AFTER = 8  # traces because of one value
-MOST_LOOKS = 1000  # that a form is known to run
-Look: TypeAlias = frozenset[tuple[str, Any]]
 ADVICE_ON_READS = (
     "Give what changes from call to call to the forward as an argument, or hold it in a buffer "
     "(register_buffer), changed in place."
@@ -44,116 +40,6 @@ ADVICE_ON_ARGUMENTS = (
     "is an input and needs no trace; where it decides the way (if, range, an index), or goes through Python "
     "(int, math), give it as a tensor, torch.tensor(number), and compute with torch."
 )
-
-
-@dataclass(slots=True, eq=False)
-class TracedForm:
-    """What a net knows of one form of call: its program, and what is made of it when it is needed."""
-
-    program: Program
-    training: bool
-    plan: Plan | None = None
-    made: Executable | None = None
-    inverses: dict[tuple[str, ...], InverseNet] = field(default_factory=dict)
-    forwards: int = 0
-    questions: Questions | None = None
-    tried: set[Look] = field(default_factory=set)  # inputs that it has run
-    refused: set[Look] = field(default_factory=set)  # inputs for which what it computes goes another way
-
-    @property
-    def traced_for(self) -> Look:
-        """The inputs that it was traced with."""
-        shapes = {name: self.program.graph.value[name].shape for name in self.program.graph.inputs}
-        numbers = {name: _look(each) for name, each in self.program.numbers.items()}
-        return frozenset({**shapes, **numbers, "": self.training}.items())
-
-    def untried(self, model: nn.Module, env: Mapping[str, Any]) -> Look | None:
-        """The inputs of a call in whose middle it may turn out that another form is to run it, or None.
-
-        Hooks of opened modules are seen to change results when they run, and sizes of what is computed when
-        it is.
-        """
-        if self.has_hooks() and not self.tried:
-            return look_of(model, env)
-        if self.questions is None or not self.questions.goes_on:
-            return None
-        look = look_of(model, env)
-        return look if look not in self.tried and look != self.traced_for else None
-
-    def note_run(self, look: Look) -> None:
-        """Note that it has run such inputs."""
-        if len(self.tried) == MOST_LOOKS:
-            self.tried.clear()
-        self.tried.add(look)
-
-    def has_hooks(self) -> bool:
-        """Whether modules that were opened have hooks."""
-        return self.program.guards is not None and any(self.program.guards.hooks)
-
-    def without_made(self) -> TracedForm:
-        """What is copied and pickled."""
-        return TracedForm(self.program, self.training, self.plan, forwards=self.forwards)
-
-    def holds(self) -> bool:
-        """Whether the model is still as the trace took it to be."""
-        guards = self.program.guards
-        return guards is None or guards.hold() or guards.settings.would_hold(guards.hold)
-
-    def is_outdated(self) -> bool:
-        """Whether the model has other modules by now inside of those that are nodes."""
-        guards = self.program.guards
-        return guards is not None and guards.is_outdated()
-
-    def read(self, model: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
-        """What a call gives, by name; settles what the model's first call would settle.
-
-        Raises:
-            OtherForm: the call is of another form.
-        """
-        env: dict[str, Any] = {}
-        read_form(self.program.arguments, given, "the call", env)
-        for names, is_tensor in ((self.program.graph.inputs, True), (self.program.numbers, False)):
-            for name in names:
-                if isinstance(env.get(name, name), Tensor) is not is_tensor and name in env:
-                    was, now = ("a tensor", "a number") if is_tensor else ("a number", "a tensor")
-                    raise OtherForm(f"argument {name} was {was} in the trace and is {now} now")
-        guards = self.program.guards
-        if guards is not None and guards.forms is not None:
-            guards.forms.check(env)
-        if self.questions is None:
-            inputs = (*self.program.graph.inputs, *self.program.numbers)
-            self.questions = Questions.of(self.program.operations, inputs)
-        if self.questions.operations:
-            self.questions.ask(model, env)
-        if self.refused and look_of(model, env) in self.refused:
-            raise OtherForm("what is computed of inputs of such shapes goes another way")
-        if guards is not None and not guards.settings.settle(env):
-            raise OtherForm("the inputs have other shapes than those that the model settled for")
-        return env
-
-    def advice_on_sizes(self, env: Mapping[str, Any]) -> str:
-        """What to do about an error where inputs are not of the sizes that were traced; or ""."""
-        graph = self.program.graph
-        for name in graph.inputs:
-            given = env.get(name)
-            if isinstance(given, Tensor) and not given.is_nested and given.shape != graph.value[name].shape:
-                now, then = [*given.shape], [*graph.value[name].shape]
-                return (
-                    f"{name} is of shape {now}, and was of {then} in the trace. Where the model's code goes "
-                    "by sizes of what it has computed, trace it again with such an input."
-                )
-        return ""
-
-
-def look_of(model: nn.Module, env: Mapping[str, Any]) -> Look:
-    """What decides the sizes of what is computed in a call: shapes, whole numbers, and the model's mode."""
-    return frozenset([("", model.training), *((name, _look(each)) for name, each in env.items())])
-
-
-def _look(given: Any) -> Any:
-    if isinstance(given, Tensor):
-        return None if given.is_nested else tuple(given.shape)
-    return given if isinstance(given, int) else type(given)
 
 
 class Forms:
@@ -389,11 +275,10 @@ class Forms:
             return
         self._retraced[changed] += 1
         if self._retraced[changed] == WARNED_AFTER:
-            warnings.warn(
+            warn(
                 f"{changed} has had another value in {WARNED_AFTER} calls of the net, and each was traced "
                 f"anew, which takes far longer than a call. {advice}",
                 TraceWarning,
-                stacklevel=10,
             )
 
 

@@ -14,12 +14,13 @@ from revgraph.engine._torch import dispatch_mode_count
 from revgraph.engine.contexts import compiler_name, compiles, is_exported, is_transformed, uncompiled
 from revgraph.engine.executable import Executable
 from revgraph.engine.facade import CHECKPOINTING, blank, checkpointing_replaced
-from revgraph.engine.forms_of_call import Forms, Look, TracedForm
+from revgraph.engine.forms_of_call import Forms
 from revgraph.engine.forward import Forward
 from revgraph.engine.inverse import InverseNet
 from revgraph.engine.log_det import LogDets, begin
 from revgraph.engine.observer import DriftWatch, Observer
 from revgraph.engine.sharding import advice_on_shards
+from revgraph.engine.traced_form import Look, TracedForm
 from revgraph.errors import PlanError, TraceError, add_note
 from revgraph.graph import Graph
 from revgraph.isolation import MODULE_TABLES, as_it_is

@@ -11,14 +11,13 @@ so it has to be known which operator a saved tensor is for: the one whose backwa
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from revgraph.engine._torch import current_operator, unseen
-from revgraph.errors import DriftWarning, PlanError, cures_of_drift
+from revgraph.errors import DriftWarning, PlanError, cures_of_drift, warn
 from revgraph.planning.plans import Plan
 
 if TYPE_CHECKING:
@@ -179,7 +178,7 @@ class Fingerprints(Choices):
 
     def _warn(self, message: str) -> None:
         self.warned = True
-        warnings.warn(message, DriftWarning, stacklevel=3)
+        warn(message, DriftWarning)
 
 
 def _sides(tensor: Tensor, count: int | None) -> Tensor | None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import operator
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import SupportsIndex, get_args
 
-from revgraph.errors import BudgetError, PlanError
+from revgraph.errors import BudgetError, PlanError, warn
 from revgraph.graph import Graph
 from revgraph.planning.deciding import anchored, check_graph, decide, keep_all
 from revgraph.planning.drifting import anchors_of, check_estimates
@@ -277,11 +276,10 @@ def _effort(effort: Effort, seconds: float | None) -> Effort:
     found: Effort = "thorough"
     for each in reversed(EFFORTS):
         found = each if seconds <= SECONDS[each] else found
-    warnings.warn(
+    warn(
         f"`seconds` is out of use, for plans do not depend on time any more: seconds={seconds} is taken as "
         f"effort={found!r}. Give `effort` instead.",
         DeprecationWarning,
-        stacklevel=3,
     )
     return found
 

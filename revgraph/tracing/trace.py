@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from revgraph.couplings import Boundary, Coupling
-from revgraph.errors import RevgraphError, TraceError, TraceWarning
+from revgraph.errors import RevgraphError, TraceError, TraceWarning, warn
 from revgraph.isolation import untouched
 from revgraph.joint_bijections import Bijection
 from revgraph.program import Program
@@ -173,7 +172,7 @@ def _checked(traced: _TraceResult, model: nn.Module) -> Program:
             "The trace went through as if it did not: the net's plan says what is rebuilt."
         )
     for text in texts:
-        warnings.warn(text, TraceWarning, stacklevel=6)
+        warn(text, TraceWarning)
     return traced.program
 
 

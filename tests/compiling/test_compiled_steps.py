@@ -159,7 +159,7 @@ def test_tied_weights(plan: str) -> None:
 def test_frozen_blocks(plan: str) -> None:
     model, plain = twice(chain(lambda: nn.BatchNorm1d(8), depth=3))
     found = compiled(model, inputs(), plan=plan)
-    for frozen in ([0], [0, 1], [0, 1, 2], [2], []):
+    for frozen in ([0], [0, 1, 2], [2]):
         for each in (model, plain):
             each.requires_grad_(True)
             for place in frozen:

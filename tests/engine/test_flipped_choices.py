@@ -405,5 +405,6 @@ def test_watching_warns_of_ordinary_drift_by_name() -> None:
     a, b = streams()
     net = inverted(Weave(steep, 40), a, b)
     net.watch_drift(every=1)
-    with pytest.warns(rg.DriftWarning, match=r"'fs\.\d+'"):
+    with pytest.warns(rg.DriftWarning, match=r"'fs\.\d+'") as told:
         sum(net(a, b)).sum().backward()
+    assert told[0].filename == __file__

@@ -229,9 +229,10 @@ def test_every_effort_has_plans_that_fit_and_more_effort_is_no_worse(graph: rg.G
 
 @pytest.mark.parametrize(("seconds", "effort"), [(0.2, "quick"), (1.5, "normal"), (60, "thorough")])
 def test_seconds_are_out_of_use_and_become_an_effort(graph: rg.Graph, seconds: float, effort: Any) -> None:
-    with pytest.warns(DeprecationWarning, match=f"is taken as effort='{effort}'"):
+    with pytest.warns(DeprecationWarning, match=f"is taken as effort='{effort}'") as told:
         plan = rg.plan(graph, budget="50%", seconds=seconds)
     assert plan == rg.plan(graph, budget="50%", effort=effort)
+    assert told[0].filename == __file__
 
 
 def test_plans_hang_on_the_graph_alone_not_on_calls_before(graph: rg.Graph) -> None:
