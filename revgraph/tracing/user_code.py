@@ -24,8 +24,22 @@ ATTRIBUTES = frozenset(("LOAD_ATTR", "LOAD_METHOD"))
 GLOBALS = frozenset(("LOAD_GLOBAL", "LOAD_NAME"))
 FREE = frozenset(("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"))
 ASKING = frozenset(("getattr", "hasattr"))
+KINDS_ASKED = frozenset(("isinstance", "issubclass"))
 CALLS = frozenset(("CALL", "CALL_FUNCTION"))
 COPIES = frozenset(("COPY", "DUP_TOP"))
+# What torch needs runs in its own functions, which `torch.export` leaves in sight.
+NEEDED = {
+    "typing_extensions",
+    "filelock",
+    "fsspec",
+    "jinja2",
+    "markupsafe",
+    "mpmath",
+    "networkx",
+    "opt_einsum",
+}
+LIBRARY = sys.stdlib_module_names
+NOT_OPENED = LIBRARY | NEEDED | {"torch", "revgraph", "numpy", "optree", "sympy", "yaml"}
 MOST_NAMES = 4  # that stand for one another, one after another
 # What `is` finds equal of a tensor's metadata; an operand of another kind is compared with none of it.
 IDENTICAL = (bool, torch.dtype, torch.layout, torch.memory_format)
@@ -33,13 +47,17 @@ IDENTICAL = (bool, torch.dtype, torch.layout, torch.memory_format)
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Something that is loaded, with the attributes taken of it: `Config.depth.first`."""
+    """Something that is loaded, with the attributes taken of it: `Config.depth.first`.
+
+    Of what `isinstance` compares a kind with nothing more is taken.
+    """
 
     root: str
     attributes: tuple[str, ...]
     is_global: bool
     is_constant: bool = False
     constant: Any = None
+    is_kind_asked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +110,10 @@ def facts_of(code: CodeType) -> CodeFacts:
         start, name = place, instructions[place].opname
         if chain := _chain(instructions, place):
             place += 1 + len(chain.attributes)
-            chains.append(_asked_by_name(chain, instructions, start, place))
+            asks = _asks_for_kind(instructions, start, place, ends)
+            chains += (
+                [replace(chain, is_kind_asked=True)] if asks else _asked(chain, instructions, start, place)
+            )
             ends[place] = start, chain
             continue
         if name == "IS_OP":
@@ -103,6 +124,7 @@ def facts_of(code: CodeType) -> CodeFacts:
                 comparisons.append(pair)
         place += 1
     chains += _types(instructions)
+    chains += _assigned(instructions, ends)
     chains += _of_other_names(chains, _other_names(instructions, ends))
     found = tuple(dict.fromkeys(each for each in chains if not each.is_constant))
     free = tuple(name for name in code.co_freevars if name != "__class__")
@@ -140,15 +162,50 @@ def _chain(instructions: Sequence[dis.Instruction], place: int) -> Chain | None:
     return Chain(first.argval, tuple(names), first.opname in GLOBALS)
 
 
-def _asked_by_name(chain: Chain, instructions: Sequence[dis.Instruction], start: int, end: int) -> Chain:
-    """The chain, with the attribute that `getattr`, `hasattr` or `vars` is to take of it."""
+def _asked(chain: Chain, instructions: Sequence[dis.Instruction], start: int, end: int) -> list[Chain]:
+    """The chain, with the attribute that `getattr`, `hasattr` or `vars` is to take of it.
+
+    Where the name may be but the beginning of one that is put together, or where there is a default, the bare
+    chain is among them.
+    """
     asking = [each for each in instructions[max(start - 1, 0) : start] if each.opname in GLOBALS]
     if asking and asking[0].argval == "vars":
-        return replace(chain, attributes=(*chain.attributes, "__dict__"))
+        return [replace(chain, attributes=(*chain.attributes, "__dict__"))]
     named = [each.argval for each in instructions[end : end + 1] if each.opname == "LOAD_CONST"]
     if not asking or asking[0].argval not in ASKING or not named or not isinstance(named[0], str):
-        return chain
-    return replace(chain, attributes=(*chain.attributes, named[0]))
+        return [chain]
+    found = replace(chain, attributes=(*chain.attributes, named[0]))
+    is_all = any(each.opname in CALLS and each.arg == 2 for each in instructions[end + 1 : end + 2])
+    return [found] if is_all else [found, chain]
+
+
+def _assigned(instructions: Sequence[dis.Instruction], ends: dict[int, tuple[int, Chain]]) -> list[Chain]:
+    """What the code assigns, as if it read it: `Config.depth = 2`, `Config.depth += 1`."""
+    found: list[Chain] = []
+    for end, (_, chain) in ends.items():
+        stored = [each for each in instructions[end : end + 2] if each.opname not in COPIES]
+        if chain.is_constant or not stored:
+            continue
+        is_copied = instructions[end].opname in COPIES
+        if stored[0].opname == "STORE_ATTR" or (is_copied and stored[0].opname in ATTRIBUTES):
+            found.append(replace(chain, attributes=(*chain.attributes, stored[0].argval)))
+    return found
+
+
+def _asks_for_kind(
+    instructions: Sequence[dis.Instruction], start: int, end: int, ends: dict[int, tuple[int, Chain]]
+) -> bool:
+    """Whether a chain is the second operand of `isinstance(x, Kind)`, where x is a chain, too."""
+    called = instructions[end : end + 1]
+    begins, _ = ends.get(start, (0, None))
+    asking = instructions[begins - 1 : begins]
+    return (
+        bool(called and asking)
+        and called[0].opname in CALLS
+        and called[0].arg == 2
+        and asking[0].opname in GLOBALS
+        and asking[0].argval in KINDS_ASKED
+    )
 
 
 def _comparable(constant: Any) -> Any:
@@ -265,6 +322,11 @@ class OwnCode:
         if callable(self.watch):
             sys.setprofile(self.watch)
         builtins.isinstance = self.asked
+
+
+def is_opened(name: str) -> bool:
+    """Whether a module's code is a user's, and not of Python's own library."""
+    return is_users(name) and name.partition(".")[0] not in NOT_OPENED
 
 
 def is_users(module: str) -> bool:

@@ -146,7 +146,7 @@ class Router(nn.Module):
     def __init__(self, way: str) -> None:
         super().__init__()
         self.one, self.two, self.way = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), way
-        self.register_buffer("gate", torch.randn(1, WIDTH) + 1e-6 * torch.randn(2, WIDTH))
+        self.register_buffer("gate", torch.randn(1, WIDTH) + 1e-7 * torch.randn(2, WIDTH))
 
     def forward(self, x: Tensor) -> Tensor:
         choice = (x.detach() @ self.gate.t()).argmax(-1, keepdim=True)

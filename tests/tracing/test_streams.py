@@ -312,6 +312,43 @@ def test_losses_added_up_are_no_stream() -> None:
     agree(Sums(), randn(3, 4), randn(3, 4, seed=2), couplings=4)
 
 
+class Squash(nn.Module):
+    """A layer of a flow: what it makes, and its log determinant."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.f = linear(seed=seed)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = torch.tanh(self.f(x))
+        return y, torch.log1p(-y * y).sum(-1)
+
+
+class Squashes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Squash(seed) for seed in range(DEPTH))
+        self.scale = nn.Parameter(torch.ones(4, dtype=torch.double))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        total = torch.zeros_like(x).sum(-1)
+        for layer in self.layers:
+            x = x * self.scale
+            total = total + torch.log(torch.abs(self.scale)).sum()
+            x, log_det = layer(x)
+            total = total + log_det
+        return x, total
+
+
+def test_log_determinants_added_up_are_no_stream() -> None:
+    """One function of all of them would hold what each is made of to the end."""
+    model = Squashes()
+    net = rg.trace(model, randn(3, 4))
+    sums = [node for node in net.graph.nodes if node.computes.startswith("add(")]
+    assert len(sums) == 2 * DEPTH and all(len(node.inputs) <= 2 for node in sums)
+    equal_runs(net, model, randn(3, 4))
+
+
 class Moved(NamedTuple):
     by: Tensor
     loss: Tensor

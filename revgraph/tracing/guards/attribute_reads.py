@@ -26,7 +26,7 @@ import weakref
 from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import Context, ContextVar, copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from types import FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any, TypeAlias, TypeVar
@@ -52,9 +52,9 @@ from revgraph.tracing.guards.settings import Setting, Settings, setting_of
 from revgraph.tracing.guards.torch_state import TORCH_STATE, call_text
 from revgraph.tracing.modes import GRADIENT_MODE, modes
 from revgraph.tracing.proxies import Untraceable, is_proxy
-from revgraph.tracing.user_code import is_users
+from revgraph.tracing.user_code import is_opened, is_users
 
-HOLDERS = (*CONTAINERS, weakref.ref)
+HOLDERS = (*CONTAINERS, weakref.ref, type)
 # Whose code may ask for all attributes of a module and sees nothing that a graph would hold.
 NOT_ASKING = frozenset((*sys.stdlib_module_names, "revgraph"))
 # Of modules whose code is running, the training flag is a traced value.
@@ -64,7 +64,7 @@ NOT_LOOKED_INTO = frozenset(
     ("torch", "revgraph", "builtins", "functools", "enum", "logging", "io", "_io", "threading", "warnings")
 )
 Mark: TypeAlias = tuple[int, int, int]
-T = TypeVar("T")
+K = TypeVar("K")
 
 
 @dataclass
@@ -96,6 +96,7 @@ class AttributeReads:
     _arguments: dict[int, frozenset[str]] = field(default_factory=dict)
     _context: Context = field(default_factory=copy_context)
     _variables: dict[ContextVar[Any], ContextValue] = field(default_factory=dict)
+    _unasked: dict[tuple[int, str], type] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.paths = {id(module): path for path, module in reversed([*self.modules.items()])}
@@ -130,15 +131,21 @@ class AttributeReads:
 
     def check_unchanged(self, mark: Mark) -> None:
         """Refuse code that has changed what it read since the mark."""
-        for _, each in _since(mark[0], self.reads):
+        for key in _since(mark[0], self.reads):
+            scope, each = self.reads[key]
             is_same = (
                 each.name == "training"
                 or isinstance(each.owner, ContextValue)
                 or (each.holds() and each.version == version_of(each.value))
             )
-            if not is_same and not self._settles(each.owner, each.name, each.value):
+            kind = self._unasked.get((id(each.owner), each.name))
+            if not is_same and kind is not None:
+                # It is in no graph: code that is none of the graph's changes it.
+                self.reads[key] = scope, replace(each, name="__name__", value=kind.__name__)
+            elif not is_same and not self._settles(each.owner, each.name, each.value):
                 raise Untraceable(f"it changes {each.path}, which it also reads")
-        for _, module, before in _since(mark[1], self.opened):
+        for key in _since(mark[1], self.opened):
+            _, module, before = self.opened[key]
             for name, value in attributes_of(module).items():
                 was = before.get(name, MISSING)
                 if was is not value and not self._settles(module, name, was):
@@ -333,6 +340,8 @@ class AttributeReads:
             raise Untraceable(f"it reads the iterator {path}, which a graph would ask only once")
         elif id(value) in self._objects or id(value) in self.paths:
             return
+        elif isinstance(value, type):
+            self.read_class(value)
         elif issubclass(kind, CONTAINERS):
             held = [each for each in _items(value) if _holds(each)]
             if not held:
@@ -365,9 +374,35 @@ class AttributeReads:
 
     def read_outside(self, owner: Any, name: str, value: Any, path: str) -> None:
         """Opened code reads something of what is no part of the model."""
+        self._unasked.pop((id(owner), name), None)
         key = id(self.scope()), id(owner), name
         if key not in self.reads and not is_proxy(value):
             self._look_into(value, self._keep(owner, name, value, path, True), True)
+
+    def read_class(self, kind: type) -> None:
+        """Opened code has a class in hand: whatever it takes of it, all its data is held to.
+
+        That goes for objects which the code makes of it, too. What changes during the trace is let go.
+        """
+        key = id(self.scope()), id(kind), "__name__"
+        if not kind.__flags__ & HEAP_TYPE or not is_opened(kind.__module__) or key in self.reads:
+            return
+        self.hold(kind, "__name__", kind.__name__, f"the name of {kind.__name__}")
+        names = dict.fromkeys(
+            name
+            for base in kind.__mro__
+            if is_opened(base.__module__)
+            for name, value in vars(base).items()
+            if not name.startswith("__") and not hasattr(type(value), "__get__")
+        )
+        for name in names:
+            value = getattr(kind, name, MISSING)
+            if is_proxy(value) or _tells_anew(value):
+                continue
+            self._unasked[id(kind), name] = kind
+            self._keep(kind, name, value, f"{kind.__name__}.{name}", True)
+            if _has_attributes(value):
+                self._look_into(value, f"{kind.__name__}.{name}", True)
 
     def look_into(self, thing: Any, path: str) -> None:
         """See what opened code reads of something that is no part of the model."""
@@ -407,12 +442,12 @@ class AttributeReads:
         return self._namespaces[id(place)]
 
 
-def _since(mark: int, table: dict[Any, T]) -> list[T]:
-    """The values that came into a table since it had so many, in order; those before are not gone through.
+def _since(mark: int, table: dict[K, Any]) -> list[K]:
+    """The keys that came into a table since it had so many, in order; those before are not gone through.
 
     What was rolled back in between may have left it with fewer.
     """
-    return [*islice(reversed(table.values()), max(len(table) - mark, 0))][::-1]
+    return [*islice(reversed(table), max(len(table) - mark, 0))][::-1]
 
 
 def attributes_of(module: nn.Module) -> dict[str, Any]:
@@ -437,6 +472,11 @@ def _items(container: Any) -> list[Any]:
 def _holds(value: Any) -> bool:
     """Whether something in a container is to be looked into."""
     return issubclass(type(value), HOLDERS) or _has_attributes(value) or source_behind(value) is not None
+
+
+def _tells_anew(value: Any) -> bool:
+    """Whether code that asks for a value gets another one each time."""
+    return hasattr(type(value), "__next__") or source_behind(value) is not None or is_clock(value)
 
 
 def _has_attributes(value: Any) -> bool:

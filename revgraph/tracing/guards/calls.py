@@ -42,30 +42,27 @@ from revgraph.tracing.guards.random_sources import CLOCKS, DATES, is_clock, read
 from revgraph.tracing.guards.stand_ins import INSTEAD, STAND_INS
 from revgraph.tracing.guards.torch_state import ASKS_AUTOCAST, GETTERS
 from revgraph.tracing.proxies import AsksIdentity, FakeProxy, Untraceable, is_proxy, is_tensor
-from revgraph.tracing.user_code import Chain, CodeFacts, facts_of, is_users, may_compare, taken_after
+from revgraph.tracing.user_code import (
+    LIBRARY,
+    Chain,
+    CodeFacts,
+    facts_of,
+    is_opened,
+    may_compare,
+    taken_after,
+)
 
 ENVIRON: Any = type(os.environ)
 ENVIRON_CODE: CodeType = ENVIRON.__getitem__.__code__
 SEED_CODE: CodeType = random.Random.seed.__code__
-LIBRARY = sys.stdlib_module_names
-# What torch needs runs in its own functions, which `torch.export` leaves in sight.
-NEEDED = {
-    "typing_extensions",
-    "filelock",
-    "fsspec",
-    "jinja2",
-    "markupsafe",
-    "mpmath",
-    "networkx",
-    "opt_einsum",
-}
-NOT_OPENED = LIBRARY | NEEDED | {"torch", "revgraph", "numpy", "optree", "sympy", "yaml"}
 # Names of the functions of C's that `_called_builtin` has to do with.
 TELLING = DATES.union(("get",), (each.__name__ for each in (*ASKS_AUTOCAST, *GETTERS, *CLOCKS)))
 # Modules whose functions stand in the place of torch's while a model is traced.
 PATCHING = frozenset(("revgraph.tracing.patches",))
 # Kinds of objects with attributes whose classes cannot be watched.
 UNWATCHED = (FunctionType, threading.local)
+# By which code comes to other classes, whose attributes are among those of the class.
+BASES = frozenset(("__mro__", "__base__", "__bases__", "mro"))
 METHODS = (classmethod, staticmethod, FunctionType)
 
 
@@ -233,7 +230,7 @@ class CallWatch:
         value = place.get(chain.root, MISSING)
         if value is MISSING or any(value is each for each in STAND_INS.values()):
             return
-        self._read(place, chain.root, value, chain.attributes)
+        self._read(place, chain.root, value, chain.attributes, chain.is_kind_asked)
 
     def _read_of_module(self, module: ModuleType, name: str, value: Any, frame: FrameType) -> None:
         """A name that running code takes of a module, by whatever way it came to that."""
@@ -246,21 +243,30 @@ class CallWatch:
             for attributes in taken_after(frame) if isinstance(value, type) else ((),):
                 self._read(vars(module), name, value, attributes)
 
-    def _read(self, place: dict[str, Any], name: str, value: Any, attributes: tuple[str, ...]) -> None:
+    def _read(
+        self,
+        place: dict[str, Any],
+        name: str,
+        value: Any,
+        attributes: tuple[str, ...],
+        is_kind_asked: bool = False,
+    ) -> None:
         """A name in a namespace, and what is taken of it where that is a module or a class."""
         whose = str(place.get("__name__", ""))
-        if not isinstance(value, ModuleType):
-            self.reads.read_outside(self.reads.namespace(place), name, value, f"{whose}.{name}")
-            if isinstance(value, type):
+        if isinstance(value, type):
+            self.reads.hold(self.reads.namespace(place), name, value, f"{whose}.{name}")
+            if not is_kind_asked:
                 self._read_attributes(value, attributes)
-            elif attributes:
+        elif not isinstance(value, ModuleType):
+            self.reads.read_outside(self.reads.namespace(place), name, value, f"{whose}.{name}")
+            if attributes:
                 self._read_outside_attribute(value, attributes[0], f"{whose}.{name}")
         elif attributes and value.__name__.partition(".")[0] == "torch":
             self._read_function_of_torch(value, attributes)
         elif attributes and is_opened(value.__name__):
             inner = vars(value).get(attributes[0], MISSING)
             if inner is not MISSING:
-                self._read(vars(value), attributes[0], inner, attributes[1:])
+                self._read(vars(value), attributes[0], inner, attributes[1:], is_kind_asked)
 
     def _read_function_of_torch(self, space: ModuleType, names: Sequence[str]) -> None:
         """A function of torch's, in whose place a program may put another one."""
@@ -277,12 +283,16 @@ class CallWatch:
             self.reads.read_outside(value, name, getattr(value, name), f"{path}.{name}")
 
     def _read_attributes(self, kind: type, names: tuple[str, ...]) -> None:
-        """Data and methods among the attributes of a class."""
+        """Data and methods among the attributes of a class; all data where nothing tells what is taken."""
+        if not names:
+            self.reads.read_class(kind)
         for name in names:
             if not kind.__flags__ & HEAP_TYPE or not is_opened(kind.__module__):
                 return
             if name == "__dict__":
                 raise Untraceable(_all_at_once(kind.__name__))
+            if name in BASES:
+                self.reads.read_class(kind)
             if name.startswith("__"):
                 return
             base = next((each for each in kind.__mro__ if name in vars(each)), kind)
@@ -399,11 +409,6 @@ class CallWatch:
                 return True
             frame = frame.f_back
         return False
-
-
-def is_opened(name: str) -> bool:
-    """Whether a module's code is a user's, and not of Python's own library."""
-    return is_users(name) and name.partition(".")[0] not in NOT_OPENED
 
 
 def _name_in(kind: type, code: CodeType) -> str:

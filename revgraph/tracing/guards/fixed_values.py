@@ -167,7 +167,7 @@ class Read:
                 plain,
                 self.path,
             )
-        if not isinstance(owner, (Namespace, type)):
+        if not isinstance(owner, Namespace) and not (isinstance(owner, type) and _is_found(owner)):
             owner, value = LOST, LOST
         elif isinstance(value, NAMED):  # code, which is another process's anyway
             return _read_by_name, (owner, self.name, self.path)
@@ -196,6 +196,14 @@ def _read_of_function(module: str, function: str, name: str, value: Any, path: s
     if not isinstance(value, Snapshot) and same(snapshot(now), snapshot(value)):
         value = now
     return Read(owner, name, value, path, 0, True)
+
+
+def _is_found(kind: type) -> bool:
+    """Whether a class is found again by its name."""
+    found: Any = sys.modules.get(kind.__module__)
+    for part in kind.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is kind
 
 
 def _function_named(module: str, name: str) -> FunctionType | None:
