@@ -35,6 +35,8 @@ from revgraph.tracing.find_couplings.half_steps import HalfStep, HalfStepSearch,
 from revgraph.tracing.find_couplings.readings import Reading, readings
 from revgraph.tracing.scopes import ModuleScope
 
+MOST_GATHERED = 3
+
 
 def find_half_steps(
     graph: fx.Graph,
@@ -76,7 +78,23 @@ def find_half_steps(
     for node in reversed(list(half_steps)):
         if node in half_steps:
             _absorb(search, half_steps, node, scopes)
+    half_steps = {node: each for node, each in half_steps.items() if not _gathers(flow, each)}
     return in_draw_order(search, search.half_steps(readings_of(half_steps)))
+
+
+def _gathers(flow: Flow, half_step: HalfStep) -> bool:
+    """Whether a half-step that moves no stream of its own holds to the end what many small terms are made of.
+
+    Such is a flow's sum of log determinants, each a sum over some layer's scales: by themselves, these terms
+    are there as soon as their layers are, and the scales can go.
+    """
+    target = flow.base[half_step.target]
+    is_begun = target.op == "placeholder" or target in flow.streams
+    if is_begun or any(each is not half_step.addition for each in flow.readers[target]):
+        return False
+    size = flow.fakes[target].numel()
+    larger = [each for each in half_step.others if flow.is_tensor(each) and flow.fakes[each].numel() > size]
+    return len(larger) > MOST_GATHERED and not flow.is_part_of_split(target)
 
 
 def _innermost(scopes: list[ModuleScope]) -> dict[fx.Node, ModuleScope]:

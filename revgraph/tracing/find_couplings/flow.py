@@ -89,10 +89,10 @@ class Flow:
         """Whether a value is a part of another: of a split, or a slice."""
         return node.target is operator.getitem and self.is_tensor(node)
 
-    def is_split(self, part: fx.Node) -> bool:
-        """Whether a part is one of a split, and not of what a call returns beside other things."""
-        source: Any = part.args[0]
-        return self.is_tensor(source) or is_wiring(source, self.root)
+    def is_part_of_split(self, node: fx.Node) -> bool:
+        """Whether a value is a part of another one, and not what a call returns beside other things."""
+        source: Any = node.args[0] if self.is_part(node) else None
+        return source is not None and (self.is_tensor(source) or is_wiring(source, self.root))
 
     def sums_of(self, possible: Mapping[fx.Node, Sequence[Reading]]) -> dict[fx.Node, set[fx.Node]]:
         """The sums that can be read with each target."""
@@ -128,20 +128,14 @@ def on_streams(
     `forks` are all the sums of each target, those included that are now read with another one.
 
     A row of sums, each of which only the next one reads, leads on where its last sum does: `F(x + p + q)` is
-    no more than `F(x + (p + q))`. What a module returns beside other things begins no stream that nothing
-    reads on its way, such as a sum of logarithms of determinants.
+    no more than `F(x + (p + q))`.
     """
     targets = flow.sums_of(possible)
     leading: dict[fx.Node, bool] = {}
-    read_on_its_way: dict[fx.Node, bool] = {}
     for node in sorted(possible, key=flow.order.__getitem__, reverse=True):
         after_it = targets.get(node, set())
-        is_read = len(flow.readers[node]) > 1
-        goes_on = bool(after_it) if is_read else any(leading[each] for each in after_it)
+        goes_on = bool(after_it) if len(flow.readers[node]) > 1 else any(leading[each] for each in after_it)
         leading[node] = node in flow.returned or node in flow.joined or goes_on
-        read_on_its_way[node] = (
-            is_read or node in flow.joined or any(read_on_its_way[each] for each in after_it)
-        )
 
     def leads_on(node: fx.Node) -> bool:
         return leading[node]
@@ -152,10 +146,9 @@ def on_streams(
             return True
         others = [each for each in flow.readers[target] if each.op != "output" and each not in reading.spine]
         if flow.is_part(target):
-            return bool(others) or (leads_on(node) and (flow.is_split(target) or read_on_its_way[node]))
+            return bool(others) or leads_on(node)
         is_last = all(flow.order[each] < flow.order[node] for each in others)
-        goes_on_from_sum = any(flow.base[each.target] in possible for each in possible[node])
-        is_end = node in flow.returned and not goes_on_from_sum and flow.fakes[node].numel() > 1
+        is_end = node in flow.returned and target not in possible and flow.fakes[node].numel() > 1
         return is_last and (bool(others) or is_end)
 
     def is_fork(reading: Reading) -> bool:
