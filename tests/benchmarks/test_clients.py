@@ -63,7 +63,6 @@ def row() -> dict[str, Any]:
     return row_of(Client("blocks", "torch", blocks, blocks, checkpoint=switch_on))
 
 
-@pytest.mark.slow
 def test_a_model_that_goes_in_has_every_stage_and_no_failure(row: dict[str, Any]) -> None:
     assert set(STAGES) < row.keys()
     assert failures([row]) == []
@@ -91,7 +90,6 @@ def test_a_model_that_does_not_go_in_is_a_row_with_the_reason() -> None:
     assert failures([{**row, "obstacle": "it asks for values"}]) == []
 
 
-@pytest.mark.slow
 def test_a_net_that_learns_otherwise_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that is another one each time it is made has other gradients than its copy."""
     from benchmarks.clients import trial as module
@@ -135,13 +133,14 @@ raise ValueError("no")
 """
 SLEEPS = """
 import time
+
+pytestmark = pytest.mark.slow  # for what they look at takes long, and is made once for all of them
 print('{"a": 1}', flush=True)
 print("{", end="", flush=True)
 time.sleep(60)
 """
 
 
-@pytest.mark.slow
 def test_a_process_that_ends_early_has_told_what_it_found() -> None:
     assert told_by(["-c", FAILS], 60) == ([{"a": 1}], "ValueError: no")
     assert told_by(["-c", SLEEPS], 3) == ([{"a": 1}], "stopped after 3 s")

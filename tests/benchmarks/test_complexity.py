@@ -24,6 +24,8 @@ from benchmarks.complexity import (
 from benchmarks.paper.checkpoints import recursive
 from benchmarks.tradeoff.networks import Fold
 
+pytestmark = pytest.mark.slow  # for what they look at takes long, and is made once for all of them
+
 DEPTHS = (2, 4, 8)
 
 
@@ -50,7 +52,6 @@ def points(written: Path) -> dict[tuple[str, int], Point]:
     return {(point.strategy, point.depth): point for point in read}
 
 
-@pytest.mark.slow
 def test_reversible_bytes_are_flat_in_depth(points: dict[tuple[str, int], Point]) -> None:
     assert len({points[REVERSIBLE, depth].peak_bytes for depth in DEPTHS}) == 1
     assert len({points[REVERSIBLE, depth].held_bytes for depth in DEPTHS}) == 1

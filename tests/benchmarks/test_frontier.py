@@ -19,6 +19,8 @@ from benchmarks.tradeoff.networks import Network, random_dag, transformer, wide_
 from benchmarks.tradeoff.results import COMPILED, study
 from benchmarks.tradeoff.steps import measure_step
 
+pytestmark = pytest.mark.slow  # for what they look at takes long, and is made once for all of them
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -38,7 +40,6 @@ def networks(written: Path) -> list[dict[str, Any]]:
     return json.loads((written / "frontier.json").read_text())["networks"]
 
 
-@pytest.mark.slow
 def test_every_network_has_all_contenders(networks: list[dict[str, Any]]) -> None:
     assert [network["network"] for network in networks] == ["transformer", "random", "chain"]
     for network in networks:
@@ -106,7 +107,6 @@ def network(request: pytest.FixtureRequest) -> Network:
     return wide_chain(blocks=1, batch=8, width=4)
 
 
-@pytest.mark.slow
 def test_a_step_is_measured_as_the_library_measures_it(network: Network) -> None:
     step = measure_step(network.net, network.net, network.inputs)
     measured = rg.measure(network.net, *network.inputs)
@@ -122,7 +122,6 @@ def test_the_model_and_the_net_compute_the_same(network: Network) -> None:
     torch.testing.assert_close(per_block(network.model)(*network.inputs), network.model(*network.inputs))
 
 
-@pytest.mark.slow
 def test_checkpoints_compute_products_again(network: Network) -> None:
     plain = measure_step(network.model, network.model, network.inputs)
     again = measure_step(checkpointed(network.model, 1), network.model, network.inputs)
@@ -130,7 +129,6 @@ def test_checkpoints_compute_products_again(network: Network) -> None:
     assert again.held_bytes < plain.held_bytes
 
 
-@pytest.mark.slow
 def test_a_partitioner_that_fails_is_a_row_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(model: object, budget: float) -> object:
         raise ZeroDivisionError("no | way\nat all")

@@ -13,6 +13,8 @@ from benchmarks.limits import CHECKPOINTED, ORDINARY, REVERSIBLE, Limit, draw, l
 from benchmarks.paper.networks import deepened, one_stage
 from revgraph.specs import build
 
+pytestmark = pytest.mark.slow  # for what they look at takes long, and is made once for all of them
+
 BUDGET = 320 * 2**10
 
 
@@ -31,7 +33,6 @@ def found(small: None) -> list[Limit]:
     return limits(BUDGET, units=1, batch=4, most_units=5)
 
 
-@pytest.mark.slow
 def test_a_step_at_the_limit_takes_what_was_predicted_and_fits(found: list[Limit]) -> None:
     assert [each.way for each in found] == 2 * [ORDINARY, CHECKPOINTED, REVERSIBLE]
     for each in found:
@@ -64,7 +65,6 @@ def test_the_largest_is_found_from_any_start(limit: int, start: int) -> None:
     assert largest(lambda number: number <= limit, min(start, 50), most=50) == min(limit, 50)
 
 
-@pytest.mark.slow
 def test_a_budget_that_cannot_be_read_or_met_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--budget", "much"]) == 2
     assert main(["--budget", "9 KiB"]) == 2

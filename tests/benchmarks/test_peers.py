@@ -22,6 +22,8 @@ from benchmarks.comparison.running import Candidate, run_plainly
 from benchmarks.comparison.tables import table
 from benchmarks.shared import machine, markdown_table, write_json, write_text
 
+pytestmark = pytest.mark.slow  # for what they look at takes long, and is made once for all of them
+
 ROOT = Path(__file__).parents[2]
 EVALUATIONS = {"memcnn": 3, "revtorch": 2, "revlib": 2, "reformer-pytorch": 2, "invtorch": 3}
 
@@ -47,7 +49,6 @@ def rows_of(networks: list[dict[str, Any]], contender: str) -> list[dict[str, An
     return [row for network in networks for row in network["rows"] if row["contender"] == contender]
 
 
-@pytest.mark.slow
 def test_every_contender_has_a_row_for_every_network(networks: list[dict[str, Any]]) -> None:
     names = [contender.name for contender in contenders()]
     assert [[row["contender"] for row in network["rows"]] for network in networks] == [names] * 3
@@ -95,7 +96,6 @@ def test_words_in_the_chart_are_words(written: Path) -> None:
     assert "fill: #ffffff" not in svg
 
 
-@pytest.mark.slow
 def test_bytes_are_those_that_measure_finds() -> None:
     network = chain(3, rounds=1, seed=0)
     (_, row) = compare([network], [contenders()[0], contenders()[-1]], lambda text: None).rows

@@ -10,6 +10,8 @@ import pytest
 
 from benchmarks.planning_time import STAGES, main
 
+pytestmark = pytest.mark.slow  # for what they look at takes long, and is made once for all of them
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -25,7 +27,6 @@ def rows(written: Path) -> list[dict[str, Any]]:
     return json.loads((written / "planning_time.json").read_text())["networks"]
 
 
-@pytest.mark.slow
 def test_every_stage_has_its_seconds(rows: list[dict[str, Any]]) -> None:
     assert [row["network"] for row in rows] == ["chain-10", "random-10"]
     for row in rows:

@@ -21,6 +21,8 @@ from revgraph.training.digits import load_digits
 from revgraph.training.images import Data, Images
 from revgraph.training.recipe import Recipe
 
+pytestmark = pytest.mark.slow  # for what they look at takes long, and is made once for all of them
+
 RECIPE = Recipe(steps=4, batch=4, learning_rate=0.05)
 
 
@@ -76,7 +78,6 @@ def write_cifar(folder: Path, layout: cifar.Layout) -> None:
         np.concatenate([labels, pixels], axis=1).astype(np.uint8).tofile(folder / file.name)
 
 
-@pytest.mark.slow
 def test_the_angle_is_zero_in_exact_mode_and_small_when_inverted(runs: dict[str, angles.Run]) -> None:
     stored, inverted, exact = runs.values()
     assert not stored.compared
@@ -87,7 +88,6 @@ def test_the_angle_is_zero_in_exact_mode_and_small_when_inverted(runs: dict[str,
     assert any(error > 0 for report in inverted.compared.values() for error in report.drift.values())
 
 
-@pytest.mark.slow
 def test_runs_start_alike_and_repeat_by_their_seed(runs: dict[str, angles.Run], few: Data) -> None:
     stored, inverted, _ = runs.values()
     assert stored.trained.rows[0].loss == inverted.trained.rows[0].loss
@@ -106,7 +106,6 @@ def test_angles_are_shown_and_drawn(runs: dict[str, angles.Run], tmp_path: Path)
     assert ">angle to the stored gradient, degrees</text>" in (tmp_path / "angles.svg").read_text()
 
 
-@pytest.mark.slow
 def test_cifar_in_a_folder_is_learned_with_the_papers_recipe(
     small_cifar: None, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,10 @@ import pytest
 from engine.second_device import what_is_missing
 from trust.processes import PYTHON, together
 
-pytestmark = pytest.mark.skipif(bool(what_is_missing()), reason=what_is_missing())
+pytestmark = [
+    pytest.mark.skipif(bool(what_is_missing()), reason=what_is_missing()),
+    pytest.mark.slow,  # for what they look at takes long, and is made once for all of them
+]
 
 HERE = Path(__file__).parent
 PLANS = ("default", "inverted", "recomputed", "run again")
@@ -44,7 +47,6 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("last", ["cpu", "second"])
 def test_a_pass_has_threads_that_are_alike_and_ends_in_any_of_them(found: Found, last: str) -> None:
     """Of torch itself, what the engine builds on."""

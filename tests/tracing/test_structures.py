@@ -91,6 +91,7 @@ STRUCTURES: dict[str, tuple[Callable[[Any, Tensor], Any], Callable[[Any, Any], A
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_another_structure_is_another_form_of_call(name: str) -> None:
     give, use = STRUCTURES[name]

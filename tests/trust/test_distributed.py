@@ -16,6 +16,8 @@ from trust.states import load, momentum, save, whole
 
 import revgraph as rg
 
+pytestmark = pytest.mark.slow  # for what they look at takes long, and is made once for all of them
+
 HERE = Path(__file__).parent
 
 
@@ -46,7 +48,6 @@ def trained() -> tuple[rg.ReversibleModule, torch.optim.Optimizer]:
     return net, optimizer
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [

@@ -115,6 +115,7 @@ class Steps(nn.Module):
         return self.last(total)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("computed", [False, True])
 def test_forms_of_call_that_come_in_two_threads_at_once(computed: bool) -> None:
     """While one is traced, the other thread's net waits, and its plain modules run as they are."""
