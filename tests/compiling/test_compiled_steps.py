@@ -18,7 +18,7 @@ PLANS = ("keep", "recompute", "invert")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 def test_random_plans_equal_plain_autograd(seed: int) -> None:
     assert worst_error(seed, "aot") <= 1e-12
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("device")
 
 EXACT = dict(rtol=1e-12, atol=1e-12)
 SETTINGS = settings(
-    max_examples=20,
+    max_examples=12,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),

@@ -17,7 +17,7 @@ import revgraph as rg
 from revgraph import costs
 
 TRACED = [entry for entry in NETS.values() if not entry.untraced]
-RANDOM_PLANS = 3
+RANDOM_PLANS = 2
 # What inversion may lose in float64: sums of numbers near 1, undone up to a dozen times.
 DRIFT = 1e-9
 
