@@ -20,7 +20,7 @@ from revgraph.measuring import activation_bytes
 from revgraph.trials import loss_of
 
 SETTINGS = settings(
-    max_examples=15,
+    max_examples=25,
     deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),
