@@ -168,7 +168,7 @@ def test_known_costs_of_random_nets_are_those_recorded_anew(number: int) -> None
     found: list[tuple[Any, Any]] = []
 
     @seed(number)
-    @settings(max_examples=20, deadline=None, database=None, phases=(Phase.generate,))
+    @settings(max_examples=8, deadline=None, database=None, phases=(Phase.generate,))
     @given(recipes(), st.integers(0, 10**6))
     def run(recipe: Any, drawn: int) -> None:
         pick = random.Random(drawn)

@@ -119,7 +119,7 @@ def test_three_streams_with_skips(differentiable: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("number", range(5))
 def test_random_graphs(number: int) -> None:
     drawn = []
 
