@@ -1,4 +1,4 @@
-"""The errors revgraph raises: what is wrong, where, why, and what to do."""
+"""The errors and warnings of revgraph: what is wrong, where, why, and what to do."""
 
 from __future__ import annotations
 

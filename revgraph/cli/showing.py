@@ -54,5 +54,4 @@ def show_plan(plan: Plan, every_node: bool = False) -> None:
 
 def show_table(made: Report) -> None:
     """Write a table as plain aligned text; rows too wide for a terminal are written as lists."""
-    console = Console()
-    sys.stdout.write(f"{made.within(console.width) if console.is_terminal else made}\n")
+    sys.stdout.write(f"{made.within(terminal_width())}\n")

@@ -39,7 +39,7 @@ class Report(ShownAsTable):
         head, *rows = (_aligned(self, row) for row in (self.head, *self.rows))
         return self.title + "\n" + plain_table(head, rows)
 
-    def within(self, width: int) -> str:
+    def within(self, width: float) -> str:
         """The table in lines of `width` columns.
 
         Its last column is broken between words if the others leave it room; else every row is a list.
@@ -47,6 +47,7 @@ class Report(ShownAsTable):
         aligned = str(self)
         if max(map(len, aligned.splitlines()[1:])) <= width:
             return aligned
+        width = int(width)
         room = width - sum(max(map(len, column)) + 2 for column in list(self._columns())[:-1])
         if room < READABLE:
             return "\n\n".join([self.title, *(self._listed(row, width) for row in self.rows)])

@@ -489,7 +489,7 @@ def test_partial_and_repeated_gradients_under_random_plans(recipe: Any, seed: in
 
 
 @pytest.mark.slow
-@settings(SETTINGS, max_examples=10)
+@settings(SETTINGS, max_examples=15)
 @given(recipes(most_moves=6), st.integers(0, 10**6))
 def test_second_gradients_under_random_plans(recipe: Any, seed: int) -> None:
     net, model, inputs, leaves = net_under_a_random_plan(recipe, random.Random(seed))
@@ -507,7 +507,7 @@ def test_second_gradients_under_random_plans(recipe: Any, seed: int) -> None:
 
 
 @pytest.mark.slow
-@settings(SETTINGS, max_examples=10)
+@settings(SETTINGS, max_examples=15)
 @given(recipes(), st.integers(0, 10**6))
 def test_random_plans_leave_nothing_behind(recipe: Any, seed: int) -> None:
     net, model, inputs, leaves = net_under_a_random_plan(recipe, random.Random(seed))

@@ -7,7 +7,7 @@ import operator
 import pickle
 import sys
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -88,8 +88,8 @@ UNNAMED = {
     "computed name": lambda net, x: net.f(x) * getattr(Of, "".join(["sca", "le"])),
     "name and default": lambda net, x: net.f(x) * getattr(Of, "scale", 2.0),
     "an object of it": lambda net, x: net.f(x) * Of().scale,
-    "bases": lambda net, x: net.f(x) * Of.__bases__[0].scale,  # pyright: ignore
-    "order of bases": lambda net, x: net.f(x) * Of.__mro__[1].scale,  # pyright: ignore
+    "bases": lambda net, x: net.f(x) * Of.__bases__[0].scale,
+    "order of bases": lambda net, x: net.f(x) * Of.__mro__[1].scale,
     "held by the model": lambda net, x: net.f(x) * net.kind.scale,
     "in a list of the model's": lambda net, x: net.f(x) * net.kinds[0].scale,
     "computed name of the model's": lambda net, x: net.f(x) * getattr(net.kind, "sc" + "ale"),
@@ -104,7 +104,7 @@ def test_all_data_of_a_class_in_hand_is_followed(way: str, monkeypatch: pytest.M
     equal_runs(net, model, randn(3, 4))
     monkeypatch.setattr(other_names.Kind, "scale", 7.0)
     equal_runs(net, model, randn(3, 4))
-    assert len(net._forms) == 2  # pyright: ignore
+    assert len(net._forms) == 2
 
 
 class Counted:
@@ -112,10 +112,10 @@ class Counted:
 
     made = 0
     numbers = iter(range(1000))
-    memory: dict[int, float] = {}  # noqa: RUF012
+    memory: ClassVar[dict[int, float]] = {}
 
 
-def test_what_nothing_takes_of_a_class_hinders_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_nothing_takes_of_a_class_hinders_no_trace() -> None:
     """Data of a class in hand that changes meanwhile, or tells something else each time, is let go."""
 
     def fill(module: Any, args: Any) -> None:
@@ -126,7 +126,7 @@ def test_what_nothing_takes_of_a_class_hinders_no_trace(monkeypatch: pytest.Monk
     model.f.register_forward_pre_hook(fill)  # pyright: ignore
     net = rg.trace(model, randn(3, 4))
     equal_runs(net, model, randn(3, 4))
-    assert len(net._forms) == 1  # pyright: ignore
+    assert len(net._forms) == 1
 
 
 def test_kinds_that_are_only_asked_for_are_held_to_themselves(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ from revgraph.tracing.find_couplings.readings import Reading, readings
 from revgraph.tracing.scopes import ModuleScope
 
 MOST_GATHERED = 3
+"""Values larger than its result that a sum's function may read where the sum moves no stream of its own."""
 
 
 def find_half_steps(
