@@ -16,6 +16,8 @@ from benchmarks.clients.page import STAGES, failures, page
 from benchmarks.clients.trial import trial
 from benchmarks.shared import told_by
 
+pytestmark = pytest.mark.slow  # for what they look at takes long, and is made once for all of them
+
 
 class Blocks(nn.Module):
     """Residual blocks with dropout, which checkpoint themselves if they are told to."""
@@ -133,8 +135,6 @@ raise ValueError("no")
 """
 SLEEPS = """
 import time
-
-pytestmark = pytest.mark.slow  # for what they look at takes long, and is made once for all of them
 print('{"a": 1}', flush=True)
 print("{", end="", flush=True)
 time.sleep(60)
