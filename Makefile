@@ -32,7 +32,7 @@ demo-text: $(READY)
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
-# All others, which take most of an hour: random graphs, foreign networks, benchmarks, whole trainings.
+# All others, which take most of an hour, before a release: random graphs, foreign networks, benchmarks, whole trainings.
 test-slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m slow
 

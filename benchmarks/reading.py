@@ -67,15 +67,15 @@ def _comparison(plans: dict[str, rg.Plan]) -> str:
     rows = [
         [
             name,
-            human_bytes(plan.peak_bytes),
             plan.peak_at,
+            human_bytes(plan.peak_bytes),
             human_bytes(plan.held_bytes),
             f"x{plan.flops_ratio:.3f}",
             f"x{plan.time_ratio:.3f}",
         ]
         for name, plan in plans.items()
     ]
-    table = markdown_table(["plan", "peak", "where", "held at the turn", "FLOPs", "time"], rows)
+    table = markdown_table(["plan", "peaks in", "peak", "held at the turn", "FLOPs", "time"], rows, left=2)
     on = f"Python {machine()['python']} and torch {version('torch')}"
     return f"{table}\n\n{NETWORK}, batch {BATCH}; predicted with {on}.\n"
 
